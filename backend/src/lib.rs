@@ -1,0 +1,1 @@
+//! vusbd: the PV USB backend daemon

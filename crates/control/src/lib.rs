@@ -1,0 +1,1 @@
+//! The daemon's control socket: requests and answers between xl-vusb and vusbd

@@ -1,0 +1,1 @@
+//! The hand-off machine of a migrating controller, and its saved state

@@ -1,0 +1,1 @@
+//! The Xen PV USB ring ABI and codec (usbif.h)

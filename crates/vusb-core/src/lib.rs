@@ -1,0 +1,1 @@
+//! The port, device and URB machine of one PV USB controller

@@ -1,0 +1,1 @@
+//! A stand-in for Xen: xenstore, grants, event channels and domains for real processes

@@ -1,0 +1,1 @@
+//! Grant table devices of Linux (gntdev, gntalloc) from user space

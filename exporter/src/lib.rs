@@ -1,0 +1,1 @@
+//! vusb-exporter: lends USB devices to a pool

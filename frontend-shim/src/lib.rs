@@ -1,0 +1,1 @@
+//! A PV USB frontend: the ring's other half

@@ -1,0 +1,1 @@
+//! The lab: real Xen hosts under emulation

@@ -1,1 +1,213 @@
-//! The daemon's control socket: requests and answers between xl-vusb and vusbd
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The daemon's control socket: requests and answers between `xl-vusb` and `vusbd`.
+//!
+//! A Unix stream socket, by default [`DEFAULT_SOCKET`], readable by root only. The client writes one
+//! [`Request`] as a line of JSON and reads one [`Response`] as a line of JSON; then either closes.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+use session::{DeviceInfo, DeviceSelector, LeasePhase, OnMigrate, VmUuid};
+
+/// Where vusbd listens.
+pub const DEFAULT_SOCKET: &str = "/run/xen-vusb/vusbd.sock";
+/// Longest line, in bytes.
+pub const MAX_LINE_LEN: usize = 4 * 1024 * 1024;
+
+/// What an administrator asks of this host's daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// The configured exporters and whether they answer. [`Response::Exporters`].
+    Exporters,
+    /// The devices of all exporters. [`Response::Devices`].
+    Devices,
+    /// Attaches a device to a running domain. [`Response::Attached`].
+    Attach {
+        /// Domid, name or uuid.
+        domain: String,
+        /// The exporter's name.
+        exporter: String,
+        /// The device there, as text (`BUS-PORT` or `VID:PID[:SERIAL]`).
+        device: DeviceSelector,
+        /// Controller; none for the first with a free port.
+        controller: Option<u16>,
+        /// Port; none for the first that is free.
+        port: Option<u8>,
+        /// None for the device's default.
+        on_migrate: Option<OnMigrate>,
+    },
+    /// Detaches what is at a port. [`Response::Detached`].
+    Detach {
+        /// Domid, name or uuid.
+        domain: String,
+        /// Controller; none for the only one.
+        controller: Option<u16>,
+        /// Port.
+        port: u8,
+    },
+    /// What is attached where. [`Response::Attachments`].
+    List,
+    /// Everything the daemon knows of itself. [`Response::Status`].
+    Status,
+    /// What would happen to each device of a domain in a migration. [`Response::Check`].
+    Check {
+        /// Domid, name or uuid.
+        domain: String,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// See [`Request::Exporters`].
+    Exporters(Vec<ExporterStatus>),
+    /// See [`Request::Devices`].
+    Devices {
+        /// Devices of the exporters that answered.
+        devices: Vec<ExportedDevice>,
+        /// Exporters that did not.
+        unreachable: Vec<ExporterStatus>,
+    },
+    /// See [`Request::Attach`].
+    Attached(Box<Attachment>),
+    /// See [`Request::Detach`].
+    Detached(Box<Attachment>),
+    /// See [`Request::List`].
+    Attachments(Vec<Attachment>),
+    /// See [`Request::Status`].
+    Status(Box<Status>),
+    /// See [`Request::Check`].
+    Check(Vec<Forecast>),
+    /// Nothing was done; the text says why and what to do next.
+    Error(String),
+}
+
+/// An exporter as this host sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExporterStatus {
+    /// Its name in vusbd.toml and in its certificate.
+    pub name: String,
+    /// Its address.
+    pub address: String,
+    /// None when it answers; else what went wrong last.
+    pub error: Option<String>,
+}
+
+/// A device and its exporter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportedDevice {
+    /// The exporter's name.
+    pub exporter: String,
+    /// The device.
+    pub device: DeviceInfo,
+}
+
+/// A device at a guest's port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The exporter's name.
+    pub exporter: String,
+    /// The device.
+    pub device: DeviceInfo,
+    /// The VM.
+    pub vm: VmUuid,
+    /// Its domid here.
+    pub domid: u16,
+    /// Its name.
+    pub vm_name: String,
+    /// Controller.
+    pub controller: u16,
+    /// Port.
+    pub port: u8,
+    /// Whether the guest's frontend can resume.
+    pub frontend_resumes: bool,
+    /// What happens at a migration otherwise.
+    pub on_migrate: OnMigrate,
+    /// How far the lease is.
+    pub phase: LeasePhase,
+    /// The last thing worth reading, for example why a migration was refused.
+    pub note: Option<String>,
+    /// Transfers since it was attached here.
+    pub counters: Counters,
+}
+
+/// What went through one attachment on this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// URBs taken from the ring for the device.
+    pub urbs: u64,
+    /// Of those, answered.
+    pub answered: u64,
+    /// Of those answered, with an error status.
+    pub errors: u64,
+    /// Unlinked by the guest.
+    pub unlinked: u64,
+    /// Bytes to the device.
+    pub bytes_out: u64,
+    /// Bytes from the device.
+    pub bytes_in: u64,
+    /// Times the connection to the exporter was lost.
+    pub reconnects: u64,
+}
+
+/// The daemon's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// This host's name in the pool.
+    pub host: String,
+    /// Its exporters.
+    pub exporters: Vec<ExporterStatus>,
+    /// Its controllers.
+    pub controllers: Vec<Controller>,
+    /// What is attached.
+    pub attachments: Vec<Attachment>,
+}
+
+/// A PV USB controller of a domain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controller {
+    /// The VM.
+    pub vm: VmUuid,
+    /// Its domid.
+    pub domid: u16,
+    /// Its name.
+    pub vm_name: String,
+    /// The controller's devid.
+    pub controller: u16,
+    /// Number of ports.
+    pub ports: u8,
+    /// XenbusState of the frontend, as a word ("Connected").
+    pub frontend: String,
+    /// XenbusState of our side, as a word.
+    pub backend: String,
+    /// State of the hand-off machine, as a word ("Serving").
+    pub hand_off: String,
+    /// Whether the guest's frontend can resume.
+    pub frontend_resumes: bool,
+}
+
+/// What a migration would do to an attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// The attachment.
+    pub attachment: Attachment,
+    /// What would happen.
+    pub outcome: Outcome,
+    /// Why, and what to do to change it.
+    pub reason: String,
+}
+
+/// What happens to a device at a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The guest notices a pause.
+    Seamless,
+    /// The guest sees it disconnected and connected again.
+    Replug,
+    /// The migration fails before the guest moves.
+    Refused,
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The control connection: devices and leases.
+//!
+//! The backend sends a [`Request`], the exporter answers each with one [`Reply`], in order. After
+//! [`Request::Subscribe`] it also sends [`ToBackend::Event`]s at any time.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{DeviceId, DeviceInfo, DeviceSelector, Epoch, Lease, OnMigrate, VmUuid};
+
+/// What a backend asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// The devices that this host may see under the policy. Answer: [`Reply::Devices`].
+    Devices,
+    /// The leases of one VM, or of all that this host may see. Answer: [`Reply::Leases`].
+    Leases {
+        /// Only this VM's.
+        vm: Option<VmUuid>,
+    },
+    /// Lends a free device to a VM. Answer: [`Reply::Lease`], phase `Disconnected`, epoch raised.
+    Acquire(Acquire),
+    /// Gives a device back; it is reset and free again. Answer: [`Reply::Done`].
+    Release {
+        /// The device.
+        device: DeviceId,
+        /// Whose it was.
+        vm: VmUuid,
+        /// The epoch that the caller knows: refused when a newer one exists.
+        epoch: Epoch,
+    },
+    /// A domain with this uuid is being built at the caller (an incoming migration, a restore, a
+    /// boot). Subscribers learn it as [`Event::Expected`]. Answer: [`Reply::Leases`] of the VM.
+    Expect {
+        /// The VM.
+        vm: VmUuid,
+        /// Its domid at the caller.
+        domid: u16,
+    },
+    /// Something for people to read in the lease, for example why a migration was refused.
+    /// Answer: [`Reply::Done`].
+    Note {
+        /// The device.
+        device: DeviceId,
+        /// Whose it is.
+        vm: VmUuid,
+        /// The text, at most 1,000 bytes.
+        text: String,
+    },
+    /// From now on, tell about changes. Answer: [`Reply::Done`].
+    Subscribe,
+}
+
+/// The arguments of [`Request::Acquire`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acquire {
+    /// Which device. It must match exactly one.
+    pub device: DeviceSelector,
+    /// For which VM.
+    pub vm: VmUuid,
+    /// Its name, for people, at most 256 bytes.
+    pub vm_name: String,
+    /// Its domid at the caller.
+    pub domid: u16,
+    /// PV USB controller.
+    pub controller: u16,
+    /// Port of the controller, 1 to 31.
+    pub port: u8,
+    /// What to do at a migration if the frontend cannot resume; none for the device's default.
+    pub on_migrate: Option<OnMigrate>,
+}
+
+/// What an exporter answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Devices.
+    Devices(Vec<DeviceInfo>),
+    /// Leases.
+    Leases(Vec<Lease>),
+    /// The lease that came to be.
+    Lease(Box<Lease>),
+    /// Done.
+    Done,
+    /// Not done, and why.
+    Refused(Refusal),
+}
+
+/// Why an exporter does not do what it was asked. The texts are for the administrator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// Nothing here matches.
+    #[error("no device {0} here; `xl-vusb devices` lists what there is")]
+    UnknownDevice(String),
+    /// More than one matches.
+    #[error("{selector} matches {count} devices; name one by BUS-PORT or add its serial number")]
+    Ambiguous {
+        /// What was asked for.
+        selector: String,
+        /// How many match.
+        count: usize,
+    },
+    /// Another VM has it.
+    #[error("device {device} is in use by VM {vm_name} ({vm}); detach it there first")]
+    Busy {
+        /// The device.
+        device: DeviceId,
+        /// Who has it.
+        vm: VmUuid,
+        /// Its name.
+        vm_name: String,
+    },
+    /// The exporter's policy does not allow it.
+    #[error(
+        "policy refuses device {device} to VM {vm} on host {host}; add an [[allow]] to the          exporter's /etc/xen-vusb/exporter.toml"
+    )]
+    Policy {
+        /// The device.
+        device: DeviceId,
+        /// The VM.
+        vm: VmUuid,
+        /// The caller's host name, from its certificate.
+        host: String,
+    },
+    /// The device cannot be lent.
+    #[error("device {device} cannot be lent: {reason}")]
+    Unavailable {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        reason: String,
+    },
+    /// The VM does not hold this device.
+    #[error("VM {vm} holds no lease on device {device}")]
+    NoLease {
+        /// The device.
+        device: DeviceId,
+        /// The VM.
+        vm: VmUuid,
+    },
+    /// Somebody with a newer epoch holds it.
+    #[error("fenced: epoch {yours} is older than the current epoch {current}")]
+    Fenced {
+        /// The caller's.
+        yours: Epoch,
+        /// The current one.
+        current: Epoch,
+    },
+    /// A limit of the exporter, or an argument out of range.
+    #[error("{0}")]
+    Limit(String),
+}
+
+/// What the exporter sends on a control connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToBackend {
+    /// Answer to the oldest unanswered request.
+    Reply(Reply),
+    /// Something happened.
+    Event(Event),
+}
+
+/// What subscribers learn.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A device came, went, or changed its state.
+    Devices,
+    /// A lease came to be or changed.
+    Lease(Box<Lease>),
+    /// A lease ended.
+    Released {
+        /// The device, free now or gone.
+        device: DeviceId,
+        /// Whose it was.
+        vm: VmUuid,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Some backend announced that it builds a domain for this VM ([`Request::Expect`]).
+    Expected {
+        /// The VM.
+        vm: VmUuid,
+        /// Which host.
+        host: String,
+        /// Its domid there.
+        domid: u16,
+    },
+}

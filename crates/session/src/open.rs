@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Opening a device connection. After [`crate::Hello`] nothing is sent until the backend sends
+//! [`Open`]; a target of a migration connects early and opens when it claims.
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::Refusal;
+use crate::{DeviceId, DeviceInfo, Epoch, VmUuid};
+
+/// From the backend: which lease, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// The device.
+    pub device: DeviceId,
+    /// Whose lease.
+    pub vm: VmUuid,
+    /// The VM's domid at the caller.
+    pub domid: u16,
+    /// Whether the frontend says `feature-resume=1`.
+    pub frontend_resumes: bool,
+    /// How.
+    pub how: How,
+}
+
+/// How a device connection takes up its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum How {
+    /// Take over from whoever holds it: raises the epoch, cancels what is in flight for the old
+    /// one, fences its connection. Request and completion numbers start anew at 1.
+    Claim {
+        /// The epoch seen in the lease. A newer one refuses the claim.
+        seen: Epoch,
+    },
+    /// Go on where a lost connection stopped.
+    Resume {
+        /// The caller's epoch.
+        epoch: Epoch,
+        /// The number of the last completion that arrived, 0 for none.
+        completions_received: u64,
+    },
+}
+
+/// The exporter's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Opened {
+    /// Frames follow in both directions.
+    Ready {
+        /// The epoch of this connection.
+        epoch: Epoch,
+        /// The number of the last request that arrived, 0 for none. Later ones are to be sent
+        /// again; completions of earlier ones will come.
+        requests_received: u64,
+        /// The device.
+        device: Box<DeviceInfo>,
+        /// The cookie last saved, empty for none.
+        cookie: Vec<u8>,
+    },
+    /// No.
+    Refused(Refusal),
+}

@@ -8,6 +8,7 @@
 
 mod ids;
 mod platform;
+mod ring;
 
 pub mod linux;
 pub mod xenstore;
@@ -16,3 +17,4 @@ pub use ids::{DomId, EvtchnPort, GrantRef, PAGE_SIZE};
 pub use platform::{
     Access, Backend, CopyBuffer, CopyOp, CopyStatus, EventChannel, GrantError, Guest, Mapping,
 };
+pub use ring::RingPage;

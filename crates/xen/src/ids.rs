@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! Identifiers: plain numbers that must not be mixed up.
 
 use std::fmt;

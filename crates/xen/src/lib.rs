@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! Xen interfaces for user space.
 //!
 //! The programs of this repository reach Xen only through the traits here: [`Backend`] is what a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! What a backend and a frontend need of Xen, besides xenstore.
 
 use std::io;
@@ -111,8 +112,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     type Channel: EventChannel + 'static;
 
     /// Maps the pages of `refs`, granted by `dom`, one after another into one range.
-    fn map(&self, dom: DomId, refs: &[GrantRef], access: Access)
-    -> Result<Self::Mapping, GrantError>;
+    fn map(
+        &self,
+        dom: DomId,
+        refs: &[GrantRef],
+        access: Access,
+    ) -> Result<Self::Mapping, GrantError>;
 
     /// Carries out a batch of copies to and from pages granted by `dom`, in one call where the
     /// platform can. A refused segment sets its own status and leaves the others alone.

@@ -64,6 +64,10 @@ pub enum Kind {
     Ping = 12,
     /// Either: yes.
     Pong = 13,
+    /// Backend: the frontend said `feature-resume=1` (the lease's `frontend_resumes` becomes true).
+    ResumeYes = 14,
+    /// Backend: the frontend took `feature-resume` back.
+    ResumeNo = 15,
 }
 
 impl Kind {
@@ -82,6 +86,8 @@ impl Kind {
             11 => Self::Fenced,
             12 => Self::Ping,
             13 => Self::Pong,
+            14 => Self::ResumeYes,
+            15 => Self::ResumeNo,
             _ => return None,
         })
     }
@@ -241,7 +247,7 @@ pub enum Header {
         ack: u64,
     },
     /// All kinds with no fields: Cookie (its body is the cookie), Freeze, Thaw, Orphan, Gone,
-    /// Fenced, Ping, Pong.
+    /// Fenced, Ping, Pong, ResumeYes, ResumeNo.
     Plain(Kind),
 }
 

@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The controller: ports, addresses, and the requests in between.
+
+use usbif::{
+    BadRequest, DeviceAddress, PortNumber, Speed, UrbKind, UrbRequest, UrbResponse, UrbStatus,
+};
+
+use crate::port::Port;
+use crate::{ConnEvent, PortState, Slot, Urb, transfer_of};
+
+/// Requests that can be unanswered: the slots of the URB ring.
+const SLOTS: usize = 16;
+
+/// What is to be done with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a request without an answer blocks the guest"]
+pub enum Verdict {
+    /// Answer at once.
+    Answer(UrbResponse),
+    /// Submit it to the device of its port, then say so with [`Controller::submitted`].
+    Submit(Slot),
+    /// Keep it: [`Controller::release`] will name it again.
+    Hold,
+    /// The guest has reset the port of an addressed device, which a real device must be told:
+    /// reset it, and call [`Controller::release`] when that is over. The request is held.
+    Reset(PortNumber),
+    /// Cancel this transfer in the device's session. Its completion answers both.
+    Cancel(Slot),
+    /// The cancelled request never left: answer both now.
+    AnswerBoth(Answers),
+}
+
+/// One or two answers, to be pushed in this order and published together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// To the unlink, if there was one.
+    pub unlink: Option<UrbResponse>,
+    /// To the request.
+    pub urb: UrbResponse,
+}
+
+/// Why a device cannot be plugged in there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PortError {
+    /// The controller has fewer ports.
+    #[error("the controller has ports 1 to {count}, not {port}")]
+    NoSuchPort {
+        /// The port asked for.
+        port: PortNumber,
+        /// How many there are.
+        count: u8,
+    },
+    /// Something is plugged in there.
+    #[error("port {0} is taken")]
+    Taken(PortNumber),
+}
+
+/// One PV USB controller; see the crate's documentation.
+#[derive(Debug)]
+pub struct Controller {
+    port_count: u8,
+    ports: [Port; PortNumber::MAX as usize],
+    addresses: [Option<PortNumber>; DeviceAddress::MAX as usize + 1],
+    urbs: [Option<Urb>; SLOTS],
+    /// Requests taken so far: held ones are released in the order of the ring.
+    taken: u64,
+}
+
+impl Controller {
+    /// A controller with ports 1 to `port_count`, at most 31, all empty.
+    pub fn new(port_count: u8) -> Self {
+        Self {
+            port_count: port_count.min(PortNumber::MAX),
+            ports: [Port::default(); PortNumber::MAX as usize],
+            addresses: [None; DeviceAddress::MAX as usize + 1],
+            urbs: [None; SLOTS],
+            taken: 0,
+        }
+    }
+
+    /// How many ports it has.
+    pub fn port_count(&self) -> u8 {
+        self.port_count
+    }
+
+    /// Every port in order.
+    pub fn ports(&self) -> impl DoubleEndedIterator<Item = PortNumber> + Clone {
+        PortNumber::first(self.port_count)
+    }
+
+    /// The first port with nothing plugged in.
+    pub fn free_port(&self) -> Option<PortNumber> {
+        self.ports().find(|&p| self.port(p).is_empty())
+    }
+
+    // ---- devices
+
+    /// Plugs a device in. With `carried`, the state of a hand-off, the guest is told the speed that
+    /// it knows already and the device keeps its address; without, it sees a new device.
+    ///
+    /// Requests to it are held until [`Controller::release`].
+    ///
+    /// # Errors
+    /// [`PortError`]; nothing has changed then.
+    pub fn plug(
+        &mut self,
+        port: PortNumber,
+        speed: Speed,
+        carried: Option<PortState>,
+    ) -> Result<(), PortError> {
+        if port.get() > self.port_count {
+            let count = self.port_count;
+            return Err(PortError::NoSuchPort { port, count });
+        }
+        if !self.port(port).is_empty() {
+            return Err(PortError::Taken(port));
+        }
+        let entry = self.port_mut(port);
+        entry.speed = speed;
+        entry.held = true;
+        entry.address = None;
+        entry.announce(speed);
+        if let Some(address) = carried.and_then(|c| c.address) {
+            self.set_address(port, address);
+        }
+        Ok(())
+    }
+
+    /// Puts a disconnect before the connect that is still to be told, so that the guest sees the
+    /// device come anew.
+    pub fn replug(&mut self, port: PortNumber) {
+        self.forget_address(port);
+        let entry = self.port_mut(port);
+        let speed = entry.speed;
+        entry.announce(Speed::None);
+        entry.announce(speed);
+    }
+
+    /// Unplugs whatever is there. The caller then answers every request of
+    /// [`Controller::unanswered`] with [`Controller::complete`].
+    pub fn unplug(&mut self, port: PortNumber) {
+        self.forget_address(port);
+        let entry = self.port_mut(port);
+        if !entry.is_empty() {
+            entry.speed = Speed::None;
+            entry.held = false;
+            entry.announce(Speed::None);
+        }
+    }
+
+    /// What a hand-off carries over.
+    pub fn port_state(&self, port: PortNumber) -> PortState {
+        let entry = self.port(port);
+        PortState {
+            speed: entry.speed,
+            address: entry.address,
+        }
+    }
+
+    /// Holds requests to a port until [`Controller::release`].
+    pub fn hold(&mut self, port: PortNumber) {
+        self.port_mut(port).held = true;
+    }
+
+    /// Ends the holding of a port. The caller now submits every request of
+    /// [`Controller::held_requests`].
+    pub fn release(&mut self, port: PortNumber) {
+        self.port_mut(port).held = false;
+    }
+
+    /// Whether requests to a port are held.
+    pub fn is_held(&self, port: PortNumber) -> bool {
+        self.port(port).held
+    }
+
+    // ---- connection ring
+
+    /// The next event to tell the guest. Taken off the queue only by [`Controller::told`].
+    pub fn next_event(&self) -> Option<ConnEvent> {
+        self.ports()
+            .find_map(|port| self.port(port).events[0].map(|speed| ConnEvent { port, speed }))
+    }
+
+    /// The event of [`Controller::next_event`] was pushed.
+    pub fn told(&mut self, event: ConnEvent) {
+        let events = &mut self.port_mut(event.port).events;
+        debug_assert_eq!(events[0], Some(event.speed));
+        *events = [events[1], None];
+    }
+
+    /// A frontend has connected with new rings: tell it what is plugged in, if anything is. A
+    /// disconnect that was not told yet stays.
+    pub fn tell_all(&mut self) {
+        for port in PortNumber::first(self.port_count) {
+            let entry = self.port_mut(port);
+            if !entry.is_empty() {
+                let speed = entry.speed;
+                entry.announce(speed);
+            }
+        }
+    }
+
+    // ---- requests
+
+    /// Takes a request off the ring.
+    pub fn take(&mut self, request: Result<UrbRequest, BadRequest>) -> Verdict {
+        let request = match request {
+            Ok(request) => request,
+            Err(bad) => return answer(bad.id, UrbStatus::INVAL),
+        };
+        if let UrbKind::Unlink { id } = request.kind {
+            return self.take_unlink(request.id, id);
+        }
+        if self.find(request.id).is_some() {
+            // Two answers with one id could not be told apart.
+            return answer(request.id, UrbStatus::INVAL);
+        }
+        let Some(port) = self.target(&request) else {
+            return answer(request.id, UrbStatus::NODEV);
+        };
+        let Some(transfer) = transfer_of(&request) else {
+            return answer(request.id, UrbStatus::INVAL);
+        };
+        if let UrbKind::Control { setup } = request.kind
+            && setup.is_set_address()
+        {
+            return self.take_set_address(port, request.id, setup.value());
+        }
+        let Some(at) = self.urbs.iter().position(Option::is_none) else {
+            // Cannot happen: the ring has as many slots. An answer is right all the same.
+            return answer(request.id, UrbStatus::INVAL);
+        };
+        self.taken += 1;
+        self.urbs[at] = Some(Urb {
+            order: self.taken,
+            request,
+            port,
+            transfer,
+            submitted: None,
+            unlinked_by: None,
+        });
+        let was_reset = request.pipe.device().is_default() && self.port(port).address.is_some();
+        if was_reset {
+            self.forget_address(port);
+        }
+        match (self.port(port).held, was_reset) {
+            (true, _) => Verdict::Hold,
+            (false, true) => {
+                self.port_mut(port).held = true;
+                Verdict::Reset(port)
+            }
+            (false, false) => Verdict::Submit(Slot(at as u8)),
+        }
+    }
+
+    /// The request in `slot` was submitted as this number of its session.
+    pub fn submitted(&mut self, slot: Slot, number: u64) {
+        if let Some(urb) = &mut self.urbs[slot.index()] {
+            urb.submitted = Some(number);
+        }
+    }
+
+    /// The unanswered request in `slot`.
+    pub fn urb(&self, slot: Slot) -> Option<&Urb> {
+        self.urbs[slot.index()].as_ref()
+    }
+
+    /// The request that was submitted to `port` as this number.
+    pub fn by_number(&self, port: PortNumber, number: u64) -> Option<Slot> {
+        self.slots(move |u| u.port == port && u.submitted == Some(number))
+            .next()
+    }
+
+    /// Every unanswered request to `port`.
+    pub fn unanswered(&self, port: PortNumber) -> impl Iterator<Item = Slot> + '_ {
+        self.slots(move |u| u.port == port)
+    }
+
+    /// Every request to `port` that was not submitted, in the order of the ring.
+    pub fn held_requests(&self, port: PortNumber) -> impl Iterator<Item = Slot> + use<> {
+        let mut held = [(u64::MAX, Slot(0)); SLOTS];
+        for (at, urb) in self.urbs.iter().enumerate() {
+            if let Some(urb) = urb
+                && urb.port == port
+                && urb.submitted.is_none()
+            {
+                held[at] = (urb.order, Slot(at as u8));
+            }
+        }
+        held.sort_unstable_by_key(|&(order, _)| order);
+        held.into_iter()
+            .take_while(|&(order, _)| order != u64::MAX)
+            .map(|(_, slot)| slot)
+    }
+
+    /// Whether no request is unanswered.
+    pub fn is_idle(&self) -> bool {
+        self.urbs.iter().all(Option::is_none)
+    }
+
+    /// Forgets the request in `slot` and says what to answer. `None` when there is none.
+    pub fn complete(
+        &mut self,
+        slot: Slot,
+        status: UrbStatus,
+        actual_length: u32,
+    ) -> Option<Answers> {
+        let urb = self.urbs[slot.index()].take()?;
+        Some(Answers {
+            unlink: urb
+                .unlinked_by
+                .map(|id| UrbResponse::with_status(id, UrbStatus::OK)),
+            urb: UrbResponse {
+                actual_length,
+                ..UrbResponse::with_status(urb.request.id, status)
+            },
+        })
+    }
+
+    /// Forgets every request: the ring that they came from is gone.
+    pub fn forget_requests(&mut self) {
+        self.urbs = [None; SLOTS];
+    }
+
+    fn take_unlink(&mut self, id: u16, unlinked: u16) -> Verdict {
+        let Some(slot) = self.find(unlinked) else {
+            // Answered already: the two crossed. Or the guest made it up, which harms nobody.
+            return answer(id, UrbStatus::OK);
+        };
+        let Some(urb) = &mut self.urbs[slot.index()] else {
+            return answer(id, UrbStatus::OK);
+        };
+        if urb.unlinked_by.is_some() || id == unlinked {
+            return answer(id, UrbStatus::INVAL);
+        }
+        urb.unlinked_by = Some(id);
+        if urb.submitted.is_some() {
+            return Verdict::Cancel(slot);
+        }
+        match self.complete(slot, UrbStatus::IOERROR, 0) {
+            Some(answers) => Verdict::AnswerBoth(answers),
+            None => answer(id, UrbStatus::OK),
+        }
+    }
+
+    /// SET_ADDRESS (USB 2.0 §9.4.6) never reaches the device, which has an address on its
+    /// exporter's bus already.
+    fn take_set_address(&mut self, port: PortNumber, id: u16, value: u16) -> Verdict {
+        let address = u8::try_from(value).ok().and_then(DeviceAddress::new);
+        let Some(address) = address else {
+            return answer(id, UrbStatus::STALL);
+        };
+        match self.addresses[usize::from(address.get())] {
+            Some(other) if other != port => return answer(id, UrbStatus::STALL),
+            _ => {}
+        }
+        self.forget_address(port);
+        if !address.is_default() {
+            self.set_address(port, address);
+        }
+        answer(id, UrbStatus::OK)
+    }
+
+    /// The port that a request is for. Port bits count for address 0 only: else they are the port
+    /// of the hub that the device is plugged into.
+    fn target(&self, request: &UrbRequest) -> Option<PortNumber> {
+        let address = request.pipe.device();
+        if !address.is_default() {
+            return self.addresses[usize::from(address.get())];
+        }
+        let port = PortNumber::new(request.pipe.port_bits())?;
+        (port.get() <= self.port_count && !self.port(port).is_empty()).then_some(port)
+    }
+
+    fn find(&self, id: u16) -> Option<Slot> {
+        self.slots(move |u| u.request.id == id).next()
+    }
+
+    fn slots<'a>(&'a self, which: impl Fn(&Urb) -> bool + 'a) -> impl Iterator<Item = Slot> + 'a {
+        self.urbs
+            .iter()
+            .enumerate()
+            .filter_map(move |(at, urb)| urb.as_ref().filter(|u| which(u)).map(|_| Slot(at as u8)))
+    }
+
+    fn set_address(&mut self, port: PortNumber, address: DeviceAddress) {
+        self.port_mut(port).address = Some(address);
+        self.addresses[usize::from(address.get())] = Some(port);
+    }
+
+    fn forget_address(&mut self, port: PortNumber) {
+        if let Some(address) = self.port_mut(port).address.take() {
+            self.addresses[usize::from(address.get())] = None;
+        }
+    }
+
+    fn port(&self, port: PortNumber) -> &Port {
+        &self.ports[port.index()]
+    }
+
+    fn port_mut(&mut self, port: PortNumber) -> &mut Port {
+        &mut self.ports[port.index()]
+    }
+}
+
+fn answer(id: u16, status: UrbStatus) -> Verdict {
+    Verdict::Answer(UrbResponse::with_status(id, status))
+}

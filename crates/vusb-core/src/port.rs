@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! One port of the virtual root hub.
+
+use usbif::{DeviceAddress, Speed};
+
+/// A change that the guest is to be told on the connection ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnEvent {
+    /// The port.
+    pub port: usbif::PortNumber,
+    /// What is plugged in now.
+    pub speed: Speed,
+}
+
+/// What a hand-off must carry over for one port, so that the guest notices nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortState {
+    /// What the guest was told last. Telling it the same again is invisible to it.
+    pub speed: Speed,
+    /// The address that the guest gave the device.
+    pub address: Option<DeviceAddress>,
+}
+
+/// What is plugged into a port.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Port {
+    pub(crate) speed: Speed,
+    pub(crate) address: Option<DeviceAddress>,
+    /// Requests wait: the lease is not claimed yet, or a device reset is under way.
+    pub(crate) held: bool,
+    /// Events not yet told, oldest first. Two are enough: a disconnect, and what came after it.
+    pub(crate) events: [Option<Speed>; 2],
+}
+
+impl Port {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.speed == Speed::None
+    }
+
+    /// Queues an event, so that what is told last is true. A disconnect that was not told yet and
+    /// the connect after it both stay; an untold connect before a disconnect need not be told.
+    pub(crate) fn announce(&mut self, speed: Speed) {
+        self.events = match (self.events, speed) {
+            ([Some(Speed::None), _], Speed::None) => [Some(Speed::None), None],
+            ([Some(Speed::None), _], speed) => [Some(Speed::None), Some(speed)],
+            (_, speed) => [Some(speed), None],
+        };
+    }
+}

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+use std::vec::Vec;
+
+use super::*;
+use usbif::{
+    BadRequest, BadRequestReason, DeviceAddress, Direction, Pipe, PortNumber, Segment, Setup,
+    Speed, TransferType, UrbKind, UrbRequest, UrbResponse, UrbStatus,
+};
+
+fn port(n: u8) -> PortNumber {
+    PortNumber::new(n).unwrap()
+}
+
+fn address(n: u8) -> DeviceAddress {
+    DeviceAddress::new(n).unwrap()
+}
+
+fn control(id: u16, port_bits: u8, device: u8, setup: Setup) -> UrbRequest {
+    let pipe = Pipe::new(
+        port_bits,
+        address(device),
+        0,
+        setup.direction(),
+        TransferType::Control,
+    );
+    let length = setup.length();
+    let segment = Segment {
+        gref: 1,
+        offset: 0,
+        length,
+    };
+    let segments = [segment];
+    let segments = if length == 0 { &[][..] } else { &segments[..] };
+    UrbRequest::new(id, pipe, 0, UrbKind::Control { setup }, segments).unwrap()
+}
+
+fn get_descriptor(id: u16, port_bits: u8, device: u8) -> UrbRequest {
+    control(id, port_bits, device, Setup::new(0x80, 6, 0x0100, 0, 18))
+}
+
+fn set_address(id: u16, port_bits: u8, value: u16) -> UrbRequest {
+    control(id, port_bits, 0, Setup::new(0, 5, value, 0, 0))
+}
+
+fn bulk(id: u16, device: u8) -> UrbRequest {
+    let pipe = Pipe::new(9, address(device), 1, Direction::In, TransferType::Bulk);
+    let segment = Segment {
+        gref: 1,
+        offset: 0,
+        length: 512,
+    };
+    UrbRequest::new(id, pipe, 0, UrbKind::Bulk, &[segment]).unwrap()
+}
+
+fn unlink(id: u16, of: u16) -> UrbRequest {
+    let pipe = Pipe::new(0, address(5), 1, Direction::In, TransferType::Bulk).with_unlink();
+    UrbRequest::new(id, pipe, 0, UrbKind::Unlink { id: of }, &[]).unwrap()
+}
+
+fn answered(id: u16, status: UrbStatus) -> Verdict {
+    Verdict::Answer(UrbResponse::with_status(id, status))
+}
+
+/// Four ports, a high-speed device with address 5 at port 2.
+fn with_device() -> Controller {
+    let mut c = Controller::new(4);
+    c.plug(port(2), Speed::High, None).unwrap();
+    c.release(port(2));
+    let _ = c.take(Ok(set_address(0, 2, 5)));
+    c
+}
+
+fn slot_of(verdict: Verdict) -> Slot {
+    match verdict {
+        Verdict::Submit(slot) => slot,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn address_zero_goes_by_port_and_others_by_address() {
+    let mut c = with_device();
+    assert!(matches!(c.take(Ok(bulk(1, 5))), Verdict::Submit(_)));
+    assert_eq!(c.take(Ok(bulk(2, 6))), answered(2, UrbStatus::NODEV));
+    assert_eq!(
+        c.take(Ok(get_descriptor(3, 1, 0))),
+        answered(3, UrbStatus::NODEV)
+    );
+}
+
+#[test]
+fn port_zero_and_ports_beyond_the_last_have_no_device() {
+    let mut c = with_device();
+    for port_bits in [0, 5, 31] {
+        let verdict = c.take(Ok(get_descriptor(1, port_bits, 0)));
+        assert_eq!(verdict, answered(1, UrbStatus::NODEV), "port {port_bits}");
+    }
+}
+
+#[test]
+fn an_address_above_127_is_stalled_and_changes_nothing() {
+    let mut c = with_device();
+    for value in [128, 200, 255, 256, 0x8005, 0xffff] {
+        assert_eq!(
+            c.take(Ok(set_address(1, 2, value))),
+            answered(1, UrbStatus::STALL)
+        );
+    }
+    assert_eq!(c.port_state(port(2)).address, Some(address(5)));
+    assert!(matches!(c.take(Ok(bulk(1, 5))), Verdict::Submit(_)));
+}
+
+#[test]
+fn two_devices_never_share_an_address() {
+    let mut c = with_device();
+    c.plug(port(3), Speed::Full, None).unwrap();
+    c.release(port(3));
+    assert_eq!(
+        c.take(Ok(set_address(1, 3, 5))),
+        answered(1, UrbStatus::STALL)
+    );
+    assert_eq!(c.take(Ok(set_address(1, 3, 6))), answered(1, UrbStatus::OK));
+}
+
+#[test]
+fn address_zero_takes_the_address_away() {
+    let mut c = with_device();
+    assert_eq!(c.take(Ok(set_address(1, 2, 0))), answered(1, UrbStatus::OK));
+    assert_eq!(c.take(Ok(bulk(2, 5))), answered(2, UrbStatus::NODEV));
+}
+
+#[test]
+fn a_bad_request_is_answered_with_its_id() {
+    let mut c = with_device();
+    let bad = BadRequest {
+        id: 77,
+        reason: BadRequestReason::TooManySegments(17),
+    };
+    assert_eq!(c.take(Err(bad)), answered(77, UrbStatus::INVAL));
+}
+
+#[test]
+fn an_id_in_flight_is_not_taken_twice() {
+    let mut c = with_device();
+    let slot = slot_of(c.take(Ok(bulk(1, 5))));
+    assert_eq!(c.take(Ok(bulk(1, 5))), answered(1, UrbStatus::INVAL));
+    assert!(c.complete(slot, UrbStatus::OK, 512).is_some());
+    assert!(matches!(c.take(Ok(bulk(1, 5))), Verdict::Submit(_)));
+}
+
+#[test]
+fn a_completion_is_answered_once() {
+    let mut c = with_device();
+    let slot = slot_of(c.take(Ok(bulk(1, 5))));
+    c.submitted(slot, 40);
+    assert_eq!(c.by_number(port(2), 40), Some(slot));
+    let answers = c.complete(slot, UrbStatus::OK, 13).unwrap();
+    assert_eq!(answers.unlink, None);
+    assert_eq!(answers.urb.actual_length, 13);
+    assert_eq!(c.complete(slot, UrbStatus::OK, 13), None);
+    assert!(c.is_idle());
+}
+
+#[test]
+fn an_unlink_is_answered_before_the_request_it_unlinks() {
+    let mut c = with_device();
+    let slot = slot_of(c.take(Ok(bulk(1, 5))));
+    c.submitted(slot, 1);
+    assert_eq!(c.take(Ok(unlink(2, 1))), Verdict::Cancel(slot));
+    assert_eq!(c.take(Ok(unlink(3, 1))), answered(3, UrbStatus::INVAL));
+    let answers = c.complete(slot, UrbStatus::IOERROR, 0).unwrap();
+    assert_eq!(
+        answers.unlink,
+        Some(UrbResponse::with_status(2, UrbStatus::OK))
+    );
+    assert_eq!(answers.urb, UrbResponse::with_status(1, UrbStatus::IOERROR));
+}
+
+#[test]
+fn an_unlink_of_an_unknown_id_is_answered_and_harms_nobody() {
+    let mut c = with_device();
+    assert_eq!(c.take(Ok(unlink(2, 9))), answered(2, UrbStatus::OK));
+    let slot = slot_of(c.take(Ok(bulk(4, 5))));
+    assert_eq!(c.take(Ok(unlink(4, 4))), answered(4, UrbStatus::INVAL));
+    assert!(c.urb(slot).is_some());
+}
+
+#[test]
+fn requests_wait_while_the_port_is_held_and_can_be_unlinked() {
+    let mut c = with_device();
+    c.hold(port(2));
+    assert_eq!(c.take(Ok(bulk(1, 5))), Verdict::Hold);
+    assert_eq!(c.take(Ok(bulk(2, 5))), Verdict::Hold);
+    match c.take(Ok(unlink(3, 1))) {
+        Verdict::AnswerBoth(answers) => {
+            assert_eq!(answers.unlink.unwrap().id, 3);
+            assert_eq!(answers.urb.id, 1);
+        }
+        other => panic!("{other:?}"),
+    }
+    c.release(port(2));
+    let held: Vec<_> = c.held_requests(port(2)).collect();
+    assert_eq!(held.len(), 1);
+    assert_eq!(c.urb(held[0]).unwrap().request.id, 2);
+}
+
+#[test]
+fn held_requests_are_released_in_the_order_of_the_ring() {
+    let mut c = with_device();
+    let early = slot_of(c.take(Ok(bulk(1, 5))));
+    c.submitted(early, 1);
+    c.hold(port(2));
+    assert_eq!(c.take(Ok(bulk(2, 5))), Verdict::Hold);
+    // The next one takes the first slot, which is free again.
+    assert!(c.complete(early, UrbStatus::OK, 0).is_some());
+    assert_eq!(c.take(Ok(bulk(3, 5))), Verdict::Hold);
+    let ids: Vec<_> = c
+        .held_requests(port(2))
+        .map(|s| c.urb(s).unwrap().request.id)
+        .collect();
+    assert_eq!(ids, [2, 3]);
+}
+
+#[test]
+fn address_zero_after_an_address_means_that_the_guest_reset_the_port() {
+    let mut c = with_device();
+    assert_eq!(c.take(Ok(get_descriptor(1, 2, 0))), Verdict::Reset(port(2)));
+    assert_eq!(c.take(Ok(get_descriptor(2, 2, 0))), Verdict::Hold);
+    c.release(port(2));
+    assert_eq!(c.held_requests(port(2)).count(), 2);
+    for slot in c.held_requests(port(2)).collect::<Vec<_>>() {
+        assert!(c.complete(slot, UrbStatus::OK, 18).is_some());
+    }
+    assert!(matches!(
+        c.take(Ok(get_descriptor(3, 2, 0))),
+        Verdict::Submit(_)
+    ));
+}
+
+#[test]
+fn the_first_enumeration_resets_nothing() {
+    let mut c = Controller::new(1);
+    c.plug(port(1), Speed::High, None).unwrap();
+    c.release(port(1));
+    assert!(matches!(
+        c.take(Ok(get_descriptor(1, 1, 0))),
+        Verdict::Submit(_)
+    ));
+}
+
+#[test]
+fn a_handed_over_device_keeps_its_address_and_its_speed() {
+    let mut source = with_device();
+    source.told(source.next_event().unwrap());
+    let state = source.port_state(port(2));
+    let mut target = Controller::new(4);
+    target.plug(port(2), state.speed, Some(state)).unwrap();
+    assert_eq!(
+        target.next_event(),
+        Some(ConnEvent {
+            port: port(2),
+            speed: Speed::High
+        })
+    );
+    assert_eq!(target.take(Ok(bulk(1, 5))), Verdict::Hold);
+    target.release(port(2));
+    assert_eq!(target.held_requests(port(2)).count(), 1);
+}
+
+#[test]
+fn a_replug_tells_of_a_disconnect_first_and_forgets_the_address() {
+    let mut c = with_device();
+    c.replug(port(2));
+    let mut told = Vec::new();
+    while let Some(event) = c.next_event() {
+        told.push(event.speed);
+        c.told(event);
+    }
+    assert_eq!(told, [Speed::None, Speed::High]);
+    assert_eq!(c.take(Ok(bulk(1, 5))), answered(1, UrbStatus::NODEV));
+}
+
+#[test]
+fn what_is_told_last_is_true() {
+    let mut c = Controller::new(1);
+    c.plug(port(1), Speed::Low, None).unwrap();
+    c.unplug(port(1));
+    c.plug(port(1), Speed::High, None).unwrap();
+    c.unplug(port(1));
+    let mut last = None;
+    while let Some(event) = c.next_event() {
+        c.told(event);
+        last = Some(event.speed);
+    }
+    assert_eq!(last, Some(Speed::None));
+}
+
+#[test]
+fn ports_that_are_taken_or_missing_are_refused() {
+    let mut c = with_device();
+    assert_eq!(
+        c.plug(port(2), Speed::Low, None),
+        Err(PortError::Taken(port(2)))
+    );
+    let missing = PortError::NoSuchPort {
+        port: port(5),
+        count: 4,
+    };
+    assert_eq!(c.plug(port(5), Speed::Low, None), Err(missing));
+    assert_eq!(c.free_port(), Some(port(1)));
+}
+
+#[test]
+fn unplugging_leaves_the_unanswered_to_be_answered() {
+    let mut c = with_device();
+    let slot = slot_of(c.take(Ok(bulk(1, 5))));
+    c.submitted(slot, 1);
+    c.unplug(port(2));
+    assert_eq!(c.unanswered(port(2)).collect::<Vec<_>>(), [slot]);
+    assert_eq!(c.take(Ok(bulk(2, 5))), answered(2, UrbStatus::NODEV));
+    assert!(c.complete(slot, UrbStatus::NODEV, 0).is_some());
+}
+
+#[test]
+fn a_full_buffer_is_65536_bytes_long_for_the_exporter() {
+    let segments = [Segment {
+        gref: 1,
+        offset: 0,
+        length: 4096,
+    }; 16];
+    let pipe = Pipe::new(1, address(5), 2, Direction::Out, TransferType::Bulk);
+    let request = UrbRequest::new(1, pipe, 0, UrbKind::Bulk, &segments).unwrap();
+    let decoded = UrbRequest::decode(&request.encode()).unwrap();
+    assert_eq!(transfer_of(&decoded).unwrap().length, 65_536);
+}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Between the words of `usbif.h` and those of the exporter session.
+
+use session::frame::{FLAG_SHORT_NOT_OK, Transfer, TransferStatus, TransferType};
+use usbif::{Direction, UrbKind, UrbRequest, UrbStatus};
+
+/// The transfer that a request asks for; `None` for an unlink, and for isochronous requests, which
+/// are not served yet.
+pub fn transfer_of(request: &UrbRequest) -> Option<Transfer> {
+    let (transfer_type, interval, setup) = match request.kind {
+        UrbKind::Control { setup } => (TransferType::Control, 0, setup.0),
+        UrbKind::Bulk => (TransferType::Bulk, 0, [0; 8]),
+        UrbKind::Interrupt { interval } => (TransferType::Interrupt, interval.into(), [0; 8]),
+        UrbKind::Isochronous { .. } | UrbKind::Unlink { .. } => return None,
+    };
+    let direction_bit = match request.direction() {
+        Direction::In => 0x80,
+        Direction::Out => 0,
+    };
+    Some(Transfer {
+        transfer_type,
+        endpoint: request.pipe.endpoint() | direction_bit,
+        flags: if request.short_not_ok() {
+            FLAG_SHORT_NOT_OK
+        } else {
+            0
+        },
+        // At most 65,536: 16 segments of a page.
+        length: request.buffer_len() as u32,
+        interval,
+        setup,
+    })
+}
+
+/// What the guest is told. A short packet is no error here: its USB core compares the lengths
+/// itself where the driver asked for it.
+pub fn urb_status(status: TransferStatus) -> UrbStatus {
+    match status {
+        TransferStatus::Completed | TransferStatus::ShortPacket => UrbStatus::OK,
+        TransferStatus::Stall => UrbStatus::STALL,
+        TransferStatus::Overflow => UrbStatus::BABBLE,
+        TransferStatus::NoDevice => UrbStatus::NODEV,
+        TransferStatus::Invalid => UrbStatus::INVAL,
+        TransferStatus::Cancelled
+        | TransferStatus::Protocol
+        | TransferStatus::TimedOut
+        | TransferStatus::Unknown => UrbStatus::IOERROR,
+    }
+}

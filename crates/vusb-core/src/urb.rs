@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A request that has not been answered.
+
+use session::frame::Transfer;
+use usbif::{PortNumber, UrbRequest};
+
+/// Where a [`Urb`] is kept until it is answered: 0 to 15, the ring has no more slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slot(pub(crate) u8);
+
+impl Slot {
+    /// 0 to 15, for tables beside this one.
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+}
+
+/// A transfer that the guest asked for and has no answer to.
+#[derive(Clone, Copy, Debug)]
+pub struct Urb {
+    pub(crate) order: u64,
+    /// The request as it was on the ring: where the data is.
+    pub request: UrbRequest,
+    /// The device's port.
+    pub port: PortNumber,
+    /// The same for an exporter.
+    pub transfer: Transfer,
+    /// Its number in the device's session, once submitted.
+    pub submitted: Option<u64>,
+    /// The id of the request that unlinks it.
+    pub unlinked_by: Option<u16>,
+}

@@ -3,4 +3,31 @@
 //!
 //! Every connection is authenticated at both ends with certificates of the pool's CA. A host's name
 //! is the first DNS name of its certificate; `xl-vusb pool issue HOST` makes both.
+//!
+//! - a backend: [`Identity::load`], [`connect`], [`greet`], then [`send`] and [`receive`] (or
+//!   [`MessageReader`] where other things are waited for at the same time);
+//! - an exporter: [`Identity::load`], [`Acceptor::new`], [`Acceptor::accept`] on every TCP
+//!   connection, [`greeted`].
 #![forbid(unsafe_code)]
+
+mod accept;
+mod connect;
+mod error;
+mod identity;
+mod message;
+mod socket;
+
+pub use accept::Acceptor;
+pub use connect::connect;
+pub use error::Error;
+pub use identity::Identity;
+pub use message::{MessageReader, greet, greeted, receive, send};
+
+/// An authenticated connection, either end.
+pub type TlsStream = tokio_rustls::TlsStream<tokio::net::TcpStream>;
+
+/// The port that exporters listen on unless told otherwise.
+pub const DEFAULT_PORT: u16 = 7210;
+
+#[cfg(test)]
+mod tests;

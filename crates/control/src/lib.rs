@@ -5,6 +5,8 @@
 //! [`Request`] as a line of JSON and reads one [`Response`] as a line of JSON; then either closes.
 #![forbid(unsafe_code)]
 
+pub mod client;
+
 use serde::{Deserialize, Serialize};
 use session::{DeviceInfo, DeviceSelector, LeasePhase, OnMigrate, VmUuid};
 

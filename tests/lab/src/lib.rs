@@ -1,1 +1,122 @@
-//! The lab: real Xen hosts under emulation
+//! The lab: real Xen hosts, a guest and an exporter under software emulation.
+//!
+//! `cargo xtask lab` drives it through [`run`]; `docs/lab.md` describes it.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::Subcommand;
+
+pub mod agent;
+pub mod cache;
+pub mod cpio;
+pub mod guest;
+pub mod guest_module;
+pub mod host_tools;
+pub mod hypervisor;
+pub mod images;
+pub mod kernel;
+pub mod lab;
+pub mod machine;
+pub mod packages;
+pub mod programs;
+pub mod progress;
+pub mod qmp;
+pub mod scenario;
+pub mod switch;
+pub mod tree;
+pub mod workload;
+
+/// `cargo xtask lab …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum LabCommand {
+    /// Make what is missing and start the machines.
+    Up {
+        /// Only these machines.
+        machines: Vec<String>,
+    },
+    /// Run a scenario; starts the lab if it is down.
+    Run {
+        /// Its name; `lab list` shows them.
+        scenario: String,
+        /// Print the result as one JSON object.
+        #[arg(long)]
+        json: bool,
+        /// Number of live migrations.
+        #[arg(long)]
+        migrations: Option<u32>,
+    },
+    /// Run a shell command in a machine (host-a, host-b, exporter, or guest).
+    Shell {
+        /// The machine.
+        machine: String,
+        /// The command.
+        #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Copy a file into a machine.
+    Put {
+        /// The machine.
+        machine: String,
+        /// File here.
+        from: std::path::PathBuf,
+        /// Path there.
+        to: String,
+    },
+    /// Shape a machine's network link: `delay_ms=`, `drop_permille=`, `rate_kbytes=`, `cut=`.
+    Link {
+        /// The machine.
+        machine: String,
+        /// Settings.
+        settings: Vec<String>,
+    },
+    /// Build the guest's kernel module.
+    Module,
+    /// Stop the machines.
+    Down,
+    /// Show machines and scenarios.
+    List,
+}
+
+/// Carry out one command.
+pub fn run(command: LabCommand) -> Result<()> {
+    let lab = lab::Lab::open()?;
+    match command {
+        LabCommand::Up { machines } => {
+            for name in &machines {
+                machine::Machine::named(name)?;
+            }
+            lab.up(&machines.iter().map(String::as_str).collect::<Vec<_>>())
+        }
+        LabCommand::Run { scenario, json, migrations } => scenario::run(&lab, &scenario, json, migrations),
+        LabCommand::Shell { machine, command } => {
+            let agent = if machine == "guest" { guest::agent(&lab)? } else { lab.agent(&machine)? };
+            let output = agent.exec_for(&command.join(" "), Duration::from_secs(3600))?;
+            print!("{}", output.stdout);
+            eprint!("{}", output.stderr);
+            if output.status != 0 {
+                bail!("exit status {}", output.status);
+            }
+            Ok(())
+        }
+        LabCommand::Put { machine, from, to } => {
+            use std::os::unix::fs::PermissionsExt;
+            let agent = if machine == "guest" { guest::agent(&lab)? } else { lab.agent(&machine)? };
+            let mode = std::fs::metadata(&from)?.permissions().mode() & 0o777;
+            agent.put(&to, mode, &std::fs::read(&from)?)
+        }
+        LabCommand::Link { machine, settings } => {
+            println!("{}", switch::control(lab.run_directory(), &format!("{machine} {}", settings.join(" ")))?);
+            Ok(())
+        }
+        LabCommand::Module => {
+            println!("{}", lab.guest_module()?.display());
+            Ok(())
+        }
+        LabCommand::Down => lab.down(),
+        LabCommand::List => {
+            lab.list();
+            Ok(())
+        }
+    }
+}

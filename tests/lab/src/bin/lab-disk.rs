@@ -1,0 +1,182 @@
+//! The guest's workload: `lab-disk write FILE BLOCKS SEED REPORT` or `lab-disk tick REPORT`.
+//! Runs until `REPORT.stop` exists; keeps a report in JSON in REPORT.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use sha2::{Digest, Sha256};
+use xen_vusb_lab::workload::{BLOCK_BYTES, Gap, Report, fill, splitmix};
+
+/// Blocks written before one sync: a realistic mix of larger transfers and flushes.
+const BATCH: u64 = 4;
+
+fn main() -> io::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["write", file, blocks, seed, report] => {
+            let (blocks, seed) = (blocks.parse().map_err(io::Error::other)?, seed.parse().map_err(io::Error::other)?);
+            Writer::open(file, blocks, seed, report)?.run()
+        }
+        ["tick", report] => tick(report),
+        _ => Err(io::Error::other("usage: lab-disk write FILE BLOCKS SEED REPORT | lab-disk tick REPORT")),
+    }
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_nanos() as u64)
+}
+
+/// Keeps the report file fresh, and notices the request to stop.
+struct Reporter {
+    path: String,
+    report: Report,
+    last_event_ns: u64,
+    saved: Instant,
+    threshold: Duration,
+}
+
+impl Reporter {
+    fn new(path: &str, threshold: Duration) -> Self {
+        let _ = fs::remove_file(format!("{path}.stop"));
+        Self { path: path.to_owned(), report: Report::default(), last_event_ns: now_ns(), saved: Instant::now(), threshold }
+    }
+
+    fn event(&mut self) {
+        let now = now_ns();
+        if now.saturating_sub(self.last_event_ns) >= self.threshold.as_nanos() as u64 {
+            self.report.gaps.push(Gap { from_ns: self.last_event_ns, to_ns: now });
+        }
+        self.last_event_ns = now;
+    }
+
+    /// Saves now and then; true when it is time to stop.
+    fn poll(&mut self) -> io::Result<bool> {
+        if self.saved.elapsed() < Duration::from_millis(500) {
+            return Ok(false);
+        }
+        self.save()?;
+        Ok(Path::new(&format!("{}.stop", self.path)).exists())
+    }
+
+    fn save(&mut self) -> io::Result<()> {
+        self.saved = Instant::now();
+        let temporary = format!("{}.part", self.path);
+        fs::write(&temporary, serde_json::to_vec(&self.report)?)?;
+        fs::rename(&temporary, &self.path)
+    }
+
+    fn failed(&mut self, what: &str, error: &io::Error) {
+        self.report.io_errors += 1;
+        if self.report.errors.len() < 10 {
+            self.report.errors.push(format!("{what}: {error}"));
+        }
+    }
+}
+
+fn tick(report: &str) -> io::Result<()> {
+    let mut reporter = Reporter::new(report, Duration::from_millis(20));
+    while !reporter.poll()? {
+        std::thread::sleep(Duration::from_millis(1));
+        reporter.event();
+    }
+    reporter.report.finished = true;
+    reporter.save()
+}
+
+struct Writer {
+    file: File,
+    direct: File,
+    counters: Vec<u64>,
+    seed: u64,
+    random: u64,
+    reporter: Reporter,
+}
+
+impl Writer {
+    fn open(path: &str, blocks: u64, seed: u64, report: &str) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let mut buffer = vec![0; BLOCK_BYTES];
+        for block in 0..blocks {
+            fill(&mut buffer, seed, block, 0);
+            file.write_all_at(&buffer, block * BLOCK_BYTES as u64)?;
+        }
+        file.sync_all()?;
+        // Reads must come from the device, not from the page cache that the writes filled.
+        let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+        let counters = vec![0; usize::try_from(blocks).map_err(io::Error::other)?];
+        Ok(Self { file, direct, counters, seed, random: seed, reporter: Reporter::new(report, Duration::from_millis(50)) })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        let mut aligned = Aligned::new();
+        let mut wanted = vec![0; BLOCK_BYTES];
+        while !self.reporter.poll()? {
+            self.random = splitmix(self.random);
+            let first = self.random % (self.counters.len() as u64 - BATCH);
+            for block in first..first + BATCH {
+                // Counted before the write: if it fails half-way the block may hold either.
+                self.counters[block as usize] += 1;
+                fill(&mut wanted, self.seed, block, self.counters[block as usize]);
+                match self.file.write_all_at(&wanted, block * BLOCK_BYTES as u64) {
+                    Ok(()) => self.reporter.report.written += 1,
+                    Err(error) => self.reporter.failed("write", &error),
+                }
+            }
+            if let Err(error) = self.file.sync_data() {
+                self.reporter.failed("fsync", &error);
+            }
+            for block in first..first + BATCH {
+                fill(&mut wanted, self.seed, block, self.counters[block as usize]);
+                match self.direct.read_exact_at(aligned.block(), block * BLOCK_BYTES as u64) {
+                    Ok(()) if aligned.block() == wanted.as_slice() => self.reporter.report.verified += 1,
+                    Ok(()) => self.reporter.report.mismatches += 1,
+                    Err(error) => self.reporter.failed("read", &error),
+                }
+            }
+            self.reporter.event();
+        }
+        self.hash_all(&mut aligned, &mut wanted);
+        self.reporter.report.finished = true;
+        self.reporter.save()
+    }
+
+    fn hash_all(&mut self, aligned: &mut Aligned, wanted: &mut [u8]) {
+        let (mut expected, mut read) = (Sha256::new(), Sha256::new());
+        for (block, counter) in self.counters.iter().enumerate() {
+            fill(wanted, self.seed, block as u64, *counter);
+            expected.update(&*wanted);
+            match self.direct.read_exact_at(aligned.block(), (block * BLOCK_BYTES) as u64) {
+                Ok(()) => read.update(&*aligned.block()),
+                Err(error) => self.reporter.failed("final read", &error),
+            }
+        }
+        self.reporter.report.sha256_expected = hex(&expected.finalize());
+        self.reporter.report.sha256_read = hex(&read.finalize());
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// One block in memory aligned as O_DIRECT wants it.
+struct Aligned {
+    memory: Vec<u8>,
+    offset: usize,
+}
+
+impl Aligned {
+    fn new() -> Self {
+        let memory = vec![0; 2 * BLOCK_BYTES];
+        let offset = memory.as_ptr().align_offset(BLOCK_BYTES);
+        Self { memory, offset }
+    }
+
+    fn block(&mut self) -> &mut [u8] {
+        &mut self.memory[self.offset..self.offset + BLOCK_BYTES]
+    }
+}

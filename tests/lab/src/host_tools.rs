@@ -1,0 +1,92 @@
+//! Programs of this machine that the lab needs, and how they are started.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// Program and the Debian package that has it.
+const NEEDED: &[(&str, &str)] = &[
+    ("gcc", "gcc"),
+    ("make", "make"),
+    ("bison", "bison"),
+    ("flex", "flex"),
+    ("patch", "patch"),
+    ("python3", "python3"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+    ("strip", "binutils"),
+    ("dpkg-deb", "dpkg"),
+    ("qemu-img", "qemu-utils"),
+    ("unshare", "util-linux"),
+];
+
+fn present(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(program).is_file()))
+}
+
+/// Install by package name whatever is missing; say exactly what could not be had.
+pub fn ensure() -> Result<()> {
+    let missing: Vec<&str> = NEEDED.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let step = crate::progress::Step::start(format!("installing {}", missing.join(" ")));
+    // A machine whose lists are missing or old cannot find packages; refreshing is cheap.
+    let _ = Command::new("apt-get").args(["-qq", "update"]).stdout(Stdio::null()).status();
+    let installed = Command::new("apt-get")
+        .args(["-qq", "install", "-y", "--no-install-recommends"])
+        .args(&missing)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .output();
+    let absent: Vec<&str> = NEEDED.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect();
+    if !absent.is_empty() {
+        let why = match installed {
+            Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+            Err(error) => error.to_string(),
+        };
+        bail!("the lab needs the Debian packages {} and could not install them (it must run as root): {why}", absent.join(", "));
+    }
+    step.done();
+    Ok(())
+}
+
+/// Run a program to its end at low priority; its output goes to `log` and into the error.
+pub fn run(command: &mut Command, log: &Path) -> Result<()> {
+    let name = format!("{:?}", command.get_program());
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .status()
+        .with_context(|| format!("starting {name}"))?;
+    if !status.success() {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(20)..].join("\n");
+        bail!("{name} failed with {status}; the end of {}:\n{tail}", log.display());
+    }
+    Ok(())
+}
+
+/// Standard output of a program that must succeed.
+pub fn output(command: &mut Command) -> Result<Vec<u8>> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {:?}", command.get_program()))?;
+    if !output.status.success() {
+        bail!("{command:?} failed with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(output.stdout)
+}
+
+/// `nice program`: the machine's two cores are shared with compilers and emulators.
+pub fn nice(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("nice");
+    command.arg(program);
+    command
+}

@@ -1,0 +1,171 @@
+//! The lab as a whole: what it is made of, starting it, stopping it.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::agent::Agent;
+use crate::cache::{Cache, Key};
+use crate::images::Images;
+use crate::kernel::Kernel;
+use crate::machine::{Boot, MACHINES, Machine, Role, end_process};
+use crate::packages::Apt;
+use crate::progress::Step;
+use crate::tree::Tree;
+use crate::{host_tools, hypervisor, images, programs, switch};
+
+/// Everything that is needed to start machines, made if it was not in the cache.
+pub struct Lab {
+    cache: Cache,
+    run: PathBuf,
+}
+
+impl Lab {
+    /// The lab of this user's cache, running or not.
+    pub fn open() -> Result<Self> {
+        let cache = Cache::open()?;
+        let run = cache.path("run");
+        // A Unix socket's path has 108 bytes; QEMU would say so only in its log.
+        if run.as_os_str().len() > 80 {
+            bail!("{} is too long for Unix sockets; set {} to a shorter path", run.display(), crate::cache::CACHE_VARIABLE);
+        }
+        fs::create_dir_all(&run)?;
+        Ok(Self { cache, run })
+    }
+
+    /// Directory of sockets, logs and results.
+    pub fn run_directory(&self) -> &Path {
+        &self.run
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Agent of a running machine.
+    pub fn agent(&self, name: &str) -> Result<Agent> {
+        Machine::named(name)?.agent(&self.run)
+    }
+
+    /// Make what is missing and start what is not running.
+    pub fn up(&self, names: &[&str]) -> Result<()> {
+        let start = Instant::now();
+        host_tools::ensure()?;
+        let apt = Apt::open(&self.cache)?;
+        let tree = Tree::open(&self.cache, &apt)?;
+        let kernel = Kernel::open(&self.cache, &apt, &tree, &self.kernel_version(&apt)?)?;
+        let hypervisor = hypervisor::build(&self.cache, &apt)?;
+        let step = Step::start("the lab's own programs");
+        let directory = programs::build(&["xen-vusb-lab"])?;
+        step.done();
+        let images = images::build(&self.cache, &tree, &kernel, &directory)?;
+        self.start_switch(&directory)?;
+        for machine in MACHINES.iter().filter(|machine| names.is_empty() || names.contains(&machine.name)) {
+            if machine.pid(&self.run).is_some() {
+                eprintln!("lab: {}: already running", machine.name);
+                continue;
+            }
+            self.start(machine, &tree, &kernel, &hypervisor, &images)?;
+        }
+        eprintln!("lab: up after {:.1} s", start.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// The kernel's version, asked of apt once per set of package lists.
+    fn kernel_version(&self, apt: &Apt) -> Result<String> {
+        let remembered = self.cache.path("apt/kernel-version");
+        if let Ok(version) = fs::read_to_string(&remembered) {
+            return Ok(version);
+        }
+        let version = apt.kernel_version()?;
+        fs::write(&remembered, &version)?;
+        Ok(version)
+    }
+
+    /// Build the guest's kernel module if its sources have changed; its path.
+    pub fn guest_module(&self) -> Result<PathBuf> {
+        let apt = Apt::open(&self.cache)?;
+        let version = self.kernel_version(&apt)?;
+        crate::guest_module::build(&self.cache, &apt, &version)
+    }
+
+    fn start(&self, machine: &Machine, tree: &Tree, kernel: &Kernel, hypervisor: &Path, images: &Images) -> Result<()> {
+        let ramdisk = match machine.role {
+            Role::Host => &images.host,
+            Role::Exporter => &images.exporter,
+        };
+        // A snapshot fits the QEMU, the images and the command line that it was taken with.
+        let key = Key::new()
+            .with(machine.name)
+            .with_artefact(&tree.path)
+            .with_artefact(ramdisk.parent().context("image directory")?)
+            .with_artefact(hypervisor.parent().context("hypervisor directory")?)
+            .with(include_str!("machine.rs"));
+        let directory = self.cache.artefact(&format!("snapshot-{}", machine.name), key, |_| Ok(()))?;
+        let boot = Boot { tree, hypervisor, vmlinux: &kernel.vmlinux, ramdisk, state: directory.join("state.qcow2"), run: &self.run };
+        machine.start(&boot)
+    }
+
+    fn switch_pid(&self) -> Option<u32> {
+        let pid: u32 = fs::read_to_string(self.run.join("switch.pid")).ok()?.trim().parse().ok()?;
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        String::from_utf8_lossy(&command).contains("lab-switch").then_some(pid)
+    }
+
+    fn start_switch(&self, programs: &Path) -> Result<()> {
+        if self.switch_pid().is_some() {
+            return Ok(());
+        }
+        let log = fs::File::create(self.run.join("switch.log"))?;
+        let child = Command::new(programs.join("lab-switch"))
+            .arg(&self.run)
+            .args(MACHINES.iter().map(|machine| machine.name))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .context("starting the switch")?;
+        fs::write(self.run.join("switch.pid"), child.id().to_string())?;
+        let start = Instant::now();
+        while switch::control(&self.run, MACHINES[0].name).is_err() {
+            if start.elapsed() > Duration::from_secs(10) {
+                bail!("the switch does not answer: {}", fs::read_to_string(self.run.join("switch.log")).unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Stop every machine and the switch.
+    pub fn down(&self) -> Result<()> {
+        for machine in MACHINES {
+            machine.stop(&self.run)?;
+        }
+        if let Some(pid) = self.switch_pid() {
+            let _ = Command::new("kill").arg(pid.to_string()).status();
+            end_process(pid, || self.switch_pid().is_some())?;
+        }
+        eprintln!("lab: down");
+        Ok(())
+    }
+
+    /// Print machines and scenarios.
+    pub fn list(&self) {
+        for machine in MACHINES {
+            let state = match machine.pid(&self.run) {
+                Some(pid) => format!("running, process {pid}"),
+                None => "off".to_owned(),
+            };
+            println!("machine   {:<14} {:<11} {state}", machine.name, machine.ip());
+        }
+        for (name, what) in crate::scenario::SCENARIOS {
+            println!("scenario  {name:<14} {what}");
+        }
+    }
+}

@@ -9,7 +9,7 @@ use std::str::FromStr;
 ///
 /// Upper case is refused, not folded: TLS compares names without case, a policy file compares them
 /// with it, and a pool in which these two disagree is hard to debug.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct HostName(String);
 
 /// Why a text is no [`HostName`].

@@ -103,7 +103,7 @@ pub enum PoolError {
 }
 
 /// A pool that was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Pool {
     /// The CA's certificate, for everyone.
     pub ca_cert: PathBuf,
@@ -116,7 +116,7 @@ pub struct Pool {
 }
 
 /// A machine's files that were made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Issued {
     /// The machine.
     pub host: HostName,

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use session::{DeviceSelector, OnMigrate, ParseSelectorError};
+
+use crate::host_name::{HostName, HostNameError};
+use crate::pool;
+
+#[cfg(test)]
+mod tests;
+
+/// USB devices for Xen guests that stay with them through `xl migrate`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "xl-vusb",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "Exit status: 0 done; 1 vusbd said no, or check found a device that refuses; \
+                  2 it could not be asked (wrong arguments, vusbd not running)."
+)]
+pub struct Cli {
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// vusbd's control socket
+    #[arg(long, global = true, value_name = "PATH", default_value = control::DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make the pool's certificate authority, and certificates for its machines
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// List the exporters and whether they answer
+    Exporters,
+    /// List the devices of all exporters and who has them
+    Devices,
+    /// Attach a device to a running domain
+    Attach(Attach),
+    /// Detach the device at a port
+    Detach(Detach),
+    /// List what is attached to this host's domains
+    List,
+    /// Show all that vusbd knows: exporters, controllers, attachments
+    Status,
+    /// Say what a migration would do to each device of a domain; exit 1 if one would refuse
+    Check {
+        /// Domain id, name or uuid
+        domain: String,
+        /// Print only the devices that would refuse, a line each
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Check, then run `xl migrate`
+    ///
+    /// Plain `xl migrate` does the same hand-off. This only says beforehand what it would do, and
+    /// does not start a migration that a device refuses.
+    Migrate(Migrate),
+}
+
+/// The pool's certificates.
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Make the pool's certificate authority. Never overwrites one
+    Init {
+        /// Where to keep it; this directory is the pool's secret
+        #[arg(long, value_name = "DIR", default_value = pool::DEFAULT_DIR)]
+        dir: PathBuf,
+        /// The pool's name, for people who look at certificates
+        #[arg(long, value_name = "NAME", default_value = "default")]
+        name: String,
+    },
+    /// Make the certificate and key of one machine
+    Issue {
+        /// The machine's DNS name; its name in vusbd.toml and in exporters' policies
+        #[arg(value_name = "HOST", value_parser = HostName::from_str)]
+        host: HostName,
+        /// Where the pool's certificate authority is
+        #[arg(long, value_name = "DIR", default_value = pool::DEFAULT_DIR)]
+        dir: PathBuf,
+        /// Where to put ca.crt, host.crt and host.key [default: HOST in the pool's directory]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+}
+
+/// Arguments of `attach`.
+#[derive(Args, Debug)]
+pub struct Attach {
+    /// Domain id, name or uuid
+    pub domain: String,
+    /// EXPORTER/BUS-PORT (pi4/1-1.2) or EXPORTER/VID:PID[:SERIAL] (pi4/0951:1666)
+    #[arg(value_parser = DeviceName::from_str)]
+    pub device: DeviceName,
+    /// The domain's USB controller [default: the first with a free port]
+    #[arg(long, value_name = "N")]
+    pub controller: Option<u16>,
+    /// Its port, 1 to 31 [default: the first that is free]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=31))]
+    pub port: Option<u8>,
+    /// At a migration of a guest whose driver cannot resume: refuse it, replug the device, or risk
+    /// it [default: refuse for storage, else replug]
+    #[arg(long, value_name = "refuse|replug|risk", value_parser = parse_on_migrate)]
+    pub on_migrate: Option<OnMigrate>,
+}
+
+/// Arguments of `detach`.
+#[derive(Args, Debug)]
+pub struct Detach {
+    /// Domain id, name or uuid
+    pub domain: String,
+    /// The port, as `xl-vusb list` shows it
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=31))]
+    pub port: u8,
+    /// The domain's USB controller [default: the only one]
+    #[arg(long, value_name = "N")]
+    pub controller: Option<u16>,
+}
+
+/// Arguments of `migrate`.
+#[derive(Args, Debug)]
+pub struct Migrate {
+    /// Domain id or name
+    pub domain: String,
+    /// The host to move it to
+    pub host: String,
+    /// Options for `xl migrate`, after `--`
+    #[arg(last = true, value_name = "XL OPTIONS")]
+    pub xl_options: Vec<String>,
+}
+
+/// A device and the exporter that has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceName {
+    /// The exporter's name.
+    pub exporter: HostName,
+    /// The device there.
+    pub device: DeviceSelector,
+}
+
+/// Why a text is no [`DeviceName`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceNameError {
+    /// No exporter in front.
+    #[error("'{0}' names no exporter: write EXPORTER/{0}; xl-vusb devices lists what there is")]
+    NoExporter(String),
+    /// A name that no exporter can have.
+    #[error("exporter: {0}")]
+    Exporter(#[from] HostNameError),
+    /// What follows the slash.
+    #[error("{0}")]
+    Device(String),
+}
+
+impl From<ParseSelectorError> for DeviceNameError {
+    fn from(error: ParseSelectorError) -> Self {
+        Self::Device(error.to_string())
+    }
+}
+
+impl FromStr for DeviceName {
+    type Err = DeviceNameError;
+
+    fn from_str(s: &str) -> Result<Self, DeviceNameError> {
+        let (exporter, device) = s
+            .split_once('/')
+            .ok_or_else(|| DeviceNameError::NoExporter(s.to_owned()))?;
+        Ok(Self {
+            exporter: exporter.parse()?,
+            device: device.parse::<DeviceSelector>()?,
+        })
+    }
+}
+
+fn parse_on_migrate(s: &str) -> Result<OnMigrate, String> {
+    [OnMigrate::Refuse, OnMigrate::Replug, OnMigrate::Risk]
+        .into_iter()
+        .find(|policy| policy.to_string() == s)
+        .ok_or_else(|| "it is refuse, replug or risk".to_owned())
+}

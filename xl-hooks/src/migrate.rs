@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! `xl-vusb migrate`: a check in front of plain `xl migrate`.
+
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+
+use control::{Outcome, Request, Response};
+
+use crate::cli::Migrate;
+use crate::run::{Exit, RunError, ask};
+use crate::show;
+
+/// Why `xl migrate` was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// At least one device refuses.
+    #[error("{domain} was not migrated; {}", .refusals.join("; "))]
+    Refused {
+        /// The domain.
+        domain: String,
+        /// A line for each device, with the remedy.
+        refusals: Vec<String>,
+    },
+    /// There is no `xl`.
+    #[error("cannot run xl: {0}; is this the dom0 of a Xen host?")]
+    NoXl(#[source] std::io::Error),
+}
+
+impl MigrateError {
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Refused { .. } => Exit::No,
+            Self::NoXl(_) => Exit::NotAsked,
+        }
+    }
+}
+
+/// Checks, says what will happen to each device on `err`, and runs `xl migrate` with this process's
+/// standard streams.
+pub(crate) async fn run(
+    socket: &Path,
+    arguments: &Migrate,
+    err: &mut impl Write,
+) -> Result<Exit, RunError> {
+    let request = Request::Check {
+        domain: arguments.domain.clone(),
+    };
+    let response = ask(socket, &request).await?;
+    let Response::Check(forecasts) = &response else {
+        return Err(RunError::OtherAnswer);
+    };
+    if forecasts.iter().any(|f| f.outcome == Outcome::Refused) {
+        return Err(MigrateError::Refused {
+            domain: arguments.domain.clone(),
+            refusals: show::refusals(forecasts),
+        }
+        .into());
+    }
+    err.write_all(show::text(&response).as_bytes())?;
+    err.flush()?;
+    let status = xl_migrate(arguments).status().map_err(MigrateError::NoXl)?;
+    Ok(Exit::Xl(exit_status(status)))
+}
+
+fn xl_migrate(arguments: &Migrate) -> Command {
+    let mut command = Command::new("xl");
+    command
+        .arg("migrate")
+        .args(&arguments.xl_options)
+        .arg(&arguments.domain)
+        .arg(&arguments.host);
+    command
+}
+
+/// As a shell reports it: 128 and the signal's number where there was one.
+fn exit_status(status: ExitStatus) -> u8 {
+    let status = status
+        .code()
+        .or(status.signal().map(|signal| 128 + signal))
+        .unwrap_or(1);
+    u8::try_from(status).unwrap_or(1)
+}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! What the daemon answers, as text for people.
+
+use control::{
+    Attachment, Controller, ExportedDevice, ExporterStatus, Forecast, Outcome, Response, Status,
+};
+use session::{DeviceInfo, DeviceState, LeasePhase, OnMigrate, Speed};
+
+use crate::table::{Table, printable};
+
+#[cfg(test)]
+mod tests;
+
+/// `response` as lines of text, each with its newline. [`Response::Error`] is one line.
+pub fn text(response: &Response) -> String {
+    match response {
+        Response::Exporters(exporters) => exporter_table(exporters),
+        Response::Devices {
+            devices,
+            unreachable,
+        } => device_table(devices) + &unreachable_lines(unreachable),
+        Response::Attached(attachment) => format!(
+            "attached {}; on migration: {}\n",
+            place(attachment, "to"),
+            migration(attachment)
+        ),
+        Response::Detached(attachment) => format!("detached {}\n", place(attachment, "from")),
+        Response::Attachments(attachments) => attachment_table(attachments),
+        Response::Status(status) => status_text(status),
+        Response::Check(forecasts) => forecast_table(forecasts),
+        Response::Error(error) => printable(error) + "\n",
+    }
+}
+
+/// One line for each device that a migration would lose, with the remedy.
+pub fn refusals(forecasts: &[Forecast]) -> Vec<String> {
+    forecasts
+        .iter()
+        .filter(|forecast| forecast.outcome == Outcome::Refused)
+        .map(|forecast| {
+            format!(
+                "{}, controller {} port {}: {}",
+                described(&forecast.attachment),
+                forecast.attachment.controller,
+                forecast.attachment.port,
+                printable(&forecast.reason)
+            )
+        })
+        .collect()
+}
+
+fn exporter_table(exporters: &[ExporterStatus]) -> String {
+    if exporters.is_empty() {
+        return "no exporters: add an [[exporter]] to /etc/xen-vusb/vusbd.toml\n".into();
+    }
+    let mut table = Table::new(["EXPORTER", "ADDRESS", "STATE"]);
+    for exporter in exporters {
+        table.row([
+            exporter.name.clone(),
+            exporter.address.clone(),
+            exporter.error.clone().unwrap_or_else(|| "ok".into()),
+        ]);
+    }
+    table.render()
+}
+
+fn unreachable_lines(exporters: &[ExporterStatus]) -> String {
+    let line = |exporter: &ExporterStatus| {
+        format!(
+            "exporter {} ({}) does not answer: {}\n",
+            printable(&exporter.name),
+            printable(&exporter.address),
+            printable(exporter.error.as_deref().unwrap_or("no reason known"))
+        )
+    };
+    exporters.iter().map(line).collect()
+}
+
+fn device_table(devices: &[ExportedDevice]) -> String {
+    if devices.is_empty() {
+        return "no devices\n".into();
+    }
+    let mut table = Table::new(["DEVICE", "ID", "SERIAL", "SPEED", "STATE", "NAME"]);
+    for ExportedDevice { exporter, device } in devices {
+        table.row([
+            format!("{exporter}/{}", device.id),
+            id(device),
+            device.serial.clone().unwrap_or_else(|| "-".into()),
+            speed(device.speed).into(),
+            state(&device.state),
+            device.name.clone(),
+        ]);
+    }
+    table.render()
+}
+
+fn attachment_table(attachments: &[Attachment]) -> String {
+    if attachments.is_empty() {
+        return "nothing attached\n".into();
+    }
+    let mut table = Table::new([
+        "DOMAIN",
+        "DOMID",
+        "CTRL",
+        "PORT",
+        "DEVICE",
+        "ID",
+        "MIGRATION",
+        "PHASE",
+        "NAME",
+    ]);
+    for attachment in attachments {
+        table.row([
+            attachment.vm_name.clone(),
+            attachment.domid.to_string(),
+            attachment.controller.to_string(),
+            attachment.port.to_string(),
+            format!("{}/{}", attachment.exporter, attachment.device.id),
+            id(&attachment.device),
+            migration(attachment).into(),
+            phase(attachment.phase).into(),
+            attachment.device.name.clone(),
+        ]);
+    }
+    let notes: String = attachments.iter().filter_map(note).collect();
+    table.render() + &notes
+}
+
+fn status_text(status: &Status) -> String {
+    let counters: String = if status.attachments.is_empty() {
+        String::new()
+    } else {
+        let mut table = Table::new([
+            "DEVICE",
+            "URBS",
+            "ANSWERED",
+            "ERRORS",
+            "UNLINKED",
+            "BYTES OUT",
+            "BYTES IN",
+            "RECONNECTS",
+        ]);
+        for attachment in &status.attachments {
+            let counters = &attachment.counters;
+            table.row([
+                format!("{}/{}", attachment.exporter, attachment.device.id),
+                counters.urbs.to_string(),
+                counters.answered.to_string(),
+                counters.errors.to_string(),
+                counters.unlinked.to_string(),
+                counters.bytes_out.to_string(),
+                counters.bytes_in.to_string(),
+                counters.reconnects.to_string(),
+            ]);
+        }
+        format!("\n{}", table.render())
+    };
+    format!(
+        "vusbd {} on {}\n\n{}\n{}\n{}{counters}",
+        printable(&status.version),
+        printable(&status.host),
+        exporter_table(&status.exporters),
+        controller_table(&status.controllers),
+        attachment_table(&status.attachments),
+    )
+}
+
+fn controller_table(controllers: &[Controller]) -> String {
+    if controllers.is_empty() {
+        return "no controllers: a guest's config needs usbctrl=['type=pv,version=2,ports=4']\n"
+            .into();
+    }
+    let mut table = Table::new([
+        "DOMAIN", "DOMID", "CTRL", "PORTS", "FRONTEND", "BACKEND", "HAND-OFF", "RESUMES",
+    ]);
+    for controller in controllers {
+        table.row([
+            controller.vm_name.clone(),
+            controller.domid.to_string(),
+            controller.controller.to_string(),
+            controller.ports.to_string(),
+            controller.frontend.clone(),
+            controller.backend.clone(),
+            controller.hand_off.clone(),
+            if controller.frontend_resumes {
+                "yes"
+            } else {
+                "no"
+            }
+            .into(),
+        ]);
+    }
+    table.render()
+}
+
+fn forecast_table(forecasts: &[Forecast]) -> String {
+    if forecasts.is_empty() {
+        return "no devices attached: nothing stands in the way of a migration\n".into();
+    }
+    let mut table = Table::new(["DEVICE", "CTRL", "PORT", "OUTCOME", "WHY"]);
+    for forecast in forecasts {
+        table.row([
+            described(&forecast.attachment),
+            forecast.attachment.controller.to_string(),
+            forecast.attachment.port.to_string(),
+            match forecast.outcome {
+                Outcome::Seamless => "seamless",
+                Outcome::Replug => "replug",
+                Outcome::Refused => "refused",
+            }
+            .into(),
+            forecast.reason.clone(),
+        ]);
+    }
+    table.render()
+}
+
+fn place(attachment: &Attachment, preposition: &str) -> String {
+    format!(
+        "{} {preposition} {} (domain {}), controller {} port {}",
+        described(attachment),
+        printable(&attachment.vm_name),
+        attachment.domid,
+        attachment.controller,
+        attachment.port
+    )
+}
+
+/// `pi4/1-1.2 (Kingston DataTraveler)`.
+fn described(attachment: &Attachment) -> String {
+    let Attachment {
+        exporter, device, ..
+    } = attachment;
+    let name = if device.name.is_empty() {
+        id(device)
+    } else {
+        device.name.clone()
+    };
+    printable(&format!("{exporter}/{} ({name})", device.id))
+}
+
+fn note(attachment: &Attachment) -> Option<String> {
+    let note = attachment.note.as_deref()?;
+    Some(format!("{}: {}\n", described(attachment), printable(note)))
+}
+
+fn migration(attachment: &Attachment) -> &'static str {
+    if attachment.frontend_resumes {
+        return "seamless";
+    }
+    match attachment.on_migrate {
+        OnMigrate::Refuse => "refuse",
+        OnMigrate::Replug => "replug",
+        OnMigrate::Risk => "risk",
+    }
+}
+
+fn id(device: &DeviceInfo) -> String {
+    format!("{:04x}:{:04x}", device.vendor, device.product)
+}
+
+fn speed(speed: Speed) -> &'static str {
+    match speed {
+        Speed::Low => "low",
+        Speed::Full => "full",
+        Speed::High => "high",
+        Speed::Super => "super",
+    }
+}
+
+fn phase(phase: LeasePhase) -> &'static str {
+    match phase {
+        LeasePhase::Serving => "serving",
+        LeasePhase::Frozen => "frozen",
+        LeasePhase::Orphaned => "orphaned",
+        LeasePhase::Disconnected => "disconnected",
+    }
+}
+
+fn state(state: &DeviceState) -> String {
+    match state {
+        DeviceState::Free => "free".into(),
+        DeviceState::Leased { vm_name, .. } => format!("in use by {vm_name}"),
+        DeviceState::Unavailable { reason } => reason.clone(),
+    }
+}

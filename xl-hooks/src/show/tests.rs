@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+use control::Counters;
+use session::{DeviceId, VmUuid};
+
+use super::*;
+
+const VM: &str = "6f7d3c1e-8b0a-4f0e-9d6e-2a1b3c4d5e6f";
+
+fn stick() -> DeviceInfo {
+    DeviceInfo {
+        id: DeviceId("1-1.2".into()),
+        vendor: 0x0951,
+        product: 0x1666,
+        serial: Some("E0D55E".into()),
+        name: "Kingston DataTraveler".into(),
+        speed: Speed::High,
+        classes: vec![8],
+        state: DeviceState::Leased {
+            vm: VM.parse::<VmUuid>().unwrap(),
+            vm_name: "web".into(),
+        },
+    }
+}
+
+fn attachment() -> Attachment {
+    Attachment {
+        exporter: "pi4".into(),
+        device: stick(),
+        vm: VM.parse().unwrap(),
+        domid: 5,
+        vm_name: "web".into(),
+        controller: 0,
+        port: 1,
+        frontend_resumes: false,
+        on_migrate: OnMigrate::Refuse,
+        phase: LeasePhase::Serving,
+        note: None,
+        counters: Counters {
+            urbs: 1200,
+            answered: 1199,
+            errors: 1,
+            unlinked: 2,
+            bytes_out: 4096,
+            bytes_in: 65536,
+            reconnects: 0,
+        },
+    }
+}
+
+fn forecast(outcome: Outcome, reason: &str) -> Forecast {
+    Forecast {
+        attachment: attachment(),
+        outcome,
+        reason: reason.into(),
+    }
+}
+
+#[test]
+fn devices_show_who_has_them_and_who_is_silent() {
+    let mut scanner = stick();
+    scanner.id = DeviceId("1-3".into());
+    scanner.serial = None;
+    scanner.state = DeviceState::Free;
+    scanner.name = "Canon\u{1b}[31m LiDE".into();
+    let exported = |device| ExportedDevice {
+        exporter: "pi4".into(),
+        device,
+    };
+    let response = Response::Devices {
+        devices: vec![exported(stick()), exported(scanner)],
+        unreachable: vec![ExporterStatus {
+            name: "desk".into(),
+            address: "10.9.0.7:7420".into(),
+            error: Some("its certificate is not the pool's".into()),
+        }],
+    };
+    assert_eq!(
+        text(&response),
+        "\
+DEVICE     ID         SERIAL  SPEED  STATE          NAME
+pi4/1-1.2  0951:1666  E0D55E  high   in use by web  Kingston DataTraveler
+pi4/1-3    0951:1666  -       high   free           Canon?[31m LiDE
+exporter desk (10.9.0.7:7420) does not answer: its certificate is not the pool's
+"
+    );
+}
+
+#[test]
+fn a_list_shows_ports_as_detach_wants_them() {
+    let mut noted = attachment();
+    noted.note = Some("migration to xen2 refused: web has no resume callback".into());
+    noted.port = 12;
+    assert_eq!(
+        text(&Response::Attachments(vec![attachment(), noted])),
+        "\
+DOMAIN  DOMID  CTRL  PORT  DEVICE     ID         MIGRATION  PHASE    NAME
+web     5      0     1     pi4/1-1.2  0951:1666  refuse     serving  Kingston DataTraveler
+web     5      0     12    pi4/1-1.2  0951:1666  refuse     serving  Kingston DataTraveler
+pi4/1-1.2 (Kingston DataTraveler): migration to xen2 refused: web has no resume callback
+"
+    );
+}
+
+#[test]
+fn an_attachment_says_what_a_migration_will_do() {
+    assert_eq!(
+        text(&Response::Attached(Box::new(attachment()))),
+        "attached pi4/1-1.2 (Kingston DataTraveler) to web (domain 5), controller 0 port 1; \
+         on migration: refuse\n"
+    );
+    let mut resuming = attachment();
+    resuming.frontend_resumes = true;
+    assert!(text(&Response::Attached(Box::new(resuming))).ends_with("on migration: seamless\n"));
+    assert_eq!(
+        text(&Response::Detached(Box::new(attachment()))),
+        "detached pi4/1-1.2 (Kingston DataTraveler) from web (domain 5), controller 0 port 1\n"
+    );
+}
+
+#[test]
+fn a_check_names_device_outcome_and_remedy() {
+    let remedy = "the guest's driver cannot resume; install xen-vusb-dkms in it, or detach";
+    let forecasts = vec![
+        forecast(Outcome::Refused, remedy),
+        forecast(Outcome::Seamless, "the frontend resumes"),
+    ];
+    assert_eq!(
+        refusals(&forecasts),
+        [format!(
+            "pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: {remedy}"
+        )]
+    );
+    assert_eq!(
+        text(&Response::Check(forecasts)),
+        format!(
+            "\
+DEVICE                             CTRL  PORT  OUTCOME   WHY
+pi4/1-1.2 (Kingston DataTraveler)  0     1     refused   {remedy}
+pi4/1-1.2 (Kingston DataTraveler)  0     1     seamless  the frontend resumes
+"
+        )
+    );
+}
+
+#[test]
+fn a_status_has_all_four_parts() {
+    let status = Status {
+        version: "0.1.0".into(),
+        host: "xen1".into(),
+        exporters: vec![ExporterStatus {
+            name: "pi4".into(),
+            address: "10.9.0.7:7420".into(),
+            error: None,
+        }],
+        controllers: vec![Controller {
+            vm: VM.parse().unwrap(),
+            domid: 5,
+            vm_name: "web".into(),
+            controller: 0,
+            ports: 4,
+            frontend: "Connected".into(),
+            backend: "Connected".into(),
+            hand_off: "Serving".into(),
+            frontend_resumes: true,
+        }],
+        attachments: vec![attachment()],
+    };
+    assert_eq!(
+        text(&Response::Status(Box::new(status))),
+        "\
+vusbd 0.1.0 on xen1
+
+EXPORTER  ADDRESS        STATE
+pi4       10.9.0.7:7420  ok
+
+DOMAIN  DOMID  CTRL  PORTS  FRONTEND   BACKEND    HAND-OFF  RESUMES
+web     5      0     4      Connected  Connected  Serving   yes
+
+DOMAIN  DOMID  CTRL  PORT  DEVICE     ID         MIGRATION  PHASE    NAME
+web     5      0     1     pi4/1-1.2  0951:1666  refuse     serving  Kingston DataTraveler
+
+DEVICE     URBS  ANSWERED  ERRORS  UNLINKED  BYTES OUT  BYTES IN  RECONNECTS
+pi4/1-1.2  1200  1199      1       2         4096       65536     0
+"
+    );
+}
+
+#[test]
+fn nothing_is_said_in_words() {
+    let empty = [
+        (Response::Exporters(vec![]), "[[exporter]]"),
+        (Response::Attachments(vec![]), "nothing attached"),
+        (Response::Check(vec![]), "nothing stands in the way"),
+    ];
+    for (response, expected) in empty {
+        let text = text(&response);
+        assert!(text.contains(expected), "{text}");
+        assert_eq!(text.lines().count(), 1);
+    }
+}

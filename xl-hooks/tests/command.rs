@@ -1,0 +1,500 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The program itself, against a socket that speaks the daemon's types.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+
+use control::{Attachment, Counters, Forecast, Outcome, Request, Response};
+use session::control::Refusal;
+use session::{
+    DeviceId, DeviceInfo, DeviceSelector, DeviceState, LeasePhase, OnMigrate, Speed, VmUuid,
+};
+
+const VM: &str = "6f7d3c1e-8b0a-4f0e-9d6e-2a1b3c4d5e6f";
+
+/// A directory with a fake daemon's socket and, for `migrate` and the hooks, fake programs.
+struct Host(PathBuf);
+
+impl Host {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "xl-vusb-command-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let dir = std::env::temp_dir().join(name);
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("bin")).unwrap();
+        Self(dir)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("vusbd.sock")
+    }
+
+    /// Answers one caller with `response` and returns what it asked.
+    fn daemon(&self, response: Response) -> JoinHandle<Request> {
+        let listener = UnixListener::bind(self.socket()).unwrap();
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut asked = String::new();
+            BufReader::new(&stream).read_line(&mut asked).unwrap();
+            let mut answer = serde_json::to_vec(&response).unwrap();
+            answer.push(b'\n');
+            (&stream).write_all(&answer).unwrap();
+            serde_json::from_str(&asked).unwrap()
+        })
+    }
+
+    /// A program of this name on the path, a shell script. A child writes it: were it open for
+    /// writing here while another test forks, running it could fail with ETXTBSY.
+    fn program(&self, name: &str, script: &str) {
+        let path = self.0.join("bin").join(name);
+        let written = Command::new("sh")
+            .args(["-c", r#"printf '%s\n' "$1" >"$0" && chmod 755 "$0""#])
+            .arg(&path)
+            .arg(format!("#!/bin/sh\n{script}"))
+            .status()
+            .unwrap();
+        assert!(written.success());
+    }
+
+    fn run(&self, program: impl AsRef<Path>, arguments: &[&str]) -> Output {
+        let path = std::env::var("PATH").unwrap_or_default();
+        Command::new(program.as_ref())
+            .args(arguments)
+            .env("PATH", format!("{}:{path}", self.0.join("bin").display()))
+            .output()
+            .unwrap()
+    }
+
+    fn xl_vusb(&self, arguments: &[&str]) -> Output {
+        let socket = self.socket();
+        let mut all = vec!["--socket", socket.to_str().unwrap()];
+        all.extend(arguments);
+        self.run(env!("CARGO_BIN_EXE_xl-vusb"), &all)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+fn status(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn vm() -> VmUuid {
+    VM.parse().unwrap()
+}
+
+fn attachment() -> Attachment {
+    Attachment {
+        exporter: "pi4".into(),
+        device: DeviceInfo {
+            id: DeviceId("1-1.2".into()),
+            vendor: 0x0951,
+            product: 0x1666,
+            serial: None,
+            name: "Kingston DataTraveler".into(),
+            speed: Speed::High,
+            classes: vec![8],
+            state: DeviceState::Leased {
+                vm: vm(),
+                vm_name: "web".into(),
+            },
+        },
+        vm: vm(),
+        domid: 5,
+        vm_name: "web".into(),
+        controller: 0,
+        port: 1,
+        frontend_resumes: false,
+        on_migrate: OnMigrate::Refuse,
+        phase: LeasePhase::Serving,
+        note: None,
+        counters: Counters::default(),
+    }
+}
+
+fn check(outcome: Outcome) -> Response {
+    Response::Check(vec![Forecast {
+        attachment: attachment(),
+        outcome,
+        reason: "its driver cannot resume: install xen-vusb-dkms in web".into(),
+    }])
+}
+
+#[test]
+fn every_option_of_attach_reaches_the_daemon() {
+    let host = Host::new();
+    let daemon = host.daemon(Response::Attached(Box::new(attachment())));
+    let output = host.xl_vusb(&[
+        "attach",
+        "web",
+        "pi4/0951:1666",
+        "--controller",
+        "0",
+        "--port",
+        "1",
+        "--on-migrate",
+        "risk",
+    ]);
+    assert_eq!(status(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).starts_with("attached pi4/1-1.2 (Kingston DataTraveler) to web"));
+    assert_eq!(
+        daemon.join().unwrap(),
+        Request::Attach {
+            domain: "web".into(),
+            exporter: "pi4".into(),
+            device: DeviceSelector::Kind {
+                vendor: 0x0951,
+                product: 0x1666,
+                serial: None
+            },
+            controller: Some(0),
+            port: Some(1),
+            on_migrate: Some(OnMigrate::Risk),
+        }
+    );
+}
+
+#[test]
+fn every_other_command_asks_its_question() {
+    let questions = [
+        (
+            vec!["exporters"],
+            Response::Exporters(vec![]),
+            Request::Exporters,
+        ),
+        (
+            vec!["devices"],
+            Response::Devices {
+                devices: vec![],
+                unreachable: vec![],
+            },
+            Request::Devices,
+        ),
+        (vec!["list"], Response::Attachments(vec![]), Request::List),
+        (
+            vec!["detach", "web", "3", "--controller", "2"],
+            Response::Detached(Box::new(attachment())),
+            Request::Detach {
+                domain: "web".into(),
+                controller: Some(2),
+                port: 3,
+            },
+        ),
+        (
+            vec!["check", VM],
+            Response::Check(vec![]),
+            Request::Check { domain: VM.into() },
+        ),
+    ];
+    for (arguments, answer, question) in questions {
+        let host = Host::new();
+        let daemon = host.daemon(answer);
+        let output = host.xl_vusb(&arguments);
+        assert_eq!(status(&output), 0, "{arguments:?}: {}", stderr(&output));
+        assert_eq!(daemon.join().unwrap(), question);
+    }
+}
+
+#[test]
+fn a_refusal_is_one_line_and_status_1() {
+    let refusals = [
+        Refusal::UnknownDevice("1-9".into()).to_string(),
+        Refusal::Busy {
+            device: DeviceId("1-1.2".into()),
+            vm: vm(),
+            vm_name: "mail".into(),
+        }
+        .to_string(),
+        Refusal::Policy {
+            device: DeviceId("1-1.2".into()),
+            vm: vm(),
+            host: "xen1".into(),
+        }
+        .to_string(),
+        "domain web has no USB controller; add usbctrl=['type=pv,version=2,ports=4'] to its \
+         config, or run: xl usbctrl-attach web type=pv version=2 ports=4"
+            .to_owned(),
+        "port 1 of controller 0 is taken by pi4/1-3".to_owned(),
+    ];
+    for refusal in refusals {
+        let host = Host::new();
+        let _daemon = host.daemon(Response::Error(refusal.clone()));
+        let output = host.xl_vusb(&["attach", "web", "pi4/1-1.2"]);
+        assert_eq!(status(&output), 1);
+        assert_eq!(stderr(&output), format!("xl-vusb: {refusal}\n"));
+        assert_eq!(stdout(&output), "");
+    }
+}
+
+#[test]
+fn a_daemon_cannot_drive_the_terminal() {
+    let host = Host::new();
+    let _daemon = host.daemon(Response::Error("no\x1b]0;x\x07\nsecond line".into()));
+    let output = host.xl_vusb(&["list"]);
+    assert_eq!(stderr(&output), "xl-vusb: no?]0;x??second line\n");
+}
+
+#[test]
+fn without_a_daemon_the_remedy_is_named() {
+    let host = Host::new();
+    for arguments in [&["list"][..], &["migrate", "web", "xen2"]] {
+        let output = host.xl_vusb(arguments);
+        assert_eq!(status(&output), 2);
+        assert!(
+            stderr(&output).starts_with("xl-vusb: vusbd is not running: systemctl start vusbd"),
+            "{}",
+            stderr(&output)
+        );
+        assert_eq!(stderr(&output).lines().count(), 1);
+    }
+}
+
+#[test]
+fn an_answer_to_another_question_is_refused() {
+    let host = Host::new();
+    let _daemon = host.daemon(Response::Attachments(vec![]));
+    let output = host.xl_vusb(&["check", "web"]);
+    assert_eq!(status(&output), 2);
+    assert!(stderr(&output).contains("must be of one version"));
+}
+
+#[test]
+fn check_ends_with_1_only_when_something_refuses() {
+    for (outcome, expected) in [
+        (Outcome::Seamless, 0),
+        (Outcome::Replug, 0),
+        (Outcome::Refused, 1),
+    ] {
+        for json in [false, true] {
+            let host = Host::new();
+            let _daemon = host.daemon(check(outcome));
+            let mut arguments = vec!["check", "web"];
+            arguments.extend(json.then_some("--json"));
+            let output = host.xl_vusb(&arguments);
+            assert_eq!(status(&output), expected, "{outcome:?}");
+            assert!(stdout(&output).contains("install xen-vusb-dkms in web"));
+        }
+    }
+}
+
+#[test]
+fn a_quiet_check_prints_refusals_only() {
+    let host = Host::new();
+    let _daemon = host.daemon(check(Outcome::Refused));
+    let output = host.xl_vusb(&["check", "web", "--quiet"]);
+    assert_eq!(
+        stdout(&output),
+        "pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: \
+         its driver cannot resume: install xen-vusb-dkms in web\n"
+    );
+    let host = Host::new();
+    let _daemon = host.daemon(check(Outcome::Seamless));
+    assert_eq!(stdout(&host.xl_vusb(&["check", "-q", "web"])), "");
+}
+
+#[test]
+fn json_is_the_control_types_as_they_are() {
+    let host = Host::new();
+    let _daemon = host.daemon(Response::Attachments(vec![attachment()]));
+    let output = host.xl_vusb(&["list", "--json"]);
+    assert_eq!(status(&output), 0);
+    // Scripts read this: a change here is a change of the interface (docs/xl-vusb.md).
+    assert_eq!(
+        stdout(&output),
+        r#"{
+  "attachments": [
+    {
+      "exporter": "pi4",
+      "device": {
+        "id": "1-1.2",
+        "vendor": 2385,
+        "product": 5734,
+        "serial": null,
+        "name": "Kingston DataTraveler",
+        "speed": "high",
+        "classes": [
+          8
+        ],
+        "state": {
+          "leased": {
+            "vm": "6f7d3c1e-8b0a-4f0e-9d6e-2a1b3c4d5e6f",
+            "vm_name": "web"
+          }
+        }
+      },
+      "vm": "6f7d3c1e-8b0a-4f0e-9d6e-2a1b3c4d5e6f",
+      "domid": 5,
+      "vm_name": "web",
+      "controller": 0,
+      "port": 1,
+      "frontend_resumes": false,
+      "on_migrate": "refuse",
+      "phase": "serving",
+      "note": null,
+      "counters": {
+        "urbs": 0,
+        "answered": 0,
+        "errors": 0,
+        "unlinked": 0,
+        "bytes_out": 0,
+        "bytes_in": 0,
+        "reconnects": 0
+      }
+    }
+  ]
+}
+"#
+    );
+}
+
+#[test]
+fn errors_in_json_have_one_shape_whoever_found_them() {
+    let host = Host::new();
+    let missing = host.xl_vusb(&["list", "--json"]);
+    assert_eq!(status(&missing), 2);
+    let _daemon = host.daemon(Response::Error("no domain 'web'".into()));
+    let refused = host.xl_vusb(&["check", "web", "--json"]);
+    assert_eq!(status(&refused), 1);
+    assert_eq!(stdout(&refused), "{\n  \"error\": \"no domain 'web'\"\n}\n");
+    let missing: Response = serde_json::from_str(stdout(&missing)).unwrap();
+    assert!(matches!(missing, Response::Error(text) if text.starts_with("vusbd is not running")));
+}
+
+#[test]
+fn pool_commands_print_what_to_do_next() {
+    let host = Host::new();
+    let dir = host.0.join("pool");
+    let dir = dir.to_str().unwrap();
+    let output = host.xl_vusb(&["pool", "init", "--dir", dir, "--name", "lab"]);
+    assert_eq!(status(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).contains(&format!("next: xl-vusb pool issue HOST --dir {dir}")));
+    assert_eq!(stderr(&output), "");
+
+    let output = host.xl_vusb(&["pool", "issue", "xen1", "--dir", dir]);
+    assert_eq!(status(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).contains("copy them to /etc/xen-vusb/tls/ on xen1:"));
+    assert!(stdout(&output).contains(&format!("{dir}/xen1/host.key root@xen1:")));
+
+    let output = host.xl_vusb(&["pool", "init", "--dir", dir]);
+    assert_eq!(status(&output), 1);
+    assert_eq!(stderr(&output).lines().count(), 1);
+
+    let out = host.0.join("out");
+    let out = out.to_str().unwrap();
+    let output = host.xl_vusb(&[
+        "pool", "issue", "xen2", "--dir", dir, "--out", out, "--json",
+    ]);
+    let json: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
+    assert_eq!(json["issued"]["host"], "xen2");
+    assert_eq!(json["issued"]["dir"], out);
+    assert_eq!(json["issued"]["warnings"], serde_json::json!([]));
+}
+
+#[test]
+fn migrate_runs_plain_xl_when_nothing_refuses() {
+    let host = Host::new();
+    host.program(
+        "xl",
+        &format!("echo \"$@\" >{}/called; exit 7", host.0.display()),
+    );
+    let daemon = host.daemon(check(Outcome::Replug));
+    let output = host.xl_vusb(&["migrate", "web", "xen2", "--", "--debug", "-s", "ssh -p 2"]);
+    // xl's own status is passed on.
+    assert_eq!(status(&output), 7, "{}", stderr(&output));
+    assert!(matches!(daemon.join().unwrap(), Request::Check { domain } if domain == "web"));
+    let called = fs::read_to_string(host.0.join("called")).unwrap();
+    assert_eq!(called, "migrate --debug -s ssh -p 2 web xen2\n");
+    assert!(stderr(&output).contains("replug"));
+}
+
+#[test]
+fn migrate_does_not_start_what_a_device_refuses() {
+    let host = Host::new();
+    host.program("xl", &format!("touch {}/called", host.0.display()));
+    let _daemon = host.daemon(check(Outcome::Refused));
+    let output = host.xl_vusb(&["migrate", "web", "xen2"]);
+    assert_eq!(status(&output), 1);
+    assert_eq!(
+        stderr(&output),
+        "xl-vusb: web was not migrated; pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: \
+         its driver cannot resume: install xen-vusb-dkms in web\n"
+    );
+    assert!(!host.0.join("called").exists());
+}
+
+/// Runs a hook as XAPI does; `xl-vusb` on its path is ours with the test's socket.
+fn hook(host: &Host, name: &str) -> Output {
+    host.program(
+        "xl-vusb",
+        &format!(
+            "exec {} --socket {} \"$@\"",
+            env!("CARGO_BIN_EXE_xl-vusb"),
+            host.socket().display()
+        ),
+    );
+    let hook = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("xapi")
+        .join(name);
+    host.run(hook, &["-vmuuid", VM, "-reason", "source"])
+}
+
+#[test]
+fn the_pre_migrate_hook_aborts_only_what_is_refused() {
+    let host = Host::new();
+    let daemon = host.daemon(check(Outcome::Refused));
+    let output = hook(&host, "vm-pre-migrate");
+    assert_eq!(status(&output), 2);
+    assert!(
+        stdout(&output).starts_with("xen-vusb: pi4/1-1.2"),
+        "{}",
+        stdout(&output)
+    );
+    assert_eq!(daemon.join().unwrap(), Request::Check { domain: VM.into() });
+
+    let host = Host::new();
+    let _daemon = host.daemon(check(Outcome::Replug));
+    assert_eq!(status(&hook(&host, "vm-pre-migrate")), 0);
+
+    // Without vusbd: logged, and the migration goes on.
+    let output = hook(&Host::new(), "vm-pre-migrate");
+    assert_eq!(status(&output), 1);
+    assert!(stdout(&output).contains("systemctl start vusbd"));
+}
+
+#[test]
+fn the_post_migrate_hook_never_endangers_the_vm() {
+    for response in [None, Some(check(Outcome::Refused))] {
+        let host = Host::new();
+        host.program("logger", &format!("cat >{}/log", host.0.display()));
+        let daemon = response.map(|response| host.daemon(response));
+        assert_eq!(status(&hook(&host, "vm-post-migrate")), 0);
+        let log = fs::read_to_string(host.0.join("log")).unwrap();
+        let expected = if daemon.is_some() {
+            "pi4/1-1.2"
+        } else {
+            "not running"
+        };
+        assert!(log.contains(expected), "{log}");
+    }
+}

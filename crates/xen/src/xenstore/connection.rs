@@ -76,8 +76,6 @@ pub(super) enum Answer {
 struct Waiting {
     kind: MessageType,
     answer: Answer,
-    /// For a watch: that it was not among `watches` before, and must go if it is refused.
-    newly_watched: bool,
 }
 
 enum End {
@@ -211,25 +209,18 @@ impl Connection {
             Some((id, _)) => id,
             None => 0,
         };
-        let newly_watched = match &command.answer {
-            Answer::Watch { key, .. } => self.watches.insert(key.clone()),
-            _ => false,
-        };
-        self.enqueue(
-            command.request,
-            transaction_id,
-            command.answer,
-            newly_watched,
-        );
+        if let Answer::Watch { key, .. } = &command.answer
+            && !self.watches.insert(key.clone())
+        {
+            // xenstored would say so itself, the kernel's device would set it twice.
+            let exists = Failure::Refused(Errno::Exists);
+            answer(command.answer, self.generation, Err(exists));
+            return;
+        }
+        self.enqueue(command.request, transaction_id, command.answer);
     }
 
-    fn enqueue(
-        &mut self,
-        request: Request,
-        transaction_id: u32,
-        answer: Answer,
-        newly_watched: bool,
-    ) {
+    fn enqueue(&mut self, request: Request, transaction_id: u32, answer: Answer) {
         let id = self.free_id();
         let message = Message::new(request.kind, id, transaction_id, request.payload);
         self.outbox.push_back((id, message.to_bytes()));
@@ -238,7 +229,6 @@ impl Connection {
             Waiting {
                 kind: request.kind,
                 answer,
-                newly_watched,
             },
         );
     }
@@ -306,7 +296,7 @@ impl Connection {
             return;
         };
         match &waiting.answer {
-            Answer::Watch { key, .. } if result.is_err() && waiting.newly_watched => {
+            Answer::Watch { key, .. } if result.is_err() => {
                 self.watches.remove(key);
             }
             Answer::Unwatch { key, .. } if result.is_ok() => {
@@ -326,15 +316,22 @@ impl Connection {
         self.written_bytes = 0;
         self.to_set_again = 0;
         for (_, waiting) in std::mem::take(&mut self.waiting) {
-            if let (Answer::Watch { key, .. }, true) = (&waiting.answer, waiting.newly_watched) {
+            if let Answer::Watch { key, .. } = &waiting.answer {
                 self.watches.remove(key);
             }
-            answer(
-                waiting.answer,
-                self.generation,
-                Err(Failure::ConnectionLost),
-            );
+            self.fail_lost(waiting.answer);
         }
+    }
+
+    /// Answers a request for which there is no connection.
+    fn fail_lost(&mut self, lost: Answer) {
+        let result = match &lost {
+            // The watch went with the connection. All it takes is not to set it again.
+            Answer::Unwatch { key, .. } if self.watches.remove(key) => Ok(Vec::new()),
+            Answer::Unwatch { .. } => Err(Failure::Refused(Errno::NotFound)),
+            _ => Err(Failure::ConnectionLost),
+        };
+        answer(lost, self.generation, result);
     }
 
     /// Connects again, however long it takes; `None` when nobody holds a handle any more.
@@ -347,8 +344,7 @@ impl Connection {
                 tokio::select! {
                     () = &mut wait => break,
                     command = self.requests.recv() => {
-                        let command = command?;
-                        answer(command.answer, self.generation, Err(Failure::ConnectionLost));
+                        self.fail_lost(command?.answer);
                     }
                 }
             }
@@ -376,19 +372,20 @@ impl Connection {
                 kind: MessageType::Watch,
                 payload,
             };
-            self.enqueue(request, 0, Answer::Again(key), false);
+            self.enqueue(request, 0, Answer::Again(key));
         }
     }
 
     fn note_set_again(&mut self, key: Key, result: Result<Vec<u8>, Failure>) {
-        if let Err(Failure::Refused(errno)) = result {
-            // Somebody may have asked for the same watch anew meanwhile.
-            if errno != Errno::Exists {
-                self.watches.remove(&key);
-                let Key { path, token } = key;
-                self.events
-                    .push_notice(WatchEvent::Lost { path, token, errno });
-            }
+        if let Err(failure) = result {
+            self.watches.remove(&key);
+            let Key { path, token } = key;
+            let errno = match failure {
+                Failure::Refused(errno) => errno,
+                Failure::ConnectionLost | Failure::Protocol(_) => Errno::Io,
+            };
+            let lost = WatchEvent::Lost { path, token, errno };
+            self.events.push_notice(lost);
         }
         self.to_set_again -= 1;
         if self.to_set_again == 0 {

@@ -26,7 +26,7 @@ pub enum WatchEvent {
         token: String,
     },
     /// The connection broke and is back, and all watches are set again. Each of them also gives
-    /// an event on its own path. Transactions are gone.
+    /// an event on its own path, before or after this. Transactions are gone.
     Reconnected,
     /// After a reconnection this watch could not be set again.
     Lost {

@@ -1,0 +1,467 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The frontend's machine: URBs, request ids, ports. No I/O and no clock.
+//!
+//! Who owns one calls, in this order: [`Front::handle_response`] and [`Front::handle_event`] for
+//! what the rings hold, [`Front::next_request`] while the URB ring has room, then
+//! [`Front::next_completion`], [`Front::next_port_change`] and [`Front::next_violation`] until
+//! each is `None`.
+//!
+//! It has the habits of Linux's `xen-hcd` that a backend depends on: sixteen ids, the one freed
+//! last is used first; an unlink takes an id of its own; an event whose speed is the known one is
+//! ignored; a broken protocol stops it for good.
+
+mod ids;
+mod ports;
+mod urbs;
+mod violation;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+use usbif::{
+    BadConnResponse, ConnResponse, PortNumber, RingCorrupt, Speed, UrbKind, UrbRequest,
+    UrbResponse, UrbStatus,
+};
+
+pub use ports::PortChange;
+pub use urbs::UrbHandle;
+pub use violation::Violation;
+
+use ids::{IdTable, IdUse};
+use ports::Ports;
+use urbs::{Progress, Unlinking, Urbs};
+
+/// A URB to be carried out.
+#[derive(Clone, Copy, Debug)]
+pub struct Submission {
+    /// The controller's port that the device hangs on, directly or through hubs.
+    pub root_port: PortNumber,
+    /// What to send. Its id is set when it goes out.
+    pub request: UrbRequest,
+    /// Comes back in the completion.
+    pub tag: u64,
+}
+
+/// Why a URB is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// Nothing is plugged into the port.
+    #[error("no device on port {0}")]
+    NoDevice(PortNumber),
+    /// The domain is being suspended.
+    #[error("the controller is frozen for a suspend")]
+    Frozen,
+    /// The backend broke the protocol, or the controller was shut down.
+    #[error("the controller is dead")]
+    Dead,
+}
+
+/// How a URB failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum TransferError {
+    /// No such device (`-ENODEV`).
+    #[error("no such device")]
+    NoDevice,
+    /// The backend found the request senseless (`-EINVAL`).
+    #[error("invalid request")]
+    Invalid,
+    /// The endpoint stalled (`-EPIPE`).
+    #[error("endpoint stalled")]
+    Stall,
+    /// The transfer failed on the bus (`-EPROTO`).
+    #[error("transfer failed")]
+    Io,
+    /// The device sent more than was asked for (`-EOVERFLOW`).
+    #[error("device sent too much")]
+    Babble,
+    /// Fewer bytes than asked for, where that is an error (`-EREMOTEIO`).
+    #[error("transfer too short")]
+    Short,
+    /// It was unlinked (`-ECONNRESET`).
+    #[error("unlinked")]
+    Unlinked,
+    /// The controller or the device is going away (`-ESHUTDOWN`).
+    #[error("controller shut down")]
+    Shutdown,
+}
+
+/// What became of a URB. Every URB that was taken gets exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// Which.
+    pub urb: UrbHandle,
+    /// As submitted.
+    pub tag: u64,
+    /// How it went.
+    pub result: Result<(), TransferError>,
+    /// Bytes transferred, at most the buffer's length. Counts also after an error.
+    pub actual_length: usize,
+}
+
+/// What has been counted since the machine was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// URBs completed.
+    pub completed: u64,
+    /// URBs completed with an error other than having been unlinked.
+    pub failed: u64,
+    /// Unlink requests sent.
+    pub unlinks: u64,
+    /// Devices plugged in.
+    pub connects: u64,
+    /// Devices pulled out.
+    pub disconnects: u64,
+    /// Events ignored because they told nothing new.
+    pub events_ignored: u64,
+    /// Breaches of the protocol by the backend.
+    pub violations: u64,
+}
+
+/// The frontend's machine. See the module.
+#[derive(Debug)]
+pub struct Front {
+    urbs: Urbs,
+    ids: IdTable,
+    to_submit: VecDeque<UrbHandle>,
+    to_unlink: VecDeque<UrbHandle>,
+    completions: VecDeque<Completion>,
+    ports: Ports,
+    violations: VecDeque<Violation>,
+    counters: Counters,
+    /// URBs sent and not answered.
+    in_flight: u32,
+    frozen: bool,
+    dead: bool,
+}
+
+impl Front {
+    /// A controller with `num_ports` empty ports, 1 to 31.
+    pub fn new(num_ports: u8) -> Self {
+        Self {
+            urbs: Urbs::default(),
+            ids: IdTable::new(),
+            to_submit: VecDeque::with_capacity(64),
+            to_unlink: VecDeque::with_capacity(64),
+            completions: VecDeque::with_capacity(64),
+            ports: Ports::new(num_ports),
+            violations: VecDeque::new(),
+            counters: Counters::default(),
+            in_flight: 0,
+            frozen: false,
+            dead: false,
+        }
+    }
+
+    /// Takes a URB. It waits for a free id if need be.
+    ///
+    /// # Errors
+    /// [`SubmitError`]; there will be no completion then.
+    pub fn submit(&mut self, submission: Submission) -> Result<UrbHandle, SubmitError> {
+        if self.dead {
+            return Err(SubmitError::Dead);
+        }
+        if self.frozen {
+            return Err(SubmitError::Frozen);
+        }
+        if self.ports.speed(submission.root_port) == Speed::None {
+            return Err(SubmitError::NoDevice(submission.root_port));
+        }
+        let urb = self.urbs.insert(submission);
+        self.to_submit.push_back(urb);
+        Ok(urb)
+    }
+
+    /// Asks for a URB back. It completes with [`TransferError::Unlinked`], but with the bytes that
+    /// were transferred, also when it was done before the backend saw the unlink. False: it has
+    /// completed already, or is being unlinked.
+    pub fn unlink(&mut self, urb: UrbHandle) -> bool {
+        let Some(entry) = self.urbs.get_mut(urb) else {
+            return false;
+        };
+        if entry.unlinking != Unlinking::No {
+            return false;
+        }
+        entry.unlinking = Unlinking::Queued;
+        match entry.progress {
+            Progress::Queued => self.complete(urb, Err(TransferError::Unlinked), 0),
+            Progress::InFlight(_) => self.to_unlink.push_back(urb),
+        }
+        true
+    }
+
+    /// Asks for every URB back.
+    pub fn unlink_all(&mut self) {
+        self.unlink_where(|_| true);
+    }
+
+    fn unlink_where(&mut self, matches: impl Fn(&Submission) -> bool) {
+        for index in 0..self.urbs.capacity() {
+            if let Some((urb, submission)) = self.urbs.at(index)
+                && matches(submission)
+            {
+                self.unlink(urb);
+            }
+        }
+    }
+
+    /// The next request to push. Call it only while the URB ring has a free slot.
+    ///
+    /// With a slot but no id, ids have been lost: `xen-hcd` runs off its table then. Here it is a
+    /// [`Violation`] that ends the controller.
+    pub fn next_request(&mut self) -> Option<UrbRequest> {
+        if self.dead {
+            return None;
+        }
+        // An unlink first: whoever asked for it waits.
+        while let Some(urb) = self.to_unlink.pop_front() {
+            // Gone when the URB was answered meanwhile.
+            let Some(entry) = self.urbs.get_mut(urb) else {
+                continue;
+            };
+            let Progress::InFlight(victim) = entry.progress else {
+                continue;
+            };
+            entry.unlinking = Unlinking::Sent;
+            let pipe = entry.submission.request.pipe.with_unlink();
+            let kind = UrbKind::Unlink { id: victim };
+            let id = self.take_id(IdUse::Unlink)?;
+            self.counters.unlinks += 1;
+            // Without segments there is nothing to be refused.
+            return UrbRequest::new(id, pipe, 0, kind, &[]).ok();
+        }
+        while let Some(urb) = self.to_submit.pop_front() {
+            if self.urbs.get_mut(urb).is_none() {
+                continue;
+            }
+            let id = self.take_id(IdUse::Urb(urb))?;
+            let entry = self.urbs.get_mut(urb)?;
+            entry.progress = Progress::InFlight(id);
+            self.in_flight += 1;
+            let mut request = entry.submission.request;
+            request.id = id;
+            return Some(request);
+        }
+        None
+    }
+
+    fn take_id(&mut self, usage: IdUse) -> Option<u16> {
+        let id = self.ids.take(usage);
+        if id.is_none() {
+            self.violate(Violation::IdsExhausted);
+        }
+        id
+    }
+
+    /// Whether [`next_request`](Self::next_request) has something to send.
+    pub fn has_requests(&self) -> bool {
+        !self.dead && (!self.to_unlink.is_empty() || !self.to_submit.is_empty())
+    }
+
+    /// A response from the URB ring.
+    pub fn handle_response(&mut self, response: UrbResponse) {
+        if self.dead {
+            return;
+        }
+        let urb = match self.ids.release(response.id) {
+            IdUse::Free => return self.violate(Violation::UnknownId(response.id)),
+            IdUse::Unlink => return,
+            IdUse::Urb(urb) => urb,
+        };
+        self.in_flight -= 1;
+        let Some(entry) = self.urbs.get_mut(urb) else {
+            return;
+        };
+        let request = entry.submission.request;
+        let unlinked = entry.unlinking != Unlinking::No;
+        let mut actual_length = response.actual_length as usize;
+        if actual_length > request.buffer_len() {
+            actual_length = request.buffer_len();
+            self.violate(Violation::LengthBeyondBuffer {
+                actual: response.actual_length,
+                buffer: request.buffer_len() as u32,
+            });
+        }
+        if !response.status.is_defined() {
+            self.violate(Violation::UndefinedStatus(response.status.0));
+        }
+        let short = request.short_not_ok() && actual_length < request.buffer_len();
+        let result = match translate(response.status) {
+            _ if unlinked => Err(TransferError::Unlinked),
+            // What Linux's __usb_hcd_giveback_urb does.
+            Ok(()) if short => Err(TransferError::Short),
+            result => result,
+        };
+        self.complete(urb, result, actual_length);
+    }
+
+    /// An event from the connection ring.
+    pub fn handle_event(&mut self, event: Result<ConnResponse, BadConnResponse>) {
+        if self.dead {
+            return;
+        }
+        let event = match event {
+            Ok(event) => event,
+            Err(bad) => return self.violate(Violation::BadEvent(bad)),
+        };
+        if event.port.get() > self.ports.count() {
+            return self.violate(Violation::NoSuchPort(event.port));
+        }
+        let Some(change) = self.ports.set_speed(event.port, event.speed) else {
+            self.counters.events_ignored += 1;
+            return;
+        };
+        if change.was != Speed::None {
+            self.counters.disconnects += 1;
+            // The USB core takes back what was submitted to the device.
+            self.unlink_where(|submission| submission.root_port == event.port);
+        }
+        if change.now != Speed::None {
+            self.counters.connects += 1;
+        }
+    }
+
+    /// One of the rings has an impossible index.
+    pub fn handle_corrupt_ring(&mut self, corrupt: RingCorrupt) {
+        self.violate(Violation::RingCorrupt(corrupt));
+    }
+
+    /// A grant was still mapped after the response to the request that it belonged to.
+    pub fn handle_grant_in_use(&mut self) {
+        self.violate(Violation::GrantInUse);
+    }
+
+    /// The next finished URB.
+    pub fn next_completion(&mut self) -> Option<Completion> {
+        self.completions.pop_front()
+    }
+
+    /// The completion of this URB, if it has finished; the others stay in order.
+    pub fn take_completion(&mut self, urb: UrbHandle) -> Option<Completion> {
+        let at = self.completions.iter().position(|done| done.urb == urb)?;
+        self.completions.remove(at)
+    }
+
+    /// The next change on a port.
+    pub fn next_port_change(&mut self) -> Option<PortChange> {
+        self.ports.next_change()
+    }
+
+    /// The next breach of the protocol.
+    pub fn next_violation(&mut self) -> Option<Violation> {
+        self.violations.pop_front()
+    }
+
+    /// Before a suspend: takes no more URBs and asks for all of them back. Then wait until
+    /// [`in_flight`](Self::in_flight) is zero, as the USB core does; it does not wait for the
+    /// answers to the unlinks themselves.
+    pub fn freeze(&mut self) {
+        self.frozen = true;
+        self.unlink_all();
+    }
+
+    /// After a suspend, cancelled or not: takes URBs again.
+    pub fn thaw(&mut self) {
+        self.frozen = false;
+    }
+
+    /// The rings are new, and the driver cleans its table, which `xen-hcd` does not: all ids are
+    /// free, and what was in flight on the old ring is given back as
+    /// [`TransferError::Shutdown`]. URBs that have not been sent yet go out on the new ring.
+    pub fn start_over(&mut self) {
+        self.to_unlink.clear();
+        for id in self.ids.release_all() {
+            if let IdUse::Urb(urb) = id
+                && let Some(entry) = self.urbs.get_mut(urb)
+            {
+                let error = match entry.unlinking {
+                    Unlinking::No => TransferError::Shutdown,
+                    Unlinking::Queued | Unlinking::Sent => TransferError::Unlinked,
+                };
+                self.complete(urb, Err(error), 0);
+            }
+        }
+        self.in_flight = 0;
+    }
+
+    /// The controller goes away: gives everything back as [`TransferError::Shutdown`].
+    pub fn shut_down(&mut self) {
+        self.start_over();
+        while let Some(urb) = self.to_submit.pop_front() {
+            self.complete(urb, Err(TransferError::Shutdown), 0);
+        }
+        self.dead = true;
+    }
+
+    /// URBs that have been sent and not answered.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// Unlink requests that have been sent and not answered.
+    pub fn unlinks_unanswered(&self) -> u32 {
+        self.ids.used() - self.in_flight
+    }
+
+    /// Whether the backend broke the protocol for good, or the controller was shut down.
+    pub fn is_dead(&self) -> bool {
+        self.dead
+    }
+
+    /// The ports of the controller.
+    pub fn port_count(&self) -> u8 {
+        self.ports.count()
+    }
+
+    /// What is plugged into a port.
+    pub fn speed(&self, port: PortNumber) -> Speed {
+        self.ports.speed(port)
+    }
+
+    /// What has been counted so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn complete(
+        &mut self,
+        urb: UrbHandle,
+        result: Result<(), TransferError>,
+        actual_length: usize,
+    ) {
+        let Some(submission) = self.urbs.remove(urb) else {
+            return;
+        };
+        self.counters.completed += 1;
+        if result.is_err_and(|error| error != TransferError::Unlinked) {
+            self.counters.failed += 1;
+        }
+        let tag = submission.tag;
+        self.completions.push_back(Completion {
+            urb,
+            tag,
+            result,
+            actual_length,
+        });
+    }
+
+    fn violate(&mut self, violation: Violation) {
+        self.counters.violations += 1;
+        self.dead |= violation.is_fatal();
+        self.violations.push_back(violation);
+    }
+}
+
+/// What `xenhcd_translate_status` makes of a status.
+fn translate(status: UrbStatus) -> Result<(), TransferError> {
+    Err(match status {
+        UrbStatus::OK => return Ok(()),
+        UrbStatus::NODEV => TransferError::NoDevice,
+        UrbStatus::INVAL => TransferError::Invalid,
+        UrbStatus::STALL => TransferError::Stall,
+        UrbStatus::IOERROR => TransferError::Io,
+        UrbStatus::BABBLE => TransferError::Babble,
+        _ => TransferError::Shutdown,
+    })
+}

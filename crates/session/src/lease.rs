@@ -1,2 +1,515 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! The exporter's leases: who holds which device, under which epoch.
+//!
+//! A [`LeaseTable`] decides, and remembers; it executes nothing. Whoever drives it saves
+//! [`LeaseTable::saved`] before answering a change, and loads it with [`LeaseTable::restore`].
+//!
+//! Epochs come from one counter for all devices, so that no epoch is ever used twice, not even for
+//! a device that was released and lent again. A restored table raises the epoch of every lease:
+//! what was in flight before is unknown now, so nobody can resume; the holder of before may claim.
+//!
+//! Times are milliseconds of any clock that does not go backwards.
+
+mod policy;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use policy::{Allow, Match, Policy};
+
+use crate::control::{Acquire, Refusal};
+use crate::frame::MAX_COOKIE_LEN;
+use crate::{
+    DeviceId, DeviceInfo, DeviceState, Epoch, Holder, Lease, LeasePhase, OnMigrate, VmUuid,
+};
+
+/// Longest name of a VM, in bytes.
+pub const MAX_VM_NAME_LEN: usize = 256;
+/// Longest note, in bytes.
+pub const MAX_NOTE_LEN: usize = 1000;
+/// Ports of a controller are 1 to this.
+pub const MAX_PORT: u8 = 31;
+
+/// What of the table survives a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Saved {
+    /// The last epoch given out.
+    pub epoch: Epoch,
+    /// All leases, one per device.
+    pub leases: Vec<Lease>,
+}
+
+/// Somebody at a device connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimant<'a> {
+    /// The host, from its certificate.
+    pub host: &'a str,
+    /// The VM's domid there.
+    pub domid: u16,
+    /// For which VM.
+    pub vm: VmUuid,
+}
+
+impl Claimant<'_> {
+    fn is(&self, holder: &Holder) -> bool {
+        self.host == holder.host && self.domid == holder.domid
+    }
+}
+
+/// The holder's news about its guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The guest is suspended.
+    Freeze,
+    /// It is not, after all.
+    Thaw,
+    /// Its domain is gone.
+    Orphan,
+    /// Nobody is connected any more.
+    Disconnect,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    lease: Lease,
+    /// The guest is suspended, whatever happens to the connection.
+    frozen: bool,
+    /// When an orphan is released.
+    deadline_ms: Option<u64>,
+}
+
+/// The table; see the module's documentation.
+#[derive(Clone, Debug)]
+pub struct LeaseTable {
+    policy: Policy,
+    hold_ms: u64,
+    epoch: Epoch,
+    entries: BTreeMap<DeviceId, Entry>,
+    changes: u64,
+}
+
+impl LeaseTable {
+    /// A table without leases. An orphaned lease is released after `hold_ms`.
+    pub fn new(policy: Policy, hold_ms: u64) -> Self {
+        Self {
+            policy,
+            hold_ms,
+            epoch: Epoch::default(),
+            entries: BTreeMap::new(),
+            changes: 0,
+        }
+    }
+
+    /// A table with the leases of before. Nobody is connected; the hold time of orphans starts anew.
+    pub fn restore(policy: Policy, hold_ms: u64, saved: Saved, now_ms: u64) -> Self {
+        let mut table = Self::new(policy, hold_ms);
+        let highest = saved.leases.iter().map(|l| l.epoch).max();
+        table.epoch = saved.epoch.max(highest.unwrap_or_default());
+        for mut lease in saved.leases {
+            lease.epoch = table.raise();
+            let orphaned = lease.phase == LeasePhase::Orphaned;
+            if !orphaned {
+                lease.phase = LeasePhase::Disconnected;
+            }
+            let entry = Entry {
+                frozen: orphaned,
+                deadline_ms: orphaned.then(|| now_ms.saturating_add(hold_ms)),
+                lease,
+            };
+            table.entries.insert(entry.lease.device.id.clone(), entry);
+        }
+        table
+    }
+
+    /// What to save.
+    pub fn saved(&self) -> Saved {
+        Saved {
+            epoch: self.epoch,
+            leases: self.leases().cloned().collect(),
+        }
+    }
+
+    /// Counts the changes worth saving. As long as it stays the same, so does what is saved, but
+    /// for the phases of connected holders, which mean nothing after a restart.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// All leases.
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.entries.values().map(|e| &e.lease)
+    }
+
+    /// The lease of a device.
+    pub fn get(&self, device: &DeviceId) -> Option<&Lease> {
+        self.entries.get(device).map(|e| &e.lease)
+    }
+
+    /// Of `devices`, those that `host` may see, with their state.
+    pub fn visible_devices(&self, devices: &[DeviceInfo], host: &str) -> Vec<DeviceInfo> {
+        let visible = devices.iter().filter(|d| self.policy.may_see(d, host));
+        visible.map(|d| self.with_state(d)).collect()
+    }
+
+    /// The leases that `host` may see, of one VM or of all.
+    pub fn visible_leases(&self, vm: Option<VmUuid>, host: &str) -> Vec<Lease> {
+        self.leases()
+            .filter(|l| vm.is_none_or(|vm| vm == l.vm) && self.may_see_lease(l, host))
+            .cloned()
+            .collect()
+    }
+
+    /// Whether `host` may know of this lease.
+    pub fn may_see_lease(&self, lease: &Lease, host: &str) -> bool {
+        self.policy.allows(&lease.device, lease.vm, host)
+    }
+
+    fn with_state(&self, device: &DeviceInfo) -> DeviceInfo {
+        let mut device = device.clone();
+        if let Some(lease) = self.get(&device.id) {
+            device.state = DeviceState::Leased {
+                vm: lease.vm,
+                vm_name: lease.vm_name.clone(),
+            };
+        }
+        device
+    }
+
+    /// Lends one of `devices`, which are those that are plugged in. Asking again for what one has
+    /// at the same port answers the same lease.
+    pub fn acquire(
+        &mut self,
+        wanted: &Acquire,
+        host: &str,
+        devices: &[DeviceInfo],
+    ) -> Result<Lease, Refusal> {
+        check_limits(wanted)?;
+        let mut matching = devices.iter().filter(|d| wanted.device.matches(d));
+        let device = match (matching.next(), matching.count()) {
+            (None, _) => return Err(Refusal::UnknownDevice(wanted.device.to_string())),
+            (Some(device), 0) => device,
+            (Some(_), others) => {
+                return Err(Refusal::Ambiguous {
+                    selector: wanted.device.to_string(),
+                    count: others + 1,
+                });
+            }
+        };
+        self.check_policy(device, wanted.vm, host)?;
+        if let Some(lease) = self.get(&device.id) {
+            let same = lease.vm == wanted.vm
+                && lease.controller == wanted.controller
+                && lease.port == wanted.port;
+            return match same {
+                true => Ok(lease.clone()),
+                false => Err(Refusal::Busy {
+                    device: device.id.clone(),
+                    vm: lease.vm,
+                    vm_name: lease.vm_name.clone(),
+                }),
+            };
+        }
+        if let DeviceState::Unavailable { reason } = &device.state {
+            return Err(Refusal::Unavailable {
+                device: device.id.clone(),
+                reason: reason.clone(),
+            });
+        }
+        self.check_port(wanted)?;
+        Ok(self.lend(device, wanted, host))
+    }
+
+    fn lend(&mut self, device: &DeviceInfo, wanted: &Acquire, host: &str) -> Lease {
+        let mut device = device.clone();
+        device.state = DeviceState::Leased {
+            vm: wanted.vm,
+            vm_name: wanted.vm_name.clone(),
+        };
+        let lease = Lease {
+            vm: wanted.vm,
+            vm_name: wanted.vm_name.clone(),
+            controller: wanted.controller,
+            port: wanted.port,
+            epoch: self.raise(),
+            holder: Holder {
+                host: host.to_owned(),
+                domid: wanted.domid,
+            },
+            phase: LeasePhase::Disconnected,
+            on_migrate: wanted
+                .on_migrate
+                .unwrap_or_else(|| OnMigrate::default_for(&device)),
+            frontend_resumes: false,
+            cookie: Vec::new(),
+            note: None,
+            device,
+        };
+        let entry = Entry {
+            lease: lease.clone(),
+            frozen: false,
+            deadline_ms: None,
+        };
+        self.entries.insert(lease.device.id.clone(), entry);
+        lease
+    }
+
+    /// Takes a lease over under a new epoch. Refused where somebody else did so since `seen`; a
+    /// claim whose answer was lost may be repeated.
+    pub fn claim(
+        &mut self,
+        device: &DeviceId,
+        by: &Claimant<'_>,
+        frontend_resumes: bool,
+        seen: Epoch,
+    ) -> Result<Epoch, Refusal> {
+        let lease = &self.checked(device, by.vm, by.host)?.lease;
+        let own = seen < lease.epoch && by.is(&lease.holder);
+        if seen != lease.epoch && !own {
+            return Err(fenced(seen, lease));
+        }
+        let epoch = self.raise();
+        let entry = self.checked(device, by.vm, by.host)?;
+        entry.frozen = false;
+        entry.deadline_ms = None;
+        let lease = &mut entry.lease;
+        lease.epoch = epoch;
+        lease.phase = LeasePhase::Serving;
+        lease.frontend_resumes = frontend_resumes;
+        lease.holder = Holder {
+            host: by.host.to_owned(),
+            domid: by.domid,
+        };
+        Ok(epoch)
+    }
+
+    /// The holder is back under the same epoch.
+    pub fn resume(
+        &mut self,
+        device: &DeviceId,
+        by: &Claimant<'_>,
+        frontend_resumes: bool,
+        epoch: Epoch,
+    ) -> Result<(), Refusal> {
+        let entry = self.checked(device, by.vm, by.host)?;
+        if epoch != entry.lease.epoch || !by.is(&entry.lease.holder) {
+            return Err(fenced(epoch, &entry.lease));
+        }
+        entry.lease.frontend_resumes = frontend_resumes;
+        // An orphan stays one: its domain does not come back with the connection.
+        if entry.deadline_ms.is_none() {
+            entry.lease.phase = match entry.frozen {
+                true => LeasePhase::Frozen,
+                false => LeasePhase::Serving,
+            };
+        }
+        Ok(())
+    }
+
+    /// Gives a device back.
+    pub fn release(
+        &mut self,
+        device: &DeviceId,
+        vm: VmUuid,
+        host: &str,
+        epoch: Epoch,
+    ) -> Result<Lease, Refusal> {
+        let lease = &self.checked(device, vm, host)?.lease;
+        if epoch != lease.epoch {
+            return Err(fenced(epoch, lease));
+        }
+        self.remove(device).ok_or_else(|| Refusal::NoLease {
+            device: device.clone(),
+            vm,
+        })
+    }
+
+    /// Ends a lease, whoever has it: the device is gone.
+    pub fn remove(&mut self, device: &DeviceId) -> Option<Lease> {
+        let entry = self.entries.remove(device)?;
+        self.changes += 1;
+        Some(entry.lease)
+    }
+
+    /// What happened at the holder, or to its connection. Returns whether it changed the lease;
+    /// what a superseded epoch has to say changes nothing.
+    pub fn apply(&mut self, device: &DeviceId, epoch: Epoch, change: Change, now_ms: u64) -> bool {
+        let hold_ms = self.hold_ms;
+        let Some(entry) = self.current(device, epoch) else {
+            return false;
+        };
+        let orphaned = entry.deadline_ms.is_some();
+        let phase = match change {
+            Change::Freeze if !orphaned => {
+                entry.frozen = true;
+                LeasePhase::Frozen
+            }
+            Change::Thaw => {
+                entry.frozen = false;
+                entry.deadline_ms = None;
+                LeasePhase::Serving
+            }
+            Change::Orphan if !orphaned => {
+                entry.deadline_ms = Some(now_ms.saturating_add(hold_ms));
+                LeasePhase::Orphaned
+            }
+            Change::Disconnect if !orphaned => LeasePhase::Disconnected,
+            Change::Freeze | Change::Orphan | Change::Disconnect => LeasePhase::Orphaned,
+        };
+        let changed = entry.lease.phase != phase;
+        entry.lease.phase = phase;
+        if changed && (orphaned || phase == LeasePhase::Orphaned) {
+            self.changes += 1;
+        }
+        changed
+    }
+
+    /// Saves a cookie of at most [`MAX_COOKIE_LEN`] bytes. Returns whether it is another one.
+    pub fn save_cookie(&mut self, device: &DeviceId, epoch: Epoch, cookie: &[u8]) -> bool {
+        let Some(entry) = self.current(device, epoch) else {
+            return false;
+        };
+        if cookie.len() > MAX_COOKIE_LEN || entry.lease.cookie == cookie {
+            return false;
+        }
+        entry.lease.cookie.clear();
+        entry.lease.cookie.extend_from_slice(cookie);
+        self.changes += 1;
+        true
+    }
+
+    /// Notes whether the frontend resumes. Returns whether that is news.
+    pub fn set_frontend_resumes(&mut self, device: &DeviceId, epoch: Epoch, resumes: bool) -> bool {
+        let Some(entry) = self.current(device, epoch) else {
+            return false;
+        };
+        if entry.lease.frontend_resumes == resumes {
+            return false;
+        }
+        entry.lease.frontend_resumes = resumes;
+        self.changes += 1;
+        true
+    }
+
+    /// Leaves a note for people.
+    pub fn note(
+        &mut self,
+        device: &DeviceId,
+        vm: VmUuid,
+        host: &str,
+        text: &str,
+    ) -> Result<(), Refusal> {
+        if text.len() > MAX_NOTE_LEN {
+            let message = format!("a note has at most {MAX_NOTE_LEN} bytes");
+            return Err(Refusal::Limit(message));
+        }
+        let entry = self.checked(device, vm, host)?;
+        entry.lease.note = (!text.is_empty()).then(|| text.to_owned());
+        self.changes += 1;
+        Ok(())
+    }
+
+    /// Ends the leases whose hold time is over.
+    pub fn expire(&mut self, now_ms: u64) -> Vec<Lease> {
+        let over = |e: &Entry| e.deadline_ms.is_some_and(|d| d <= now_ms);
+        let ids: Vec<_> = self.entries.values().filter(|e| over(e)).collect();
+        let ids: Vec<_> = ids.iter().map(|e| e.lease.device.id.clone()).collect();
+        ids.iter().filter_map(|id| self.remove(id)).collect()
+    }
+
+    /// When to call [`LeaseTable::expire`] next.
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        self.entries.values().filter_map(|e| e.deadline_ms).min()
+    }
+
+    fn raise(&mut self) -> Epoch {
+        self.epoch.0 += 1;
+        self.changes += 1;
+        self.epoch
+    }
+
+    /// The lease of `device` if `epoch` is its current one.
+    fn current(&mut self, device: &DeviceId, epoch: Epoch) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(device)?;
+        (entry.lease.epoch == epoch).then_some(entry)
+    }
+
+    /// The lease of `device` if `vm` has it and `host` may use it.
+    fn checked(
+        &mut self,
+        device: &DeviceId,
+        vm: VmUuid,
+        host: &str,
+    ) -> Result<&mut Entry, Refusal> {
+        let none = || Refusal::NoLease {
+            device: device.clone(),
+            vm,
+        };
+        let entry = self.entries.get_mut(device).ok_or_else(none)?;
+        if entry.lease.vm != vm {
+            return Err(none());
+        }
+        match self.policy.allows(&entry.lease.device, vm, host) {
+            true => Ok(entry),
+            false => Err(policy_refusal(&entry.lease.device, vm, host)),
+        }
+    }
+
+    fn check_policy(&self, device: &DeviceInfo, vm: VmUuid, host: &str) -> Result<(), Refusal> {
+        match self.policy.allows(device, vm, host) {
+            true => Ok(()),
+            false => Err(policy_refusal(device, vm, host)),
+        }
+    }
+
+    fn check_port(&self, wanted: &Acquire) -> Result<(), Refusal> {
+        let taken = self.leases().find(|l| {
+            l.vm == wanted.vm && l.controller == wanted.controller && l.port == wanted.port
+        });
+        match taken {
+            None => Ok(()),
+            Some(lease) => Err(Refusal::Limit(format!(
+                "port {} of controller {} has device {} already; choose another with --port",
+                lease.port, lease.controller, lease.device.id
+            ))),
+        }
+    }
+}
+
+fn check_limits(wanted: &Acquire) -> Result<(), Refusal> {
+    if !(1..=MAX_PORT).contains(&wanted.port) {
+        let message = format!(
+            "there is no port {}; ports are 1 to {MAX_PORT}",
+            wanted.port
+        );
+        return Err(Refusal::Limit(message));
+    }
+    if wanted.vm_name.len() > MAX_VM_NAME_LEN {
+        let message = format!("the name of a VM has at most {MAX_VM_NAME_LEN} bytes");
+        return Err(Refusal::Limit(message));
+    }
+    Ok(())
+}
+
+fn policy_refusal(device: &DeviceInfo, vm: VmUuid, host: &str) -> Refusal {
+    Refusal::Policy {
+        device: device.id.clone(),
+        vm,
+        host: host.to_owned(),
+    }
+}
+
+fn fenced(yours: Epoch, lease: &Lease) -> Refusal {
+    Refusal::Fenced {
+        yours,
+        current: lease.epoch,
+    }
+}

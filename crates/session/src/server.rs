@@ -1,2 +1,383 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! The exporter's end of a device connection.
+//! The exporter's end of one device's session, over all its connections.
+//!
+//! Calling contract: at a claim call [`Server::claim`], at a resume [`Server::resume`]. Then feed
+//! what arrives to [`Server::next_event`] until it answers `None`, carry out what the events ask
+//! for, call [`Server::complete`] once for each, and send what [`Server::output`] holds, saying how
+//! much of it went with [`Server::sent`]. After [`Server::disconnected`], or an error, nothing is
+//! lost: transfers go on, and their completions wait for a resume.
+//!
+//! The rules: requests arrive with the numbers 1, 2, 3 … of an epoch, and each is handed out once.
+//! Completions leave with the numbers 1, 2, 3 …, and each is kept until it is acknowledged. Both
+//! together are at most [`MAX_OPEN`], so a peer that floods or never acknowledges costs its
+//! connection, not memory.
+
+mod log;
+#[cfg(test)]
+mod tests;
+
+use crate::Epoch;
+use crate::frame::{
+    self, Completion, FrameError, HEADER_LEN, Header, Kind, Transfer, TransferStatus,
+};
+use log::Log;
+
+/// Most requests that are executing or whose completion is not acknowledged yet.
+pub const MAX_OPEN: usize = 64;
+
+/// What the peer did wrong. Its connection is to be closed; it may resume.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServerError {
+    /// Not a frame.
+    #[error("no valid frame: {0}")]
+    Frame(#[from] FrameError),
+    /// A frame that only an exporter sends.
+    #[error("an exporter's frame from a backend")]
+    Direction,
+    /// A request is missing or repeated.
+    #[error("request {got} where {expected} was due")]
+    RequestNumber {
+        /// The number that came.
+        got: u64,
+        /// The number that was due.
+        expected: u64,
+    },
+    /// More requests than fit.
+    #[error("more than {MAX_OPEN} requests that execute or are not acknowledged")]
+    TooManyRequests,
+    /// It asks without listening.
+    #[error("it sends without receiving")]
+    Flood,
+    /// It acknowledges what was not sent.
+    #[error("acknowledges completion {got}, the last one sent is {last}")]
+    Acknowledged {
+        /// What it acknowledges.
+        got: u64,
+        /// The last one.
+        last: u64,
+    },
+    /// It wants completions that it acknowledged before.
+    #[error("wants to resume after completion {got}, but acknowledged {acknowledged} before")]
+    Forgotten {
+        /// The last one that it says to have.
+        got: u64,
+        /// The last one acknowledged.
+        acknowledged: u64,
+    },
+}
+
+/// What the backend wants.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// Carry out a transfer and call [`Server::complete`].
+    Submit {
+        /// Its number.
+        request: u64,
+        /// What to do.
+        transfer: Transfer,
+        /// Isochronous packet descriptors, and OUT data: [`Transfer::submit_body_len`] bytes.
+        body: &'a [u8],
+    },
+    /// Cancel a transfer that is executing; [`Server::complete`] is still due.
+    Cancel {
+        /// Its number.
+        request: u64,
+    },
+    /// Reset the device and call [`Server::complete`].
+    Reset {
+        /// Its number.
+        request: u64,
+    },
+    /// Save this as the lease's cookie.
+    Cookie(&'a [u8]),
+    /// The guest is suspended.
+    Freeze,
+    /// It is not, after all.
+    Thaw,
+    /// Its domain is gone.
+    Orphan,
+    /// Whether the frontend resumes.
+    FrontendResumes(bool),
+    /// Nothing to do.
+    Handled,
+}
+
+/// How a transfer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// How.
+    pub status: TransferStatus,
+    /// Bytes transferred, at most the requested length.
+    pub actual_length: u32,
+    /// Isochronous: packets that failed.
+    pub error_count: u32,
+    /// Isochronous: the frame it started in.
+    pub start_frame: u16,
+}
+
+impl Outcome {
+    /// The outcome of anything but an isochronous transfer.
+    pub fn new(status: TransferStatus, actual_length: u32) -> Self {
+        Self {
+            status,
+            actual_length,
+            error_count: 0,
+            start_frame: 0,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Executing {
+    request: u64,
+    length: u32,
+    /// Largest body of the completion.
+    body_limit: usize,
+}
+
+/// The machine; see the module's documentation.
+#[derive(Debug, Default)]
+pub struct Server {
+    epoch: Epoch,
+    connected: bool,
+    requests_received: u64,
+    last_completion: u64,
+    executing: Vec<Executing>,
+    log: Log,
+}
+
+impl Server {
+    /// A session of the epoch of a lease just acquired; nobody is connected.
+    pub fn new(epoch: Epoch) -> Self {
+        Self {
+            epoch,
+            executing: Vec::with_capacity(MAX_OPEN),
+            ..Self::default()
+        }
+    }
+
+    /// The epoch that it executes for.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Whether a connection is up.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// Requests that are executing.
+    pub fn executing(&self) -> usize {
+        self.executing.len()
+    }
+
+    /// Starts anew under a newer epoch, connected. Everything of the old epoch is forgotten: the
+    /// caller cancels what executes, and its completions will be dropped.
+    ///
+    /// Returns what the old connection, if it is still up, has to send before it is closed: the
+    /// rest of a frame that was sent in part, and the word that it is fenced.
+    pub fn claim(&mut self, epoch: Epoch) -> Vec<u8> {
+        debug_assert!(epoch > self.epoch);
+        let mut farewell = self.log.rest_of_frame().to_vec();
+        frame::encode_plain(&mut farewell, Kind::Fenced, 0, 0, &[]);
+        *self = Self {
+            connected: true,
+            log: std::mem::take(&mut self.log),
+            executing: std::mem::take(&mut self.executing),
+            ..Self::new(epoch)
+        };
+        self.log.clear();
+        self.executing.clear();
+        farewell
+    }
+
+    /// A new connection of the same epoch. The peer has the completions up to
+    /// `completions_received`; later ones are sent again. Returns the last request received.
+    ///
+    /// After an error there is no connection.
+    pub fn resume(&mut self, completions_received: u64) -> Result<u64, ServerError> {
+        self.connected = false;
+        if completions_received > self.last_completion {
+            return Err(ServerError::Acknowledged {
+                got: completions_received,
+                last: self.last_completion,
+            });
+        }
+        if completions_received < self.log.acknowledged() {
+            return Err(ServerError::Forgotten {
+                got: completions_received,
+                acknowledged: self.log.acknowledged(),
+            });
+        }
+        self.log.acknowledge(completions_received);
+        self.log.rewind();
+        self.connected = true;
+        Ok(self.requests_received)
+    }
+
+    /// The connection is lost or closed.
+    pub fn disconnected(&mut self) {
+        self.connected = false;
+    }
+
+    /// Takes the first frame off `input`: what it asks for, and its length in bytes. `None` when
+    /// it is not all there yet.
+    pub fn next_event<'a>(
+        &mut self,
+        input: &'a [u8],
+    ) -> Result<Option<(Event<'a>, usize)>, ServerError> {
+        let Some((header, body)) = frame::decode(input)? else {
+            return Ok(None);
+        };
+        let event = match header {
+            Header::Submit {
+                request,
+                ack,
+                transfer,
+            } => {
+                self.acknowledge(ack)?;
+                self.accept(request, &transfer)?;
+                Event::Submit {
+                    request,
+                    transfer,
+                    body,
+                }
+            }
+            Header::Reset { request, ack } => {
+                self.acknowledge(ack)?;
+                self.accept_with(request, 0, 0)?;
+                Event::Reset { request }
+            }
+            Header::Cancel { request, ack } => {
+                self.acknowledge(ack)?;
+                match self.executing.iter().any(|e| e.request == request) {
+                    true => Event::Cancel { request },
+                    false => Event::Handled,
+                }
+            }
+            Header::Ack { ack } => {
+                self.acknowledge(ack)?;
+                Event::Handled
+            }
+            Header::Plain(kind) => self.plain(kind, body)?,
+            Header::Complete(_) => return Err(ServerError::Direction),
+        };
+        Ok(Some((event, HEADER_LEN + body.len())))
+    }
+
+    /// A request of `epoch` is over. `fill` appends the body: IN data of `outcome.actual_length`
+    /// bytes (for isochronous transfers, the packet descriptors and the whole buffer). Returns
+    /// whether anybody still waits for it: not after a claim.
+    pub fn complete(
+        &mut self,
+        epoch: Epoch,
+        request: u64,
+        outcome: Outcome,
+        fill: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
+        if epoch != self.epoch {
+            return false;
+        }
+        let Some(at) = self.executing.iter().position(|e| e.request == request) else {
+            return false;
+        };
+        let executing = self.executing.swap_remove(at);
+        self.last_completion += 1;
+        let completion = Completion {
+            request,
+            number: self.last_completion,
+            status: outcome.status,
+            actual_length: outcome.actual_length.min(executing.length),
+            error_count: outcome.error_count,
+            start_frame: outcome.start_frame,
+        };
+        self.log
+            .push_completion(&completion, executing.body_limit, fill);
+        true
+    }
+
+    /// The device is gone; everything was completed before.
+    pub fn gone(&mut self) {
+        debug_assert!(self.executing.is_empty());
+        self.log.push_plain(Kind::Gone);
+    }
+
+    /// What is to be sent now; empty while nobody is connected.
+    pub fn output(&self) -> &[u8] {
+        match self.connected {
+            true => self.log.unsent(),
+            false => &[],
+        }
+    }
+
+    /// The first `len` bytes of [`Server::output`] were sent.
+    pub fn sent(&mut self, len: usize) {
+        self.log.sent(len);
+    }
+
+    fn acknowledge(&mut self, completion: u64) -> Result<(), ServerError> {
+        let last = self.log.last_sent();
+        if completion > last {
+            return Err(ServerError::Acknowledged {
+                got: completion,
+                last,
+            });
+        }
+        self.log.acknowledge(completion);
+        Ok(())
+    }
+
+    fn accept(&mut self, request: u64, transfer: &Transfer) -> Result<(), ServerError> {
+        let data = match transfer.is_in() {
+            true => transfer.length as usize,
+            false => 0,
+        };
+        let body_limit = transfer.iso_packets() * frame::ISO_PACKET_LEN + data;
+        self.accept_with(request, transfer.length, body_limit)
+    }
+
+    fn accept_with(
+        &mut self,
+        request: u64,
+        length: u32,
+        body_limit: usize,
+    ) -> Result<(), ServerError> {
+        let expected = self.requests_received + 1;
+        if request != expected {
+            return Err(ServerError::RequestNumber {
+                got: request,
+                expected,
+            });
+        }
+        if self.executing.len() + self.log.kept() >= MAX_OPEN {
+            return Err(ServerError::TooManyRequests);
+        }
+        self.requests_received = request;
+        self.executing.push(Executing {
+            request,
+            length,
+            body_limit,
+        });
+        Ok(())
+    }
+
+    fn plain<'a>(&mut self, kind: Kind, body: &'a [u8]) -> Result<Event<'a>, ServerError> {
+        Ok(match kind {
+            Kind::Cookie => Event::Cookie(body),
+            Kind::Freeze => Event::Freeze,
+            Kind::Thaw => Event::Thaw,
+            Kind::Orphan => Event::Orphan,
+            Kind::ResumeYes => Event::FrontendResumes(true),
+            Kind::ResumeNo => Event::FrontendResumes(false),
+            Kind::Pong => Event::Handled,
+            Kind::Ping => {
+                if self.log.plain() >= MAX_OPEN {
+                    return Err(ServerError::Flood);
+                }
+                self.log.push_plain(Kind::Pong);
+                Event::Handled
+            }
+            _ => return Err(ServerError::Direction),
+        })
+    }
+}

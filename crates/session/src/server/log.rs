@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The frames of a connection, encoded once, from the first completion that is not acknowledged to
+//! the last byte to be sent. Like TCP's send buffer: acknowledging moves the front, sending moves a
+//! cursor, and a resume puts the cursor back to the front.
+
+use std::collections::VecDeque;
+
+use crate::frame::{self, Completion, Kind};
+
+/// The front is given back in steps of at least this many bytes, unless the log becomes empty.
+const COMPACT_LEN: usize = 256 * 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    bytes: Vec<u8>,
+    /// Where in `bytes` the log begins.
+    front: usize,
+    /// Where in `bytes` the unsent part begins.
+    cursor: usize,
+    /// Where in `bytes` frames end.
+    ends: VecDeque<End>,
+    acknowledged: u64,
+    /// Completions among the frames.
+    kept: usize,
+}
+
+/// Where a frame ends.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    at: usize,
+    /// The number, if it is a completion.
+    completion: Option<u64>,
+}
+
+impl Log {
+    /// Starts anew and keeps the memory.
+    pub(super) fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+        (self.front, self.cursor, self.acknowledged, self.kept) = (0, 0, 0, 0);
+    }
+
+    /// Frames that are no completions, and were not sent yet or are behind a completion.
+    pub(super) fn plain(&self) -> usize {
+        self.ends.len() - self.kept
+    }
+
+    /// Completions not acknowledged.
+    pub(super) fn kept(&self) -> usize {
+        self.kept
+    }
+
+    /// The last completion acknowledged, 0 for none.
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.acknowledged
+    }
+
+    /// The last completion that was sent as a whole, now or before.
+    pub(super) fn last_sent(&self) -> u64 {
+        let sent = self.ends.iter().rev().filter(|e| e.at <= self.cursor);
+        sent.filter_map(|e| e.completion)
+            .next()
+            .unwrap_or(self.acknowledged)
+    }
+
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    pub(super) fn push_completion(
+        &mut self,
+        completion: &Completion,
+        body_limit: usize,
+        fill: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let header = self.bytes.len();
+        frame::encode_complete(&mut self.bytes, completion, 0);
+        let body = self.bytes.len();
+        fill(&mut self.bytes);
+        debug_assert!(self.bytes.len() >= body);
+        // A device that says more than it was asked for must not break the connection.
+        self.bytes.truncate(body + body_limit);
+        let body_len = (self.bytes.len() - body) as u32;
+        self.bytes[header..header + 4].copy_from_slice(&body_len.to_le_bytes());
+        self.kept += 1;
+        self.end_frame(Some(completion.number));
+    }
+
+    pub(super) fn push_plain(&mut self, kind: Kind) {
+        frame::encode_plain(&mut self.bytes, kind, 0, 0, &[]);
+        self.end_frame(None);
+    }
+
+    fn end_frame(&mut self, completion: Option<u64>) {
+        let at = self.bytes.len();
+        self.ends.push_back(End { at, completion });
+    }
+
+    pub(super) fn unsent(&self) -> &[u8] {
+        &self.bytes[self.cursor..]
+    }
+
+    pub(super) fn sent(&mut self, len: usize) {
+        self.cursor = (self.cursor + len).min(self.bytes.len());
+        self.trim();
+    }
+
+    /// The unsent part of a frame of which some was sent.
+    pub(super) fn rest_of_frame(&self) -> &[u8] {
+        let at_start = self.cursor == self.front || self.ends.iter().any(|e| e.at == self.cursor);
+        match self.ends.iter().find(|e| e.at > self.cursor) {
+            Some(end) if !at_start => &self.bytes[self.cursor..end.at],
+            _ => &[],
+        }
+    }
+
+    /// Sends everything again that is not acknowledged.
+    pub(super) fn rewind(&mut self) {
+        self.cursor = self.front;
+    }
+
+    /// Completions up to `number` have arrived.
+    pub(super) fn acknowledge(&mut self, number: u64) {
+        if number > self.acknowledged {
+            self.acknowledged = number;
+            self.trim();
+        }
+    }
+
+    /// Gives back the frames at the front that were sent and need not be sent again.
+    fn trim(&mut self) {
+        while let Some(end) = self.ends.front() {
+            let done = match end.completion {
+                Some(number) => number <= self.acknowledged,
+                None => end.at <= self.cursor,
+            };
+            if !done {
+                break;
+            }
+            self.kept -= usize::from(end.completion.is_some());
+            self.front = end.at;
+            self.ends.pop_front();
+        }
+        self.cursor = self.cursor.max(self.front);
+        if self.front == self.bytes.len() {
+            self.bytes.clear();
+            (self.front, self.cursor) = (0, 0);
+        } else if self.front >= COMPACT_LEN && self.front >= self.bytes.len() / 2 {
+            self.bytes.drain(..self.front);
+            for end in &mut self.ends {
+                end.at -= self.front;
+            }
+            self.cursor -= self.front;
+            self.front = 0;
+        }
+    }
+}

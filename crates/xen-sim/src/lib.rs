@@ -1,1 +1,33 @@
-//! A stand-in for Xen: xenstore, grants, event channels and domains for real processes
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A stand-in for Xen, for real processes on a machine without it.
+//!
+//! One process, `xen-sim` (or a [`SimHost`] inside a test), is one host. In its directory are
+//! - `xenstored.sock`: xenstore with the real wire protocol, as domain 0;
+//! - `dom-<id>.sock`: the same for a guest, with its identity, permissions and limits;
+//! - `hypervisor.sock`: what would be hypercalls;
+//! - `violations`: what was observed that a well-mannered guest or backend never does.
+//!
+//! A backend's process uses [`SimXen`], a guest's process [`SimGuest`]; they implement the traits
+//! of the `xen` crate. Guest memory, grant tables and event channels are shared between the
+//! processes, so that neither a copy, a mapping's use nor a notification needs the host's process.
+//! [`toolstack`] plays `xl`.
+
+mod backend;
+mod channel;
+mod grant_table;
+mod guest;
+mod host;
+mod hypervisor;
+mod maptrack;
+mod ring_watch;
+mod seqpacket;
+mod shm;
+pub mod toolstack;
+mod violations;
+mod wire;
+mod xenstored;
+
+pub use backend::{SimChannel, SimMapping, SimXen};
+pub use guest::{GuestChannel, GuestPages, Resumed, SimGuest};
+pub use host::{HostOptions, SimHost};
+pub use wire::{DomainInfo, ShutdownReason};

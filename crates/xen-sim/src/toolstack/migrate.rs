@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! `xl migrate`: sender and receiver in one (`xl_migrate.c`).
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use xen::{DomId, PAGE_SIZE};
+
+use super::{DomainConfig, Toolstack, ToolstackError};
+use crate::shm::Region;
+use crate::wire::{Request, Response, ShutdownReason, expect_fds, unexpected};
+
+/// Where a migration is made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The connection breaks while memory is copied and the guest runs.
+    DuringPrecopy,
+    /// The target fails with its devices attached, before it reports that it is ready.
+    BeforeGo,
+    /// The connection breaks after the sender has said "go" and before it has the answer.
+    AfterGo {
+        /// Whether "go" still got there.
+        target_runs: bool,
+    },
+}
+
+/// How to migrate.
+#[derive(Clone, Debug)]
+pub struct MigrateOptions {
+    /// Rounds in which all memory is copied while the guest runs.
+    pub precopy_rounds: u32,
+    /// Time between the rounds: how long the target is "incoming" at least.
+    pub round_interval: Duration,
+    /// A failure to inject.
+    pub failure: Option<Failure>,
+}
+
+impl Default for MigrateOptions {
+    fn default() -> MigrateOptions {
+        MigrateOptions {
+            precopy_rounds: 2,
+            round_interval: Duration::from_millis(20),
+            failure: None,
+        }
+    }
+}
+
+/// A migration that succeeded.
+#[derive(Clone, Debug)]
+pub struct Migration {
+    /// The domain at the target.
+    pub domid: DomId,
+    /// From the guest's suspend until it was unpaused at the target.
+    pub pause: Duration,
+    /// Of this, the time that attaching the devices took.
+    pub attach: Duration,
+    /// What went wrong while the source's domain was destroyed; the guest runs.
+    pub source_leftover: Option<String>,
+}
+
+/// Why a migration failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// It never got as far as to suspend the guest; the guest runs on at the source.
+    #[error("migration failed, the guest was not suspended")]
+    NotSuspended(#[source] ToolstackError),
+    /// "Migration failed, resuming at sender."
+    #[error("migration failed, resumed at sender after {} ms", pause.as_millis())]
+    ResumedAtSource {
+        /// What happened.
+        #[source]
+        cause: ToolstackError,
+        /// How long the guest was suspended.
+        pause: Duration,
+    },
+    /// "Domain state is now undefined": nobody knows here whether the target got "go".
+    #[error("connection lost after go: domain state is now undefined")]
+    Undefined {
+        /// The target's domain, if it runs.
+        target: Option<DomId>,
+    },
+    /// Not even resuming worked.
+    #[error("migration failed and the source could not be resumed")]
+    Lost(#[source] ToolstackError),
+}
+
+fn injected(what: &str) -> ToolstackError {
+    ToolstackError::Host {
+        what: what.to_owned(),
+        source: std::io::Error::other("injected failure"),
+    }
+}
+
+impl Toolstack {
+    /// `xl migrate DOMAIN HOST`. `target` may be this same host.
+    pub fn migrate(
+        &self,
+        domid: DomId,
+        target: &Toolstack,
+        options: &MigrateOptions,
+    ) -> Result<Migration, MigrateError> {
+        let config = self.config(domid).map_err(MigrateError::NotSuspended)?;
+        let incoming = target
+            .make_domain(&config, &format!("{}--incoming", config.name))
+            .map_err(MigrateError::NotSuspended)?;
+        let copied = self
+            .precopy(domid, target, incoming, options)
+            .and_then(|()| self.request_shutdown(domid, "suspend", ShutdownReason::Suspend));
+        if let Err(err) = copied {
+            let _ = target.destroy(incoming);
+            return Err(MigrateError::NotSuspended(err));
+        }
+        let suspended = Instant::now();
+        let attach = match self.receive(domid, target, incoming, &config, options) {
+            Ok(attach) => attach,
+            Err(cause) => {
+                let _ = target.destroy(incoming);
+                self.resume_cancelled(domid).map_err(MigrateError::Lost)?;
+                return Err(MigrateError::ResumedAtSource {
+                    cause,
+                    pause: suspended.elapsed(),
+                });
+            }
+        };
+        // "Ready" has come from the target.
+        self.rename(domid, &format!("{}--migratedaway", config.name))
+            .map_err(MigrateError::Lost)?;
+        let lost = match options.failure {
+            Some(Failure::AfterGo { target_runs }) => Some(target_runs),
+            _ => None,
+        };
+        if lost == Some(false) {
+            let _ = target.destroy(incoming);
+            return Err(MigrateError::Undefined { target: None });
+        }
+        target
+            .rename(incoming, &config.name)
+            .and_then(|()| target.unpause(incoming))
+            .map_err(MigrateError::Lost)?;
+        let pause = suspended.elapsed();
+        if lost.is_some() {
+            return Err(MigrateError::Undefined {
+                target: Some(incoming),
+            });
+        }
+        let leftover = self.destroy(domid).err();
+        Ok(Migration {
+            domid: incoming,
+            pause,
+            attach,
+            source_leftover: leftover.map(|err| err.to_string()),
+        })
+    }
+
+    fn precopy(
+        &self,
+        domid: DomId,
+        target: &Toolstack,
+        incoming: DomId,
+        options: &MigrateOptions,
+    ) -> Result<(), ToolstackError> {
+        for _ in 0..options.precopy_rounds {
+            copy_memory(&self.memory(domid)?, &target.memory(incoming)?);
+            std::thread::sleep(options.round_interval);
+        }
+        match options.failure {
+            Some(Failure::DuringPrecopy) => Err(injected("copying memory")),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the receiver does while the guest is suspended. Gives the time that its devices took.
+    fn receive(
+        &self,
+        domid: DomId,
+        target: &Toolstack,
+        incoming: DomId,
+        config: &DomainConfig,
+        options: &MigrateOptions,
+    ) -> Result<Duration, ToolstackError> {
+        copy_memory(&self.memory(domid)?, &target.memory(incoming)?);
+        let context = self.context(domid)?;
+        target.call(
+            &Request::SetContext { domid: incoming.0 },
+            &[context.as_fd()],
+        )?;
+        target.finish_build(incoming, config.pages)?;
+        let started = Instant::now();
+        target.attach_controllers(incoming, &config.usbctrl)?;
+        match options.failure {
+            Some(Failure::BeforeGo) => Err(injected("the target's report")),
+            _ => Ok(started.elapsed()),
+        }
+    }
+
+    /// `libxl_domain_resume` with the suspend cancelled.
+    pub(super) fn resume_cancelled(&self, domid: DomId) -> Result<(), ToolstackError> {
+        self.call(&Request::ResumeDomain { domid: domid.0 }, &[])?;
+        self.store()?.resume(domid.0)?;
+        Ok(())
+    }
+
+    /// Brings back a source whose migration ended undefined, once the administrator knows that
+    /// the target does not run (`xl` has no command for it; `libxl_domain_resume` has).
+    pub fn resume_source(&self, domid: DomId) -> Result<(), ToolstackError> {
+        let name = self.config(domid)?.name;
+        if let Some(name) = name.strip_suffix("--migratedaway") {
+            self.rename(domid, name)?;
+        }
+        self.resume_cancelled(domid)
+    }
+
+    pub(super) fn context(&self, domid: DomId) -> Result<std::os::fd::OwnedFd, ToolstackError> {
+        let (_, fds) = self.call(&Request::GetContext { domid: domid.0 }, &[])?;
+        let [context] = expect_fds(fds)?;
+        Ok(context)
+    }
+
+    pub(super) fn memory(&self, domid: DomId) -> Result<Region, ToolstackError> {
+        let (response, fds) = self.call(&Request::DomainMemory { domid: domid.0 }, &[])?;
+        let Response::Memory { pages } = response else {
+            return Err(unexpected(&response).into());
+        };
+        let [memory] = expect_fds(fds)?;
+        Ok(Region::map(memory, pages * PAGE_SIZE)?)
+    }
+}
+
+fn copy_memory(from: &Region, to: &Region) {
+    to.copy_from(from);
+}

@@ -18,9 +18,7 @@ mod tests;
 #[command(
     name = "xl-vusb",
     version,
-    about,
-    max_term_width = 100,
-    after_help = "Exit status: 0 done; 1 vusbd said no, or check found a device that refuses; \
+    after_help = "Exit status: 0 done; 1 vusbd said no, or check found a device that refuses;\n\
                   2 it could not be asked (wrong arguments, vusbd not running)."
 )]
 pub struct Cli {

@@ -239,6 +239,8 @@ fn params_for(common_name: &str, validity: Duration) -> Result<CertificateParams
     params.not_before = now - CLOCK_SKEW;
     params.not_after = now + validity;
     params.distinguished_name = rcgen::DistinguishedName::new();
+    // For people only, and at most 64 characters (X.520, ub-common-name); a host name may be longer.
+    let common_name: String = common_name.chars().take(64).collect();
     params
         .distinguished_name
         .push(DnType::CommonName, common_name);

@@ -369,6 +369,56 @@ fn json_is_the_control_types_as_they_are() {
 }
 
 #[test]
+fn every_answer_has_its_documented_key() {
+    let attachment = || Box::new(attachment());
+    let everything = control::Status {
+        version: "0.1.0".into(),
+        host: "xen1".into(),
+        exporters: vec![],
+        controllers: vec![],
+        attachments: vec![],
+    };
+    let answers = [
+        (vec!["exporters"], Response::Exporters(vec![]), "exporters"),
+        (
+            vec!["devices"],
+            Response::Devices {
+                devices: vec![],
+                unreachable: vec![],
+            },
+            "devices",
+        ),
+        (
+            vec!["attach", "web", "pi4/1-1"],
+            Response::Attached(attachment()),
+            "attached",
+        ),
+        (
+            vec!["detach", "web", "1"],
+            Response::Detached(attachment()),
+            "detached",
+        ),
+        (
+            vec!["status"],
+            Response::Status(Box::new(everything)),
+            "status",
+        ),
+        (vec!["check", "web"], check(Outcome::Replug), "check"),
+    ];
+    for (mut arguments, answer, key) in answers {
+        let host = Host::new();
+        let _daemon = host.daemon(answer.clone());
+        arguments.push("--json");
+        let output = host.xl_vusb(&arguments);
+        assert_eq!(status(&output), 0, "{}", stderr(&output));
+        let json: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
+        let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
+        assert_eq!(keys, [key]);
+        assert_eq!(serde_json::from_value::<Response>(json).unwrap(), answer);
+    }
+}
+
+#[test]
 fn errors_in_json_have_one_shape_whoever_found_them() {
     let host = Host::new();
     let missing = host.xl_vusb(&["list", "--json"]);

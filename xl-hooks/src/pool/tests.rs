@@ -77,6 +77,23 @@ fn an_issued_certificate_is_a_member_in_both_roles() {
 }
 
 #[test]
+fn the_longest_name_has_a_certificate() {
+    let dir = TestDir::new();
+    init(dir.path(), "lab").unwrap();
+    let name = [
+        "a".repeat(63),
+        "b".repeat(63),
+        "c".repeat(63),
+        "d".repeat(61),
+    ]
+    .join(".");
+    let issued = issue(dir.path(), &name, Some(&dir.path().join("out"))).unwrap();
+    let cert = der(&issued.dir.join(HOST_CERT));
+    let cert = EndEntityCert::try_from(&cert).unwrap();
+    assert_eq!(cert.valid_dns_names().collect::<Vec<_>>(), [name]);
+}
+
+#[test]
 fn another_pools_certificate_does_not_verify() {
     let (one, two) = (TestDir::new(), TestDir::new());
     init(one.path(), "same name").unwrap();

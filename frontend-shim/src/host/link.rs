@@ -50,6 +50,10 @@ impl<G: Guest> Link<G> {
         self.grants
     }
 
+    pub(super) fn pages(&self) -> (&G::Pages, &G::Pages) {
+        (self.urb.memory().mapping(), self.conn.memory().mapping())
+    }
+
     pub(super) fn channel(&self) -> Option<&G::Channel> {
         self.channel.as_ref()
     }

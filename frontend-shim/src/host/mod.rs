@@ -98,6 +98,9 @@ pub struct UsbHost<G: Guest> {
     backend: DomId,
     front: Front,
     link: Option<Link<G>>,
+    /// Dead rings whose requests have not been forgotten. `xen-hcd` leaks their pages: a backend
+    /// may look into them through a foreign mapping.
+    abandoned: Vec<Link<G>>,
     buffers: Buffers<G>,
     addresses: Addresses,
     control_buffer: Option<BufferId>,
@@ -112,6 +115,7 @@ impl<G: Guest> UsbHost<G> {
             backend,
             front: Front::new(num_ports),
             link: None,
+            abandoned: Vec::new(),
             buffers: Buffers::default(),
             addresses: Addresses::default(),
             control_buffer: None,
@@ -120,16 +124,20 @@ impl<G: Guest> UsbHost<G> {
     }
 
     /// Sets up new rings and an event channel in place of any old ones, and says what to write to
-    /// xenstore.
+    /// xenstore. The pages of the old rings are kept.
     ///
     /// # Errors
-    /// [`HostError::Grant`], [`HostError::Channel`]. The old rings stay then.
+    /// [`HostError::Grant`], [`HostError::Channel`]. The old rings stay in use then.
     pub fn set_up_rings(&mut self) -> Result<RingGrants, HostError> {
         let link = Link::new(&self.guest, self.backend)?;
         let grants = link.grants();
-        // A page that the backend still maps is leaked, as Linux does.
-        self.link = Some(link);
+        self.abandoned.extend(self.link.replace(link));
         Ok(grants)
+    }
+
+    /// The pages of the URB ring and of the connection ring.
+    pub fn ring_pages(&self) -> Option<(&G::Pages, &G::Pages)> {
+        self.link.as_ref().map(Link::pages)
     }
 
     /// Hands a URB over. It goes out with the next [`step`](Self::step), so that several travel
@@ -314,10 +322,12 @@ impl<G: Guest> UsbHost<G> {
         Ok(())
     }
 
-    /// After a suspend: forgets every request id, and gives back the URBs that were in flight.
-    /// `xen-hcd` does not do this.
+    /// After a suspend that took place: forgets the dead rings and every request id, and gives
+    /// back the URBs that were in flight. `xen-hcd` does not do this.
     pub fn forget_requests(&mut self) {
         self.front.start_over();
+        self.link = None;
+        self.abandoned.clear();
     }
 
     /// Gives every URB back and ends the rings. False: the backend still maps one of them, and

@@ -92,8 +92,9 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
     match (state, event) {
         (S::Expecting, E::LeasesKnown) => (S::WaitingForFrontend, &[A::AnswerInitWait]),
         (S::Expecting, E::MoveForbidden) => (S::Refused, &[A::RemoveStateNode]),
-        (S::Expecting | S::WaitingForFrontend, E::DomainGone) => (S::Abandoned, &[A::Close]),
-        (S::Refused, E::DomainGone) => (S::Abandoned, &[]),
+        (S::Expecting | S::WaitingForFrontend | S::Refused, E::DomainGone) => {
+            (S::Abandoned, &[A::Close])
+        }
 
         (S::WaitingForFrontend, E::FrontendConnected) => {
             (S::Claiming, &[A::MapRings, A::Claim, A::SwitchToConnected])

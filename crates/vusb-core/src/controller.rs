@@ -84,7 +84,7 @@ impl Controller {
     }
 
     /// Every port in order.
-    pub fn ports(&self) -> impl DoubleEndedIterator<Item = PortNumber> + Clone {
+    pub fn ports(&self) -> impl DoubleEndedIterator<Item = PortNumber> + Clone + use<> {
         PortNumber::first(self.port_count)
     }
 

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! `/etc/xen-vusb/vusbd.toml`.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// The daemon's configuration. Unknown keys are errors: a typing mistake must not silently mean
+/// the default.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Where `xl-vusb` finds the daemon.
+    #[serde(default = "default_socket")]
+    pub socket: PathBuf,
+    /// This host's certificate.
+    #[serde(default)]
+    pub tls: Tls,
+    /// The exporters of the pool, any number.
+    #[serde(default, rename = "exporter")]
+    pub exporters: Vec<Exporter>,
+    /// Times of a hand-off.
+    #[serde(default)]
+    pub hand_off: HandOff,
+}
+
+/// Files of [`transport::Identity`], made by `xl-vusb pool issue`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// The pool's CA certificate.
+    pub ca: PathBuf,
+    /// This host's certificate.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            ca: "/etc/xen-vusb/tls/ca.crt".into(),
+            cert: "/etc/xen-vusb/tls/host.crt".into(),
+            key: "/etc/xen-vusb/tls/host.key".into(),
+        }
+    }
+}
+
+/// One exporter.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exporter {
+    /// Its name: that of its certificate, and the first part of a device's name.
+    pub name: String,
+    /// `HOST:PORT`.
+    pub address: String,
+}
+
+/// Times of a hand-off, in milliseconds.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct HandOff {
+    /// How long an OUT transfer that a suspending guest unlinks may take to finish, 0 to 1,000.
+    pub quiesce_ms: u64,
+}
+
+impl Default for HandOff {
+    fn default() -> Self {
+        Self { quiesce_ms: 50 }
+    }
+}
+
+/// Why there is no configuration. The texts say what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}; an example is in backend/dist/vusbd.toml")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not what it should be; toml's message names line and key.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value is out of range.
+    #[error("{path}: {what}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Which, and what is allowed.
+        what: String,
+    },
+}
+
+fn default_socket() -> PathBuf {
+    control::DEFAULT_SOCKET.into()
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], for the administrator.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|e| ConfigError::Parse {
+            path: path.into(),
+            source: Box::new(e),
+        })?;
+        config.check().map_err(|what| ConfigError::Value {
+            path: path.into(),
+            what,
+        })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.hand_off.quiesce_ms > 1000 {
+            return Err("hand-off.quiesce-ms is at most 1000".into());
+        }
+        for (at, exporter) in self.exporters.iter().enumerate() {
+            if exporter.name.is_empty() || exporter.name.contains('/') {
+                return Err(format!(
+                    "exporter name '{}' is not a host name",
+                    exporter.name
+                ));
+            }
+            if !exporter.address.contains(':') {
+                let Exporter { name, address } = exporter;
+                return Err(format!(
+                    "address of exporter {name}: '{address}' is not HOST:PORT"
+                ));
+            }
+            if self.exporters[..at]
+                .iter()
+                .any(|other| other.name == exporter.name)
+            {
+                return Err(format!("exporter {} is named twice", exporter.name));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("vusbd.toml")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        let config = parse("").unwrap();
+        assert_eq!(config.socket, Path::new(control::DEFAULT_SOCKET));
+        assert_eq!(config.hand_off.quiesce_ms, 50);
+        assert!(config.exporters.is_empty());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = parse("\n[hand-off]\nquiese-ms = 3\n").unwrap_err();
+        assert!(
+            error.contains("quiese-ms") && error.contains("line 3"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        let error = parse("[hand-off]\nquiesce-ms = 5000").unwrap_err();
+        assert!(error.contains("at most 1000"), "{error}");
+        let two = "[[exporter]]\nname='a'\naddress='a:1'\n".repeat(2);
+        assert!(parse(&two).unwrap_err().contains("named twice"));
+        let error = parse("[[exporter]]\nname='a'\naddress='a'\n").unwrap_err();
+        assert!(error.contains("HOST:PORT"), "{error}");
+    }
+}

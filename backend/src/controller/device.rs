@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The task of one attached device: connects to its exporter, claims the lease, moves frames.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use session::client::{Client, ClientError, Event};
+use session::control::Refusal;
+use session::frame::{HEADER_LEN, Kind, MAX_BODY_LEN};
+use session::message::Purpose;
+use session::open::{How, Open, Opened};
+use session::{Epoch, Lease};
+use slog::{Logger, debug, info, warn};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+use transport::{Identity, TlsStream};
+use usbif::PortNumber;
+use xen::Backend;
+
+use super::serving::Serving;
+use crate::config;
+
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Silence after which the exporter is asked whether it is there.
+const PING_AFTER: Duration = Duration::from_secs(2);
+/// Silence after which the connection counts as lost.
+const LOST_AFTER: Duration = Duration::from_secs(6);
+
+/// What becomes of an attached device.
+#[derive(Debug)]
+pub enum News {
+    /// The lease is claimed; requests go to the device.
+    Claimed(PortNumber),
+    /// It will not be: the device is to be unplugged. The text is for people.
+    Lost(PortNumber, String),
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(transparent)]
+    Transport(#[from] transport::Error),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Session(#[from] ClientError),
+    #[error("no sign of life for {} s", LOST_AFTER.as_secs())]
+    Silent,
+    #[error("the exporter refuses: {0}")]
+    Refused(Refusal),
+    #[error("the device is gone")]
+    Gone,
+    #[error("another host has taken the device over")]
+    Fenced,
+}
+
+impl Broken {
+    /// Whether trying again is of no use.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Gone | Self::Fenced => true,
+            // Limits pass, and a policy can be mended while we wait.
+            Self::Refused(refusal) => !matches!(refusal, Refusal::Limit(_)),
+            _ => false,
+        }
+    }
+}
+
+/// What the task needs.
+pub struct DeviceTask<B: Backend> {
+    pub(super) serving: Rc<RefCell<Serving<B>>>,
+    pub(super) port: PortNumber,
+    pub(super) lease: Lease,
+    pub(super) domid: u16,
+    pub(super) exporter: config::Exporter,
+    pub(super) identity: Identity,
+    pub(super) wake: Rc<Notify>,
+    /// True once the guest runs here: only then is the lease claimed. False again tells nothing.
+    pub(super) may_claim: watch::Receiver<bool>,
+    /// Whether the frontend can resume.
+    pub(super) frontend_resumes: watch::Receiver<bool>,
+    pub(super) news: mpsc::UnboundedSender<News>,
+    pub(super) log: Logger,
+}
+
+impl<B: Backend> DeviceTask<B> {
+    /// Runs until the device is lost; dropped when it is detached.
+    pub async fn run(mut self) {
+        let mut epoch = None;
+        let mut pause = RETRY_MIN;
+        let mut said = String::new();
+        loop {
+            let Err(broken) = self.connection(&mut epoch, &mut pause).await;
+            if let Some(client) = self.serving.borrow_mut().client(self.port) {
+                client.lost();
+            }
+            let text = broken.to_string();
+            if broken.is_final() {
+                let _ = self.news.send(News::Lost(self.port, text));
+                return;
+            }
+            if text != said {
+                warn!(self.log, "connection to the exporter lost: {}", text);
+                said = text;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn connection(
+        &mut self,
+        epoch: &mut Option<Epoch>,
+        pause: &mut Duration,
+    ) -> Result<std::convert::Infallible, Broken> {
+        let config::Exporter { name, address } = &self.exporter;
+        let mut stream = transport::connect(&self.identity, address, name).await?;
+        transport::greet(&mut stream, Purpose::Device).await?;
+        // Connected ahead of time; the rest of the hand-off is one round trip.
+        let running = self.may_claim.wait_for(|&may| may).await.map(|_| ());
+        running.map_err(|_| Broken::Gone)?;
+        let how = match (*epoch, self.serving.borrow_mut().client(self.port)) {
+            (Some(_), Some(client)) => client.resume(),
+            _ => How::Claim {
+                seen: self.lease.epoch,
+            },
+        };
+        let open = Open {
+            device: self.lease.device.id.clone(),
+            vm: self.lease.vm,
+            domid: self.domid,
+            frontend_resumes: *self.frontend_resumes.borrow_and_update(),
+            how,
+        };
+        transport::send(&mut stream, &open).await?;
+        match transport::receive::<Opened>(&mut stream).await? {
+            Opened::Refused(refusal) => return Err(Broken::Refused(refusal)),
+            Opened::Ready {
+                epoch: now,
+                requests_received,
+                ..
+            } => {
+                *pause = RETRY_MIN;
+                let mut serving = self.serving.borrow_mut();
+                if let How::Claim { .. } = how {
+                    info!(self.log, "lease claimed"; "epoch" => now.0);
+                    *epoch = Some(now);
+                    serving.open(self.port, Client::new(now));
+                    serving.flush();
+                    let _ = self.news.send(News::Claimed(self.port));
+                } else {
+                    info!(self.log, "connection to the exporter resumed"; "epoch" => now.0);
+                    if let Some(client) = serving.client(self.port) {
+                        client.resumed(requests_received)?;
+                    }
+                    serving.resume(self.port, requests_received);
+                }
+            }
+        }
+        let (reader, writer) = split(stream);
+        self.wake.notify_one();
+        tokio::select! {
+            broken = self.receive(reader) => broken,
+            broken = self.send(writer) => broken,
+            broken = self.announce_resume() => broken,
+        }
+    }
+
+    /// Feeds what arrives to the session. A whole batch is completed before the ring is published.
+    async fn receive(
+        &self,
+        mut reader: ReadHalf<TlsStream>,
+    ) -> Result<std::convert::Infallible, Broken> {
+        let mut buffer = Vec::with_capacity(4 * (HEADER_LEN + MAX_BODY_LEN));
+        let mut heard = Instant::now();
+        let mut asked = false;
+        loop {
+            let patience = if asked { LOST_AFTER } else { PING_AFTER };
+            tokio::select! {
+                read = reader.read_buf(&mut buffer) => {
+                    if read? == 0 {
+                        return Err(transport::Error::Closed.into());
+                    }
+                    (heard, asked) = (Instant::now(), false);
+                    let taken = self.take(&buffer)?;
+                    match taken == buffer.len() {
+                        true => buffer.clear(),
+                        // At most a part of one frame.
+                        false => drop(buffer.drain(..taken)),
+                    }
+                }
+                () = sleep_until(heard + patience) => {
+                    if asked {
+                        return Err(Broken::Silent);
+                    }
+                    asked = true;
+                    if let Some(client) = self.serving.borrow_mut().client(self.port) {
+                        client.say(Kind::Ping);
+                        self.wake.notify_one();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes whole frames off the input and says how many bytes they were.
+    fn take(&self, input: &[u8]) -> Result<usize, Broken> {
+        let mut serving = self.serving.borrow_mut();
+        let serving = &mut *serving;
+        let mut taken = 0;
+        let mut end = None;
+        while end.is_none() {
+            let Some(client) = serving.client(self.port) else {
+                return Err(Broken::Gone);
+            };
+            let Some((event, len)) = client.next_event(&input[taken..])? else {
+                break;
+            };
+            taken += len;
+            match event {
+                Event::Completed { completion, body } => {
+                    serving.completed(self.port, &completion, body);
+                }
+                Event::Gone => end = Some(Broken::Gone),
+                Event::Fenced => end = Some(Broken::Fenced),
+                Event::Ping | Event::Pong => {}
+            }
+        }
+        serving.flush();
+        if let Some(client) = serving.client(self.port) {
+            client.acknowledge();
+            if !client.output().is_empty() {
+                self.wake.notify_one();
+            }
+        }
+        end.map_or(Ok(taken), Err)
+    }
+
+    /// Sends the session's output whenever there is some.
+    async fn send(
+        &self,
+        mut writer: WriteHalf<TlsStream>,
+    ) -> Result<std::convert::Infallible, Broken> {
+        let mut bytes = Vec::new();
+        loop {
+            self.wake.notified().await;
+            loop {
+                bytes.clear();
+                match self.serving.borrow_mut().client(self.port) {
+                    Some(client) => std::mem::swap(&mut bytes, client.output()),
+                    None => return Err(Broken::Gone),
+                }
+                if bytes.is_empty() {
+                    break;
+                }
+                writer.write_all(&bytes).await?;
+                writer.flush().await?;
+            }
+        }
+    }
+
+    /// Tells the exporter when the frontend says that it can resume, or takes it back.
+    async fn announce_resume(&self) -> Result<std::convert::Infallible, Broken> {
+        let mut resumes = self.frontend_resumes.clone();
+        loop {
+            if resumes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            let yes = *resumes.borrow_and_update();
+            debug!(self.log, "frontend's ability to resume changed"; "resumes" => yes);
+            if let Some(client) = self.serving.borrow_mut().client(self.port) {
+                client.say(if yes { Kind::ResumeYes } else { Kind::ResumeNo });
+                self.wake.notify_one();
+            }
+        }
+    }
+}

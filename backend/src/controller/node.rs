@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The backend's `state` node: written in order, without making the rings wait.
+
+use std::time::Duration;
+
+use slog::{Logger, debug, warn};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use xen::xenstore::{Error, XenStore};
+
+use crate::xenbus::{Key, XenbusState};
+
+/// How long InitWait stands at least. libxl waits for exactly this state (`devstate_callback`);
+/// with a controller that is added to a running guest the frontend connects at once, and a
+/// Connected that libxl reads instead makes it time out.
+const INIT_WAIT_STANDS: Duration = Duration::from_millis(500);
+
+/// Writes states in the order in which they are sent to it.
+#[derive(Clone, Debug)]
+pub struct StateNode(mpsc::UnboundedSender<Option<XenbusState>>);
+
+impl StateNode {
+    /// Starts the writer on the current `LocalSet`.
+    pub fn start(store: XenStore, key: Key, log: Logger) -> Self {
+        let (sender, mut states) = mpsc::unbounded_channel();
+        tokio::task::spawn_local(async move {
+            let mut init_wait_until = Instant::now();
+            while let Some(state) = states.recv().await {
+                if state == Some(XenbusState::Connected) {
+                    sleep_until(init_wait_until).await;
+                }
+                match write(&store, key, state).await {
+                    Ok(true) => debug!(log, "state written"; "state" => ?state),
+                    Ok(false) => debug!(log, "state not written: the node is gone"),
+                    Err(e) => warn!(log, "cannot write the backend's state: {}", e),
+                }
+                if state == Some(XenbusState::InitWait) {
+                    init_wait_until = Instant::now() + INIT_WAIT_STANDS;
+                }
+            }
+        });
+        Self(sender)
+    }
+
+    /// Switches to a state.
+    pub fn switch(&self, state: XenbusState) {
+        let _ = self.0.send(Some(state));
+    }
+
+    /// Removes the node: libxl gives up waiting at once.
+    pub fn remove(&self) {
+        let _ = self.0.send(None);
+    }
+}
+
+/// Writes or removes the node, but never makes it: the toolstack may have removed the controller
+/// meanwhile, and a `state` alone would stay for ever.
+async fn write(store: &XenStore, key: Key, state: Option<XenbusState>) -> Result<bool, Error> {
+    let path = format!("{}/state", key.backend());
+    store
+        .transaction(|t| {
+            let path = path.clone();
+            async move {
+                let there = t.exists(&path).await?;
+                match state {
+                    Some(state) if there => t.write(&path, state.as_str()).await?,
+                    None if there => t.rm(&path).await?,
+                    _ => {}
+                }
+                Ok(there)
+            }
+        })
+        .await
+}

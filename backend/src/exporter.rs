@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The control connection to an exporter: kept open, asked one thing at a time.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use control::ExporterStatus;
+use session::control::{Event, Reply, Request, ToBackend};
+use session::message::{self, Purpose};
+use slog::{Logger, info, warn};
+use tokio::io::{AsyncWriteExt, split};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use transport::{Identity, MessageReader, TlsStream};
+
+use crate::config;
+
+/// First pause after a failed connection; it doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(3);
+/// Longest wait for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Requests that may wait for an answer.
+const QUEUE: usize = 64;
+
+/// Why an exporter could not be asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AskError {
+    /// No connection, or it broke before the answer came.
+    #[error("exporter {exporter} does not answer: {why}")]
+    Unreachable {
+        /// The exporter.
+        exporter: String,
+        /// What went wrong last.
+        why: String,
+    },
+    /// It answered, and said no.
+    #[error("exporter {exporter}: {refusal}")]
+    Refused {
+        /// The exporter.
+        exporter: String,
+        /// Why.
+        refusal: session::control::Refusal,
+    },
+    /// It answered something else than it was asked.
+    #[error("exporter {0} answered what was not asked; its version differs from ours")]
+    Nonsense(String),
+}
+
+struct Question {
+    request: Request,
+    answer: oneshot::Sender<Reply>,
+}
+
+/// A handle to one exporter. Clones share the connection.
+#[derive(Clone)]
+pub struct Exporter {
+    config: Rc<config::Exporter>,
+    error: Rc<RefCell<Option<String>>>,
+    questions: mpsc::Sender<Question>,
+}
+
+impl Exporter {
+    /// Starts the connection on the current `LocalSet`. Its events go to `events`, with the
+    /// exporter's name; `None` says that the connection is (again) there.
+    pub fn start(
+        config: config::Exporter,
+        identity: Identity,
+        events: mpsc::UnboundedSender<(String, Option<Event>)>,
+        log: &Logger,
+    ) -> Self {
+        let (questions, incoming) = mpsc::channel(QUEUE);
+        let exporter = Self {
+            config: Rc::new(config),
+            error: Rc::new(RefCell::new(Some("not connected yet".into()))),
+            questions,
+        };
+        let connection = Connection {
+            config: exporter.config.clone(),
+            error: exporter.error.clone(),
+            identity,
+            events,
+            log: log.new(slog::o!("exporter" => exporter.config.name.clone())),
+        };
+        tokio::task::spawn_local(connection.run(incoming));
+        exporter
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Its name and address.
+    pub fn config(&self) -> &config::Exporter {
+        &self.config
+    }
+
+    /// For people.
+    pub fn status(&self) -> ExporterStatus {
+        ExporterStatus {
+            name: self.config.name.clone(),
+            address: self.config.address.clone(),
+            error: self.error.borrow().clone(),
+        }
+    }
+
+    /// Asks. A refusal is an error.
+    pub async fn ask(&self, request: Request) -> Result<Reply, AskError> {
+        let unreachable = |why: Option<String>| AskError::Unreachable {
+            exporter: self.config.name.clone(),
+            why: why.unwrap_or_else(|| "the connection was lost".into()),
+        };
+        if let Some(why) = self.error.borrow().clone() {
+            return Err(unreachable(Some(why)));
+        }
+        let (answer, reply) = oneshot::channel();
+        let sent = self.questions.try_send(Question { request, answer });
+        sent.map_err(|_| unreachable(Some("too many requests are waiting".into())))?;
+        match timeout(ANSWER_TIMEOUT, reply).await {
+            Ok(Ok(Reply::Refused(refusal))) => Err(AskError::Refused {
+                exporter: self.config.name.clone(),
+                refusal,
+            }),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err(unreachable(self.error.borrow().clone())),
+            Err(_) => Err(self.too_slow(ANSWER_TIMEOUT)),
+        }
+    }
+
+    /// The error of an answer that did not come in time.
+    pub fn too_slow(&self, waited: Duration) -> AskError {
+        let why = format!("no answer within {} s", waited.as_secs());
+        AskError::Unreachable {
+            exporter: self.config.name.clone(),
+            why,
+        }
+    }
+
+    /// The error of an answer of the wrong kind.
+    pub fn nonsense(&self) -> AskError {
+        AskError::Nonsense(self.config.name.clone())
+    }
+}
+
+struct Connection {
+    config: Rc<config::Exporter>,
+    error: Rc<RefCell<Option<String>>>,
+    identity: Identity,
+    events: mpsc::UnboundedSender<(String, Option<Event>)>,
+    log: Logger,
+}
+
+impl Connection {
+    async fn run(self, mut questions: mpsc::Receiver<Question>) {
+        let mut pause = RETRY_MIN;
+        loop {
+            let result = match self.connect().await {
+                Ok(stream) => {
+                    info!(self.log, "exporter connected"; "address" => &self.config.address);
+                    *self.error.borrow_mut() = None;
+                    pause = RETRY_MIN;
+                    let _ = self.events.send((self.config.name.clone(), None));
+                    self.serve(stream, &mut questions).await
+                }
+                Err(e) => Err(e),
+            };
+            let Err(error) = result else { return };
+            let text = error.to_string();
+            // Said once per cause, not once per attempt.
+            if self.error.borrow().as_ref() != Some(&text) {
+                warn!(self.log, "exporter not connected: {}", text);
+            }
+            *self.error.borrow_mut() = Some(text);
+            while questions.try_recv().is_ok() {}
+            sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn connect(&self) -> Result<TlsStream, transport::Error> {
+        let config::Exporter { name, address } = &*self.config;
+        let mut stream = transport::connect(&self.identity, address, name).await?;
+        transport::greet(&mut stream, Purpose::Control).await?;
+        Ok(stream)
+    }
+
+    /// Serves until the connection is lost; `Ok` when nobody asks any more.
+    async fn serve(
+        &self,
+        stream: TlsStream,
+        questions: &mut mpsc::Receiver<Question>,
+    ) -> Result<(), transport::Error> {
+        let (mut reader, mut writer) = split(stream);
+        let mut messages = MessageReader::new();
+        let mut waiting: VecDeque<Option<oneshot::Sender<Reply>>> = VecDeque::new();
+        let mut bytes = Vec::new();
+        message::encode(&Request::Subscribe, &mut bytes)?;
+        waiting.push_back(None);
+        loop {
+            if !bytes.is_empty() {
+                let written = async {
+                    writer.write_all(&bytes).await?;
+                    writer.flush().await
+                };
+                written
+                    .await
+                    .map_err(|e| transport::Error::from_io(e, &self.config.name))?;
+                bytes.clear();
+            }
+            tokio::select! {
+                received = messages.receive::<ToBackend>(&mut reader) => match received? {
+                    ToBackend::Event(event) => {
+                        let _ = self.events.send((self.config.name.clone(), Some(event)));
+                    }
+                    ToBackend::Reply(reply) => match waiting.pop_front() {
+                        Some(Some(answer)) => drop(answer.send(reply)),
+                        Some(None) => {}
+                        None => return Err(transport::Error::Closed),
+                    },
+                },
+                question = questions.recv() => {
+                    let Some(Question { request, answer }) = question else { return Ok(()) };
+                    message::encode(&request, &mut bytes)?;
+                    waiting.push_back(Some(answer));
+                }
+            }
+        }
+    }
+}

@@ -13,6 +13,8 @@ use crate::{BufferId, Device, HostError, UsbHost};
 /// Bytes of one command's data phase at most: one URB of 16 pages.
 pub const MAX_TRANSFER_BYTES: usize = usbif::MAX_BUFFER_BYTES;
 
+const SENSE_OFFSET: usize = MAX_TRANSFER_BYTES;
+
 /// As long as Linux's `sd` waits.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// UNIT ATTENTION and the like are expected after a reset; a disk has this many goes.
@@ -22,7 +24,8 @@ const READY_ATTEMPTS: u32 = 5;
 #[derive(Debug)]
 pub struct Disk {
     transport: Transport,
-    /// Data of commands, 16 pages.
+    /// Data of commands, 16 pages, and a page for sense data: a command that is repeated after a
+    /// REQUEST SENSE must still find its own data.
     data: BufferId,
     inquiry: Inquiry,
     capacity: Capacity,
@@ -35,7 +38,7 @@ impl Disk {
     /// [`StorageError::NotStorage`] when it is something else.
     pub fn open<G: Guest>(host: &mut UsbHost<G>, device: &Device) -> Result<Self, StorageError> {
         let transport = Transport::open(host, device, TIMEOUT)?;
-        let data = host.alloc_buffer(MAX_TRANSFER_BYTES)?;
+        let data = host.alloc_buffer(SENSE_OFFSET + SENSE_BYTES)?;
         let mut disk = Self {
             transport,
             data,
@@ -212,14 +215,14 @@ impl Disk {
     }
 
     fn request_sense<G: Guest>(&mut self, host: &mut UsbHost<G>) -> Result<Sense, StorageError> {
-        let slice = self.data.slice(0, SENSE_BYTES);
+        let slice = self.data.slice(SENSE_OFFSET, SENSE_BYTES);
         match self
             .transport
             .command(host, &scsi::request_sense(), DataPhase::In(slice))?
         {
             Outcome::Passed(_) => {
                 let mut bytes = [0; SENSE_BYTES];
-                host.read_buffer(self.data, 0, &mut bytes)?;
+                host.read_buffer(self.data, SENSE_OFFSET, &mut bytes)?;
                 Ok(Sense::parse(&bytes))
             }
             Outcome::Failed => Err(StorageError::Transport("REQUEST SENSE failed")),

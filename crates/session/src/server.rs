@@ -275,25 +275,46 @@ impl Server {
         outcome: Outcome,
         fill: impl FnOnce(&mut Vec<u8>),
     ) -> bool {
+        self.try_complete(epoch, request, |out| {
+            fill(out);
+            Some(outcome)
+        })
+    }
+
+    /// Like [`Server::complete`], for who learns the outcome with the data. Where `fill` answers
+    /// `None`, the request goes on, and what was appended is dropped. `fill` is not called when
+    /// nobody waits.
+    pub fn try_complete(
+        &mut self,
+        epoch: Epoch,
+        request: u64,
+        fill: impl FnOnce(&mut Vec<u8>) -> Option<Outcome>,
+    ) -> bool {
         if epoch != self.epoch {
             return false;
         }
         let Some(at) = self.executing.iter().position(|e| e.request == request) else {
             return false;
         };
-        let executing = self.executing.swap_remove(at);
-        self.last_completion += 1;
-        let completion = Completion {
-            request,
-            number: self.last_completion,
-            status: outcome.status,
-            actual_length: outcome.actual_length.min(executing.length),
-            error_count: outcome.error_count,
-            start_frame: outcome.start_frame,
-        };
-        self.log
-            .push_completion(&completion, executing.body_limit, fill);
-        true
+        let Executing {
+            length, body_limit, ..
+        } = self.executing[at];
+        let number = self.last_completion + 1;
+        let completed = self.log.push_completion(body_limit, |out| {
+            fill(out).map(|outcome| Completion {
+                request,
+                number,
+                status: outcome.status,
+                actual_length: outcome.actual_length.min(length),
+                error_count: outcome.error_count,
+                start_frame: outcome.start_frame,
+            })
+        });
+        if completed {
+            self.last_completion = number;
+            self.executing.swap_remove(at);
+        }
+        completed
     }
 
     /// The device is gone; everything was completed before.

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use crate::frame::{self, Completion, Kind};
+use crate::frame::{self, Completion, HEADER_LEN, Kind};
 
 /// The front is given back in steps of at least this many bytes, unless the log becomes empty.
 const COMPACT_LEN: usize = 256 * 1024;
@@ -22,6 +22,8 @@ pub(super) struct Log {
     acknowledged: u64,
     /// Completions among the frames.
     kept: usize,
+    /// Where headers are encoded, since a completion is known only after its data.
+    header: Vec<u8>,
 }
 
 /// Where a frame ends.
@@ -68,23 +70,30 @@ impl Log {
         self.bytes.capacity()
     }
 
+    /// `fill` appends the body and says what it belongs to; without that, nothing was pushed.
     pub(super) fn push_completion(
         &mut self,
-        completion: &Completion,
         body_limit: usize,
-        fill: impl FnOnce(&mut Vec<u8>),
-    ) {
-        let header = self.bytes.len();
-        frame::encode_complete(&mut self.bytes, completion, 0);
-        let body = self.bytes.len();
-        fill(&mut self.bytes);
+        fill: impl FnOnce(&mut Vec<u8>) -> Option<Completion>,
+    ) -> bool {
+        let start = self.bytes.len();
+        let body = start + HEADER_LEN;
+        self.bytes.resize(body, 0);
+        let completion = fill(&mut self.bytes);
         debug_assert!(self.bytes.len() >= body);
+        let Some(completion) = completion else {
+            self.bytes.truncate(start);
+            return false;
+        };
         // A device that says more than it was asked for must not break the connection.
         self.bytes.truncate(body + body_limit);
-        let body_len = (self.bytes.len() - body) as u32;
-        self.bytes[header..header + 4].copy_from_slice(&body_len.to_le_bytes());
+        let body_len = self.bytes.len() - body;
+        self.header.clear();
+        frame::encode_complete(&mut self.header, &completion, body_len);
+        self.bytes[start..body].copy_from_slice(&self.header);
         self.kept += 1;
         self.end_frame(Some(completion.number));
+        true
     }
 
     pub(super) fn push_plain(&mut self, kind: Kind) {

@@ -39,7 +39,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let (log, _guard) = backend::log::to_stderr(arguments.verbose);
-    let platform = LinuxXen::new().context("vusbd needs Xen's devices; is this dom0?")?;
+    let platform = LinuxXen::open().context("vusbd needs Xen's devices; is this dom0?")?;
     let endpoint = Endpoint::detect()?;
     info!(log, "vusbd {}", env!("CARGO_PKG_VERSION"); "host" => identity.name());
     backend::run(platform, &endpoint, config, identity, &log)

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::hypervisor::{self, Hypervisor};
 use crate::seqpacket::Listener;
+use crate::signal::StopSignals;
 use crate::violations::Violations;
 use crate::xenstored::Server;
 
@@ -127,7 +128,19 @@ impl SimHost {
         self.hypervisor.violations.list()
     }
 
-    /// Waits until the toolstack asks the host to stop.
+    /// Stops the host at a signal.
+    pub fn stop_on(&self, signals: StopSignals) -> io::Result<()> {
+        let hypervisor = self.hypervisor.clone();
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                signals.wait();
+                hypervisor.request_stop();
+            })?;
+        Ok(())
+    }
+
+    /// Waits until the toolstack or a signal asks the host to stop.
     pub fn wait_for_stop(&self) {
         let _ = self.stop.lock().expect("no holder panics").recv();
     }

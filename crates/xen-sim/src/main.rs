@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use xen_sim::{HostOptions, SimHost};
+use xen_sim::{HostOptions, SimHost, StopSignals};
 
 /// One simulated Xen host: xenstore, grants, event channels and domains for real processes.
 #[derive(Parser)]
@@ -32,6 +32,7 @@ struct Arguments {
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
+    let signals = StopSignals::block();
     let options = HostOptions {
         name: arguments.name.clone(),
         first_domid: arguments.first_domid,
@@ -40,6 +41,7 @@ fn main() -> anyhow::Result<ExitCode> {
     };
     let host = SimHost::start(&arguments.dir, &options)
         .with_context(|| format!("cannot start a host in {}", arguments.dir.display()))?;
+    host.stop_on(signals)?;
     println!("ready {}", host.dir().display());
     std::io::stdout().flush()?;
     host.wait_for_stop();

@@ -135,6 +135,12 @@ impl Hypervisor {
             .retain(|view| !view.is_dying() || !view.in_use().is_empty());
     }
 
+    /// Asks the main thread to end.
+    pub(crate) fn request_stop(&self) {
+        // Without a receiver it has ended already.
+        let _ = self.stop.send(());
+    }
+
     /// The last check, when the host ends.
     pub(crate) fn check_zombies(&self) {
         self.prune_zombies();

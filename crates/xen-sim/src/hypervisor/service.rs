@@ -88,7 +88,7 @@ impl Connection {
                 Ok(Response::Violations { list, truncated })
             }
             Request::Shutdown => {
-                let _ = hypervisor.stop.send(());
+                hypervisor.request_stop();
                 Ok(Response::Ok)
             }
             Request::Hello => return self.hello(socket),

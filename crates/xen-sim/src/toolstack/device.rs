@@ -6,7 +6,7 @@ use std::time::Instant;
 use xen::DomId;
 
 use super::domain::{domain_path, make_node};
-use super::{BACKEND_TIMEOUT, Doing, Store, Toolstack, ToolstackError, UsbController};
+use super::{Doing, Store, Toolstack, ToolstackError, UsbController};
 
 const INITIALISING: u32 = 1;
 const INIT_WAIT: u32 = 2;
@@ -130,7 +130,7 @@ impl Toolstack {
         })?;
         Ok(StateWait {
             path: format!("{back}/state"),
-            deadline: Instant::now() + BACKEND_TIMEOUT,
+            deadline: Instant::now() + self.timeouts.backend,
         })
     }
 
@@ -200,7 +200,7 @@ impl Toolstack {
         })?;
         let wait = StateWait {
             path: state_path,
-            deadline: Instant::now() + BACKEND_TIMEOUT,
+            deadline: Instant::now() + self.timeouts.backend,
         };
         let closed = if there {
             self.wait_backend(&wait, CLOSED)

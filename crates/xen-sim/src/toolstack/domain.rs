@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 
 use xen::DomId;
 
-use super::{
-    Doing, DomainConfig, SUSPEND_TIMEOUT, Store, Toolstack, ToolstackError, UsbController,
-};
+use super::{Doing, DomainConfig, Store, Toolstack, ToolstackError, UsbController};
 use crate::wire::{Request, Response, ShutdownReason, unexpected};
 
 pub(super) fn domain_path(domid: DomId) -> String {
@@ -266,7 +264,7 @@ impl Toolstack {
         let mut store = self.store()?;
         store.write(&path, request)?;
         store.watch(&path, "ack")?;
-        let deadline = Instant::now() + SUSPEND_TIMEOUT;
+        let deadline = Instant::now() + self.timeouts.guest;
         while store.read(&path)?.as_deref() == Some(request) {
             if store.next_event(deadline)?.is_none() {
                 // The guest may answer at this very moment: only a request that is still there
@@ -283,7 +281,7 @@ impl Toolstack {
                 }
             }
         }
-        match self.wait_shutdown(domid, SUSPEND_TIMEOUT)? {
+        match self.wait_shutdown(domid, self.timeouts.guest)? {
             Some(actual) if actual == reason => Ok(()),
             Some(reason) => Err(ToolstackError::UnexpectedShutdown { domid, reason }),
             None => Err(ToolstackError::GuestUnresponsive(domid)),

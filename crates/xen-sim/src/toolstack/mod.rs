@@ -23,11 +23,24 @@ pub use migrate::{Failure, MigrateError, MigrateOptions, Migration};
 pub use save::SavedDomain;
 pub use store::{Store, WatchEvent};
 
-/// How long libxl waits for a backend, to come and to go (`LIBXL_INIT_TIMEOUT`,
-/// `LIBXL_DESTROY_TIMEOUT`).
-const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long it waits for a guest to acknowledge a suspend, and then to do it.
-const SUSPEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the toolstack waits for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a backend, to come and to go (`LIBXL_INIT_TIMEOUT`, `LIBXL_DESTROY_TIMEOUT`).
+    pub backend: Duration,
+    /// For a guest to acknowledge `control/shutdown`, and then to do it.
+    pub guest: Duration,
+}
+
+impl Default for Timeouts {
+    /// Those of libxl.
+    fn default() -> Timeouts {
+        Timeouts {
+            backend: Duration::from_secs(10),
+            guest: Duration::from_secs(60),
+        }
+    }
+}
 
 /// `usbctrl=['type=pv,version=V,ports=P']`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +101,7 @@ pub enum ToolstackError {
     #[error("a domain named {0} exists already")]
     NameTaken(String),
     /// The backend did not reach the state in time.
-    #[error("{path} did not become {wanted} in {} s", BACKEND_TIMEOUT.as_secs())]
+    #[error("{path} did not become {wanted} in time")]
     BackendTimeout {
         /// The state node.
         path: String,
@@ -145,6 +158,7 @@ impl From<io::Error> for ToolstackError {
 pub struct Toolstack {
     dir: PathBuf,
     socket: Mutex<Socket>,
+    timeouts: Timeouts,
 }
 
 impl Toolstack {
@@ -153,7 +167,13 @@ impl Toolstack {
         Ok(Toolstack {
             dir: dir.to_owned(),
             socket: Mutex::new(Socket::connect(&dir.join("hypervisor.sock"))?),
+            timeouts: Timeouts::default(),
         })
+    }
+
+    /// Waits for a shorter or longer time than libxl.
+    pub fn with_timeouts(self, timeouts: Timeouts) -> Toolstack {
+        Toolstack { timeouts, ..self }
     }
 
     /// A new xenstore connection as domain 0.

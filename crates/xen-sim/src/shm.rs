@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Memory shared between processes: memfds, mappings of them, and volatile copies.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::ptr;
 
-use xen::{Access, PAGE_SIZE};
+use xen::Access;
 
 /// A new memfd of `len_bytes` zeroes.
 pub(crate) fn memfd(name: &std::ffi::CStr, len_bytes: usize) -> io::Result<OwnedFd> {
@@ -21,6 +23,41 @@ pub(crate) fn memfd(name: &std::ffi::CStr, len_bytes: usize) -> io::Result<Owned
         return Err(io::Error::last_os_error());
     }
     Ok(fd)
+}
+
+/// Copies `len_bytes` of one memfd to another of the same size. Pages that were never touched are
+/// skipped: at the target they are zero as well.
+pub(crate) fn copy_memfd(from: &File, to: &File, len_bytes: u64) -> io::Result<()> {
+    let mut buffer = vec![0; 256 * 1024];
+    let mut at = 0;
+    while let Some(start) = seek(from, at, libc::SEEK_DATA)? {
+        let end = seek(from, start, libc::SEEK_HOLE)?.unwrap_or(len_bytes);
+        at = start;
+        while at < end {
+            let wanted = buffer.len().min((end - at) as usize);
+            let got = from.read_at(&mut buffer[..wanted], at)?;
+            if got == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            to.write_all_at(&buffer[..got], at)?;
+            at += got as u64;
+        }
+    }
+    Ok(())
+}
+
+/// `lseek`; `None` when there is nothing from `at` on.
+fn seek(file: &File, at: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
+    // SAFETY: no pointers are passed. The file's position, which this changes, nobody uses.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), at as libc::off_t, whence) };
+    if found >= 0 {
+        return Ok(Some(found as u64));
+    }
+    let err = io::Error::last_os_error();
+    match err.raw_os_error() {
+        Some(libc::ENXIO) => Ok(None),
+        _ => Err(err),
+    }
 }
 
 /// A range of address space, unmapped when dropped.
@@ -139,16 +176,6 @@ impl Region {
         // SAFETY: in range and aligned, and T holds only atomics, valid for any bit pattern and
         // for memory that other processes write.
         unsafe { &*at }
-    }
-
-    /// Copies whole pages of another region of the same length.
-    pub(crate) fn copy_from(&self, other: &Region) {
-        assert_eq!(self.len_bytes, other.len_bytes);
-        let mut page = [0; PAGE_SIZE];
-        for offset in (0..self.len_bytes).step_by(PAGE_SIZE) {
-            other.read(offset, &mut page);
-            self.write(offset, &page);
-        }
     }
 }
 

@@ -221,11 +221,12 @@ fn back_and_forth_and_on_one_host() {
     for (step, hop) in route.windows(2).enumerate() {
         pages.store_release(0, step as u32);
         let suspended = suspend_when_told(&guest);
-        domid = hosts[hop[0]]
+        let migration = hosts[hop[0]]
             .xl
             .migrate(domid, &hosts[hop[1]].xl, &quick())
-            .unwrap()
-            .domid;
+            .unwrap();
+        assert_eq!(migration.source_leftover, None);
+        domid = migration.domid;
         assert_eq!(suspended.join().unwrap(), Resumed::NewDomain);
         assert_eq!(guest.domid(), domid);
         assert_eq!(pages.load_acquire(0), step as u32);

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! `xl migrate`: sender and receiver in one (`xl_migrate.c`).
 
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use xen::{DomId, PAGE_SIZE};
 
-use super::{DomainConfig, Toolstack, ToolstackError};
-use crate::shm::Region;
+use super::{Doing, DomainConfig, Toolstack, ToolstackError};
+use crate::shm;
 use crate::wire::{Request, Response, ShutdownReason, expect_fds, unexpected};
 
 /// Where a migration is made to fail.
@@ -160,7 +161,7 @@ impl Toolstack {
         options: &MigrateOptions,
     ) -> Result<(), ToolstackError> {
         for _ in 0..options.precopy_rounds {
-            copy_memory(&self.memory(domid)?, &target.memory(incoming)?);
+            self.memory(domid)?.copy_to(&target.memory(incoming)?)?;
             std::thread::sleep(options.round_interval);
         }
         match options.failure {
@@ -178,7 +179,7 @@ impl Toolstack {
         config: &DomainConfig,
         options: &MigrateOptions,
     ) -> Result<Duration, ToolstackError> {
-        copy_memory(&self.memory(domid)?, &target.memory(incoming)?);
+        self.memory(domid)?.copy_to(&target.memory(incoming)?)?;
         let context = self.context(domid)?;
         target.call(
             &Request::SetContext { domid: incoming.0 },
@@ -210,22 +211,38 @@ impl Toolstack {
         self.resume_cancelled(domid)
     }
 
-    pub(super) fn context(&self, domid: DomId) -> Result<std::os::fd::OwnedFd, ToolstackError> {
+    pub(super) fn context(&self, domid: DomId) -> Result<OwnedFd, ToolstackError> {
         let (_, fds) = self.call(&Request::GetContext { domid: domid.0 }, &[])?;
         let [context] = expect_fds(fds)?;
         Ok(context)
     }
 
-    pub(super) fn memory(&self, domid: DomId) -> Result<Region, ToolstackError> {
+    pub(super) fn memory(&self, domid: DomId) -> Result<Memory, ToolstackError> {
         let (response, fds) = self.call(&Request::DomainMemory { domid: domid.0 }, &[])?;
         let Response::Memory { pages } = response else {
             return Err(unexpected(&response).into());
         };
         let [memory] = expect_fds(fds)?;
-        Ok(Region::map(memory, pages * PAGE_SIZE)?)
+        Ok(Memory::new(memory, pages))
     }
 }
 
-fn copy_memory(from: &Region, to: &Region) {
-    to.copy_from(from);
+/// A domain's memory, or what was saved of it.
+#[derive(Debug)]
+pub(super) struct Memory {
+    file: File,
+    len_bytes: u64,
+}
+
+impl Memory {
+    pub(super) fn new(memfd: OwnedFd, pages: usize) -> Memory {
+        Memory {
+            file: File::from(memfd),
+            len_bytes: (pages * PAGE_SIZE) as u64,
+        }
+    }
+
+    pub(super) fn copy_to(&self, to: &Memory) -> Result<(), ToolstackError> {
+        shm::copy_memfd(&self.file, &to.file, self.len_bytes).doing(|| "copying memory".to_owned())
+    }
 }

@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 
 use xen::{DomId, PAGE_SIZE};
 
+use super::migrate::Memory;
 use super::{Doing, DomainConfig, Toolstack, ToolstackError};
-use crate::shm::{self, Region};
+use crate::shm;
 use crate::wire::{Request, ShutdownReason};
 
 /// A saved domain. The guest's process waits in it; dropped, the guest is lost.
 #[derive(Debug)]
 pub struct SavedDomain {
     config: DomainConfig,
-    memory: Region,
+    memory: Memory,
     context: OwnedFd,
 }
 
@@ -39,8 +40,8 @@ impl Toolstack {
     fn take(&self, domid: DomId, config: DomainConfig) -> Result<SavedDomain, ToolstackError> {
         let len_bytes = config.pages * PAGE_SIZE;
         let fd = shm::memfd(c"xen-sim-saved", len_bytes).doing(|| "saving".to_owned())?;
-        let memory = Region::map(&fd, len_bytes).doing(|| "saving".to_owned())?;
-        memory.copy_from(&self.memory(domid)?);
+        let memory = Memory::new(fd, config.pages);
+        self.memory(domid)?.copy_to(&memory)?;
         Ok(SavedDomain {
             config,
             memory,
@@ -68,7 +69,7 @@ impl Toolstack {
         } = saved;
         let domid = self.make_domain(&config, &config.name)?;
         let fill = || {
-            self.memory(domid)?.copy_from(&memory);
+            memory.copy_to(&self.memory(domid)?)?;
             self.call(&Request::SetContext { domid: domid.0 }, &[context.as_fd()])?;
             self.finish_build(domid, config.pages)?;
             self.attach_controllers(domid, &config.usbctrl)?;

@@ -51,6 +51,8 @@ enum Broken {
     Silent,
     #[error("the exporter refuses: {0}")]
     Refused(Refusal),
+    #[error("the lease is at epoch {0} meanwhile")]
+    Outdated(Epoch),
     #[error("the device is gone")]
     Gone,
     #[error("another host has taken the device over")]
@@ -137,6 +139,14 @@ impl<B: Backend> DeviceTask<B> {
         };
         transport::send(&mut stream, &open).await?;
         match transport::receive::<Opened>(&mut stream).await? {
+            // The epoch has grown since the lease was read, for example because the source was
+            // restarted. The frontend is connected here, so here is where the guest runs.
+            Opened::Refused(Refusal::Fenced { current, .. })
+                if matches!(how, How::Claim { .. }) && current > self.lease.epoch =>
+            {
+                self.lease.epoch = current;
+                return Err(Broken::Outdated(current));
+            }
             Opened::Refused(refusal) => return Err(Broken::Refused(refusal)),
             Opened::Ready {
                 epoch: now,

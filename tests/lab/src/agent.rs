@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! The agent's protocol and its client.
 //!
 //! Every lab machine runs `lab-agent`, which serves one request per TCP connection. A request
@@ -38,7 +39,12 @@ impl Output {
     /// Standard output of a command that must succeed.
     pub fn ok(self, what: &str) -> Result<String> {
         if self.status != 0 {
-            bail!("{what}: exit status {}\n{}{}", self.status, self.stdout, self.stderr);
+            bail!(
+                "{what}: exit status {}\n{}{}",
+                self.status,
+                self.stdout,
+                self.stderr
+            );
         }
         Ok(self.stdout)
     }
@@ -68,18 +74,25 @@ impl Agent {
         Ok(stream)
     }
 
-    fn request(&self, header: &str, parts: &[&[u8]], timeout: Duration) -> Result<(i32, Vec<u8>, Vec<u8>)> {
+    fn request(
+        &self,
+        header: &str,
+        parts: &[&[u8]],
+        timeout: Duration,
+    ) -> Result<(i32, Vec<u8>, Vec<u8>)> {
         let mut stream = self.connect(timeout)?;
         let mut message = format!("{header}\n").into_bytes();
         for part in parts {
             message.extend_from_slice(part);
         }
-        stream.write_all(&message).with_context(|| format!("{}: sending {header}", self.name))?;
+        stream
+            .write_all(&message)
+            .with_context(|| format!("{}: sending {header}", self.name))?;
         let mut reader = BufReader::new(stream);
         let mut line = String::new();
-        reader
-            .read_line(&mut line)
-            .with_context(|| format!("{}: no answer to `{header}` within {timeout:?}", self.name))?;
+        reader.read_line(&mut line).with_context(|| {
+            format!("{}: no answer to `{header}` within {timeout:?}", self.name)
+        })?;
         let fields: Vec<&str> = line.split_whitespace().collect();
         let ["done", status, out_len, err_len] = fields.as_slice() else {
             bail!("{}: the agent answered {line:?} to `{header}`", self.name);
@@ -93,8 +106,11 @@ impl Agent {
 
     /// Run a shell command and wait for it, at most `timeout`.
     pub fn exec_for(&self, command: &str, timeout: Duration) -> Result<Output> {
-        let (status, stdout, stderr) =
-            self.request(&format!("exec {}", command.len()), &[command.as_bytes()], timeout)?;
+        let (status, stdout, stderr) = self.request(
+            &format!("exec {}", command.len()),
+            &[command.as_bytes()],
+            timeout,
+        )?;
         Ok(Output {
             status,
             stdout: String::from_utf8_lossy(&stdout).into_owned(),
@@ -109,7 +125,8 @@ impl Agent {
 
     /// Run a shell command that must succeed; its standard output.
     pub fn must(&self, command: &str) -> Result<String> {
-        self.exec(command)?.ok(&format!("{}: `{command}`", self.name))
+        self.exec(command)?
+            .ok(&format!("{}: `{command}`", self.name))
     }
 
     /// Write a file into the machine, replacing it in one step.
@@ -120,17 +137,28 @@ impl Agent {
             Duration::from_secs(180),
         )?;
         if status != 0 {
-            bail!("{}: writing {path}: {}", self.name, String::from_utf8_lossy(&stderr));
+            bail!(
+                "{}: writing {path}: {}",
+                self.name,
+                String::from_utf8_lossy(&stderr)
+            );
         }
         Ok(())
     }
 
     /// Read a file of the machine.
     pub fn get(&self, path: &str) -> Result<Vec<u8>> {
-        let (status, stdout, stderr) =
-            self.request(&format!("get {}", path.len()), &[path.as_bytes()], Duration::from_secs(180))?;
+        let (status, stdout, stderr) = self.request(
+            &format!("get {}", path.len()),
+            &[path.as_bytes()],
+            Duration::from_secs(180),
+        )?;
         if status != 0 {
-            bail!("{}: reading {path}: {}", self.name, String::from_utf8_lossy(&stderr));
+            bail!(
+                "{}: reading {path}: {}",
+                self.name,
+                String::from_utf8_lossy(&stderr)
+            );
         }
         Ok(stdout)
     }
@@ -142,7 +170,11 @@ impl Agent {
         for _ in 0..5 {
             let before = Instant::now();
             let wall = now_ns();
-            let header = if set { format!("clock {wall}") } else { "clock".to_owned() };
+            let header = if set {
+                format!("clock {wall}")
+            } else {
+                "clock".to_owned()
+            };
             let (_, stdout, _) = self.request(&header, &[], Duration::from_secs(20))?;
             let trip = before.elapsed();
             let theirs: i64 = String::from_utf8_lossy(&stdout).trim().parse()?;
@@ -173,7 +205,8 @@ impl Agent {
     }
 }
 
-fn now_ns() -> u64 {
+/// Nanoseconds since the epoch by this machine's clock.
+pub fn now_ns() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_nanos() as u64)

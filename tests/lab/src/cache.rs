@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! The lab's cache outside the repository: every artefact lies in a directory named after a
 //! hash of what it was made from, so that nothing is stale and a second run makes nothing.
 
@@ -21,11 +22,14 @@ impl Cache {
     pub fn open() -> Result<Self> {
         let base = match std::env::var_os(CACHE_VARIABLE) {
             Some(path) => PathBuf::from(path),
-            None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache/xen-vusb"),
+            None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?)
+                .join(".cache/xen-vusb"),
         };
         let root = base.join("lab");
         fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
-        Ok(Self { root: root.canonicalize()? })
+        Ok(Self {
+            root: root.canonicalize()?,
+        })
     }
 
     /// A fixed place in the cache.
@@ -35,7 +39,12 @@ impl Cache {
 
     /// The artefact `kind` made from what `key` hashed: made by `make` in a fresh directory
     /// when it is not there yet. An interrupted `make` leaves nothing that looks finished.
-    pub fn artefact(&self, kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    pub fn artefact(
+        &self,
+        kind: &str,
+        key: Key,
+        make: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
         let done = self.root.join(format!("{kind}-{}", key.finish()));
         if done.exists() {
             return Ok(done);
@@ -77,11 +86,20 @@ impl Key {
 
     /// Add an artefact by its name, which already is a hash.
     pub fn with_artefact(self, path: &Path) -> Self {
-        self.with(path.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default())
+        self.with(
+            path.file_name()
+                .map(|name| name.as_encoded_bytes())
+                .unwrap_or_default(),
+        )
     }
 
     fn finish(self) -> String {
-        self.0.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        self.0
+            .finalize()
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }
 
@@ -91,6 +109,9 @@ mod tests {
 
     #[test]
     fn inputs_are_kept_apart() {
-        assert_ne!(Key::new().with("ab").with("c").finish(), Key::new().with("a").with("bc").finish());
+        assert_ne!(
+            Key::new().with("ab").with("c").finish(),
+            Key::new().with("a").with("bc").finish()
+        );
     }
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! Writing root file systems as uncompressed "newc" cpio archives.
 //!
 //! Uncompressed because the emulated machine would spend longer unpacking than this one
@@ -26,10 +27,28 @@ impl Root {
     /// An empty root with Debian's merged `/usr` and the mount points that every machine uses.
     pub fn new() -> Self {
         let mut root = Self::default();
-        for directory in ["dev", "proc", "sys", "run", "tmp", "root", "mnt", "var/log", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64"] {
+        for directory in [
+            "dev",
+            "proc",
+            "sys",
+            "run",
+            "tmp",
+            "root",
+            "mnt",
+            "var/log",
+            "usr/bin",
+            "usr/sbin",
+            "usr/lib",
+            "usr/lib64",
+        ] {
             root.directory(directory);
         }
-        for (link, target) in [("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")] {
+        for (link, target) in [
+            ("bin", "usr/bin"),
+            ("sbin", "usr/sbin"),
+            ("lib", "usr/lib"),
+            ("lib64", "usr/lib64"),
+        ] {
             root.symlink(link, target);
         }
         root
@@ -43,7 +62,9 @@ impl Root {
                 current.push('/');
             }
             current.push_str(part);
-            self.entries.entry(current.clone()).or_insert(Entry::Directory);
+            self.entries
+                .entry(current.clone())
+                .or_insert(Entry::Directory);
         }
     }
 
@@ -56,7 +77,13 @@ impl Root {
     /// A regular file.
     pub fn file(&mut self, path: &str, mode: u32, contents: impl Into<Vec<u8>>) {
         self.parent(path);
-        self.entries.insert(path.to_owned(), Entry::File { mode, contents: contents.into() });
+        self.entries.insert(
+            path.to_owned(),
+            Entry::File {
+                mode,
+                contents: contents.into(),
+            },
+        );
     }
 
     /// A regular file copied from this machine, executable if it is so here.
@@ -71,7 +98,8 @@ impl Root {
     /// A symbolic link.
     pub fn symlink(&mut self, path: &str, target: &str) {
         self.parent(path);
-        self.entries.insert(path.to_owned(), Entry::Symlink(target.to_owned()));
+        self.entries
+            .insert(path.to_owned(), Entry::Symlink(target.to_owned()));
     }
 
     /// Write the archive.
@@ -91,7 +119,9 @@ impl Root {
         // The kernel opens /dev/console before anything is mounted.
         header(&mut out, inode, 0o020_600, "dev/console", 0, (5, 1))?;
         record(&mut out, 0, 0, "TRAILER!!!", &[])?;
-        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        out.into_inner()
+            .map_err(io::IntoInnerError::into_error)?
+            .sync_all()?;
         fs::rename(&temporary, to)?;
         Ok(())
     }
@@ -104,8 +134,29 @@ fn record(out: &mut impl Write, inode: u32, mode: u32, path: &str, data: &[u8]) 
     pad(out, data.len())
 }
 
-fn header(out: &mut impl Write, inode: u32, mode: u32, path: &str, len: u32, device: (u32, u32)) -> io::Result<()> {
-    let fields = [inode, mode, 0, 0, 1, 0, len, 0, 0, device.0, device.1, path.len() as u32 + 1, 0];
+fn header(
+    out: &mut impl Write,
+    inode: u32,
+    mode: u32,
+    path: &str,
+    len: u32,
+    device: (u32, u32),
+) -> io::Result<()> {
+    let fields = [
+        inode,
+        mode,
+        0,
+        0,
+        1,
+        0,
+        len,
+        0,
+        0,
+        device.0,
+        device.1,
+        path.len() as u32 + 1,
+        0,
+    ];
     let mut text = String::from("070701");
     for field in fields {
         text.push_str(&format!("{field:08x}"));

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! The PV guest under test: its configuration, its life under `xl`, the way to its agent.
 
 use std::net::SocketAddr;
@@ -26,7 +27,11 @@ pub fn agent(lab: &Lab) -> Result<Agent> {
 /// A way to the guest's agent through one host.
 pub fn agent_through(lab: &Lab, host: &str) -> Result<Agent> {
     let host = lab.agent(host)?;
-    Ok(Agent { name: "guest".to_owned(), address: host.address, relay: Some(SocketAddr::from((IP, AGENT_PORT))) })
+    Ok(Agent {
+        name: "guest".to_owned(),
+        address: host.address,
+        relay: Some(SocketAddr::from((IP, AGENT_PORT))),
+    })
 }
 
 /// The guest's `xl` configuration.
@@ -48,7 +53,8 @@ pub fn config(usb: bool) -> String {
 pub fn create(lab: &Lab, host: &str, usb: bool) -> Result<Agent> {
     let dom0 = lab.agent(host)?;
     dom0.put("/etc/xen/lab.cfg", 0o644, config(usb).as_bytes())?;
-    dom0.exec_for("xl create /etc/xen/lab.cfg", Duration::from_secs(180))?.ok("xl create")?;
+    dom0.exec_for("xl create /etc/xen/lab.cfg", Duration::from_secs(180))?
+        .ok("xl create")?;
     let guest = agent_through(lab, host)?;
     if let Err(error) = guest.wait_ready(Duration::from_secs(300)) {
         let console = dom0.exec(&format!("tail -n 15 /var/log/xen/console/guest-{NAME}.log"))?;
@@ -84,13 +90,23 @@ pub fn migrate(lab: &Lab, from: &str, to: &str) -> Result<(Output, Duration)> {
 /// The guest's domain id on a host.
 pub fn domid(lab: &Lab, host: &str) -> Result<u32> {
     let text = lab.agent(host)?.must(&format!("xl domid {NAME}"))?;
-    text.trim().parse().with_context(|| format!("domain id {text:?}"))
+    text.trim()
+        .parse()
+        .with_context(|| format!("domain id {text:?}"))
 }
 
 /// Fail unless the guest's kernel log is free of the marks of a sick kernel.
 pub fn healthy(guest: &Agent) -> Result<()> {
     let log = guest.must("dmesg")?;
-    for mark in ["Oops", "BUG:", "UBSAN", "general protection", "segfault", "protocol error", "Call Trace"] {
+    for mark in [
+        "Oops",
+        "BUG:",
+        "UBSAN",
+        "general protection",
+        "segfault",
+        "protocol error",
+        "Call Trace",
+    ] {
         if let Some(line) = log.lines().find(|line| line.contains(mark)) {
             bail!("the guest's kernel says: {line}");
         }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! Building the guest's kernel module against Debian's headers.
 //!
 //! The kernel's build refuses this machine's older compiler, so the build runs in an extracted
@@ -20,13 +21,30 @@ pub const MODULE: &str = "xen-vusb-resume.ko";
 /// The built module, for `uname -r` = `version`.
 pub fn build(cache: &Cache, apt: &Apt, version: &str) -> Result<PathBuf> {
     let headers = format!("linux-headers-{version}");
-    let packages: Vec<String> =
-        ["base-files", "bash", "coreutils", "gcc-14", "grep", "make", "mawk", "sed"].iter().map(|&name| name.to_owned()).chain([headers]).collect();
+    let packages: Vec<String> = [
+        "base-files",
+        "bash",
+        "coreutils",
+        "gcc-14",
+        "grep",
+        "make",
+        "mawk",
+        "sed",
+    ]
+    .iter()
+    .map(|&name| name.to_owned())
+    .chain([headers])
+    .collect();
     let builder = apt.tree(cache, "module-builder", &packages, true)?;
     let source = workspace().join("frontend-shim/linux");
     let mut key = Key::new().with_artefact(&builder).with(version);
-    let mut files: Vec<PathBuf> = fs::read_dir(&source)?.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
-    files.retain(|path| path.file_name().is_some_and(|name| name == "Makefile") || path.extension().is_some_and(|extension| extension == "c"));
+    let mut files: Vec<PathBuf> = fs::read_dir(&source)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .collect();
+    files.retain(|path| {
+        path.file_name().is_some_and(|name| name == "Makefile")
+            || path.extension().is_some_and(|extension| extension == "c")
+    });
     files.sort();
     for file in &files {
         key = key.with_file(file)?;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! Programs of this machine that the lab needs, and how they are started.
 
 use std::path::Path;
@@ -22,32 +23,47 @@ const NEEDED: &[(&str, &str)] = &[
 ];
 
 fn present(program: &str) -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(program).is_file()))
+    std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+    })
 }
 
 /// Install by package name whatever is missing; say exactly what could not be had.
 pub fn ensure() -> Result<()> {
-    let missing: Vec<&str> = NEEDED.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(program, _)| !present(program))
+        .map(|(_, package)| *package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
     let step = crate::progress::Step::start(format!("installing {}", missing.join(" ")));
     // A machine whose lists are missing or old cannot find packages; refreshing is cheap.
-    let _ = Command::new("apt-get").args(["-qq", "update"]).stdout(Stdio::null()).status();
+    let _ = Command::new("apt-get")
+        .args(["-qq", "update"])
+        .stdout(Stdio::null())
+        .status();
     let installed = Command::new("apt-get")
         .args(["-qq", "install", "-y", "--no-install-recommends"])
         .args(&missing)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(Stdio::null())
         .output();
-    let absent: Vec<&str> = NEEDED.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect();
+    let absent: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(program, _)| !present(program))
+        .map(|(_, package)| *package)
+        .collect();
     if !absent.is_empty() {
         let why = match installed {
             Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
             Err(error) => error.to_string(),
         };
-        bail!("the lab needs the Debian packages {} and could not install them (it must run as root): {why}", absent.join(", "));
+        bail!(
+            "the lab needs the Debian packages {} and could not install them (it must run as root): {why}",
+            absent.join(", ")
+        );
     }
     step.done();
     Ok(())
@@ -56,7 +72,10 @@ pub fn ensure() -> Result<()> {
 /// Run a program to its end at low priority; its output goes to `log` and into the error.
 pub fn run(command: &mut Command, log: &Path) -> Result<()> {
     let name = format!("{:?}", command.get_program());
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log)?;
     let status = command
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
@@ -67,7 +86,10 @@ pub fn run(command: &mut Command, log: &Path) -> Result<()> {
         let text = std::fs::read_to_string(log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(20)..].join("\n");
-        bail!("{name} failed with {status}; the end of {}:\n{tail}", log.display());
+        bail!(
+            "{name} failed with {status}; the end of {}:\n{tail}",
+            log.display()
+        );
     }
     Ok(())
 }
@@ -79,7 +101,11 @@ pub fn output(command: &mut Command) -> Result<Vec<u8>> {
         .output()
         .with_context(|| format!("starting {:?}", command.get_program()))?;
     if !output.status.success() {
-        bail!("{command:?} failed with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{command:?} failed with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(output.stdout)
 }

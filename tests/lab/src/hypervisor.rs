@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! The hypervisor: Debian's Xen, rebuilt with shadow paging.
 //!
 //! Debian's builds leave `CONFIG_SHADOW_PAGING` off, and live migration of a PV guest tracks
@@ -29,7 +30,9 @@ pub fn build(cache: &Cache, apt: &Apt) -> Result<PathBuf> {
         for arguments in [&["olddefconfig"][..], &["-j2", "build"][..]] {
             let mut make = nice("make");
             // Flags of the caller's own build must not reach the hypervisor's.
-            make.env_remove("CFLAGS").env_remove("MAKEFLAGS").env_remove("LDFLAGS");
+            make.env_remove("CFLAGS")
+                .env_remove("MAKEFLAGS")
+                .env_remove("LDFLAGS");
             run(make.arg("-C").arg(source.join("xen")).args(arguments), &log)?;
         }
         fs::copy(source.join("xen/xen"), out.join("xen"))?;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! The machines' root file systems: a Xen host, a guest (carried inside the host), an exporter.
 //!
 //! Only what changes rarely is in them. The daemons under test, their certificates and their
@@ -22,16 +23,47 @@ const VIF_SCRIPT: &str = include_str!("../init/vif-lab");
 const RECEIVE_SCRIPT: &str = include_str!("../init/migrate-receive");
 
 const HOST_MODULES: &[&str] = &[
-    "virtio_net", "xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs", "xen_netback", "bridge",
+    "virtio_net",
+    "xen_evtchn",
+    "xen_gntdev",
+    "xen_gntalloc",
+    "xen_privcmd",
+    "xenfs",
+    "xen_netback",
+    "bridge",
 ];
 const GUEST_MODULES: &[&str] = &[
-    "xen_netfront", "xen_hcd", "usb_storage", "uas", "sd_mod", "ext4", "usbhid", "hid_generic", "evdev", "cdc_acm", "ftdi_sio",
+    "xen_netfront",
+    "xen_hcd",
+    "usb_storage",
+    "uas",
+    "sd_mod",
+    "ext4",
+    "usbhid",
+    "hid_generic",
+    "evdev",
+    "cdc_acm",
+    "ftdi_sio",
 ];
-const EXPORTER_MODULES: &[&str] = &["virtio_net", "usbcore", "ehci_pci", "uhci_hcd", "xhci_pci", "usbmon"];
+const EXPORTER_MODULES: &[&str] = &[
+    "virtio_net",
+    "usbcore",
+    "ehci_pci",
+    "uhci_hcd",
+    "xhci_pci",
+    "usbmon",
+];
 
 /// Programs of Xen in the host, beside `xl`.
-const XEN_PROGRAMS: &[&str] =
-    &["xl", "xenstored", "xenconsoled", "xenconsole", "xen-init-dom0", "libxl-save-helper", "xenctx"];
+const XEN_PROGRAMS: &[&str] = &[
+    "xl",
+    "xenstored",
+    "xenconsoled",
+    "xenconsole",
+    "xen-init-dom0",
+    "libxl-save-helper",
+    "xenctx",
+];
 
 /// The images on disk.
 pub struct Images {
@@ -45,8 +77,19 @@ pub struct Images {
 pub fn build(cache: &Cache, tree: &Tree, kernel: &Kernel, programs_dir: &Path) -> Result<Images> {
     let agent = programs::stripped(&programs_dir.join("lab-agent"))?;
     let disk = programs::stripped(&programs_dir.join("lab-disk"))?;
-    let mut key = Key::new().with_artefact(&tree.path).with(&kernel.version).with(&agent).with(&disk);
-    for text in [HOST_RC, GUEST_RC, EXPORTER_RC, INITTAB, VIF_SCRIPT, RECEIVE_SCRIPT] {
+    let mut key = Key::new()
+        .with_artefact(&tree.path)
+        .with(&kernel.version)
+        .with(&agent)
+        .with(&disk);
+    for text in [
+        HOST_RC,
+        GUEST_RC,
+        EXPORTER_RC,
+        INITTAB,
+        VIF_SCRIPT,
+        RECEIVE_SCRIPT,
+    ] {
         key = key.with(text);
     }
     for list in [HOST_MODULES, GUEST_MODULES, EXPORTER_MODULES, XEN_PROGRAMS] {
@@ -72,17 +115,34 @@ pub fn build(cache: &Cache, tree: &Tree, kernel: &Kernel, programs_dir: &Path) -
         root.write(&out.join("host.cpio"))?;
 
         step.note("exporter");
-        let mut root = base(tree, kernel, programs_dir, &agent, EXPORTER_RC, EXPORTER_MODULES)?;
+        let mut root = base(
+            tree,
+            kernel,
+            programs_dir,
+            &agent,
+            EXPORTER_RC,
+            EXPORTER_MODULES,
+        )?;
         tree.install(&mut root, "usr/bin/strace")?;
         tree.install(&mut root, "usr/bin/lsusb")?;
         root.write(&out.join("exporter.cpio"))?;
         step.done();
         Ok(())
     })?;
-    Ok(Images { host: directory.join("host.cpio"), exporter: directory.join("exporter.cpio") })
+    Ok(Images {
+        host: directory.join("host.cpio"),
+        exporter: directory.join("exporter.cpio"),
+    })
 }
 
-fn base(tree: &Tree, kernel: &Kernel, programs_dir: &Path, agent: &[u8], rc: &str, modules: &[&str]) -> Result<Root> {
+fn base(
+    tree: &Tree,
+    kernel: &Kernel,
+    programs_dir: &Path,
+    agent: &[u8],
+    rc: &str,
+    modules: &[&str],
+) -> Result<Root> {
     let mut root = Root::new();
     tree.install_busybox(&mut root)?;
     root.file("usr/bin/lab-agent", 0o755, agent);
@@ -108,7 +168,9 @@ fn xen(tree: &Tree, root: &mut Root) -> Result<()> {
     }
     root.symlink("usr/sbin/xl", "../lib/xen-4.20/bin/xl");
     tree.install(root, "usr/bin/xenstore")?;
-    for name in ["chmod", "exists", "list", "ls", "read", "rm", "watch", "write"] {
+    for name in [
+        "chmod", "exists", "list", "ls", "read", "rm", "watch", "write",
+    ] {
         root.symlink(&format!("usr/bin/xenstore-{name}"), "xenstore");
     }
     tree.install(root, "usr/bin/socat1")?;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! The kernel of every machine: its uncompressed image, and choices of its modules.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +29,9 @@ pub struct Kernel {
 impl Kernel {
     /// Download, extract and index if it is not in the cache.
     pub fn open(cache: &Cache, apt: &Apt, tree: &Tree, version: &str) -> Result<Self> {
-        let names: Vec<String> = ["linux-base-", "linux-binary-", "linux-modules-"].map(|prefix| format!("{prefix}{version}")).into();
+        let names: Vec<String> = ["linux-base-", "linux-binary-", "linux-modules-"]
+            .map(|prefix| format!("{prefix}{version}"))
+            .into();
         let packages = apt.tree(cache, "kernel-packages", &names, false)?;
         let directory = packages.join("usr/lib/modules").join(version);
         let prepared = cache.artefact("kernel", Key::new().with_artefact(&packages), |out| {
@@ -43,19 +46,32 @@ impl Kernel {
             step.done();
             Ok(())
         })?;
-        let text = fs::read_to_string(prepared.join("index/lib/modules").join(version).join("modules.dep"))?;
+        let text = fs::read_to_string(
+            prepared
+                .join("index/lib/modules")
+                .join(version)
+                .join("modules.dep"),
+        )?;
         let mut dependencies = BTreeMap::new();
         for line in text.lines() {
-            let Some((path, needs)) = line.split_once(':') else { continue };
+            let Some((path, needs)) = line.split_once(':') else {
+                continue;
+            };
             let needs = needs.split_whitespace().map(module_name).collect();
             dependencies.insert(module_name(path), (path.to_owned(), needs));
         }
-        Ok(Self { version: version.to_owned(), vmlinux: prepared.join("vmlinux"), modules: directory, dependencies })
+        Ok(Self {
+            version: version.to_owned(),
+            vmlinux: prepared.join("vmlinux"),
+            modules: directory,
+            dependencies,
+        })
     }
 
     /// Copy modules and all that they depend on into a root, uncompressed, with an index.
     pub fn install_modules(&self, tree: &Tree, root: &mut Root, names: &[&str]) -> Result<()> {
-        let scratch = std::env::temp_dir().join(format!("xen-vusb-lab-modules-{}", std::process::id()));
+        let scratch =
+            std::env::temp_dir().join(format!("xen-vusb-lab-modules-{}", std::process::id()));
         let base = scratch.join("lib/modules").join(&self.version);
         let mut wanted = BTreeSet::new();
         for name in names {
@@ -63,7 +79,12 @@ impl Kernel {
             match self.dependencies.get(&name) {
                 Some((path, needs)) => {
                     wanted.insert(path.clone());
-                    wanted.extend(needs.iter().filter_map(|need| self.dependencies.get(need)).map(|(path, _)| path.clone()));
+                    wanted.extend(
+                        needs
+                            .iter()
+                            .filter_map(|need| self.dependencies.get(need))
+                            .map(|(path, _)| path.clone()),
+                    );
                 }
                 // Built into the kernel, or a misspelling: only the start-up scripts can tell.
                 None => bail!("kernel {} has no module {name}", self.version),
@@ -75,10 +96,24 @@ impl Kernel {
             let file = base.join(path);
             fs::create_dir_all(file.parent().context("module path")?)?;
             fs::write(&file, &data)?;
-            root.file(&format!("usr/lib/modules/{}/{path}", self.version), 0o644, data);
+            root.file(
+                &format!("usr/lib/modules/{}/{path}", self.version),
+                0o644,
+                data,
+            );
         }
         depmod(tree, &scratch, &scratch, &self.version)?;
-        for name in ["modules.dep", "modules.dep.bin", "modules.alias", "modules.alias.bin", "modules.symbols.bin", "modules.softdep", "modules.builtin.bin", "modules.builtin.alias.bin", "modules.devname"] {
+        for name in [
+            "modules.dep",
+            "modules.dep.bin",
+            "modules.alias",
+            "modules.alias.bin",
+            "modules.symbols.bin",
+            "modules.softdep",
+            "modules.builtin.bin",
+            "modules.builtin.alias.bin",
+            "modules.devname",
+        ] {
             let file = base.join(name);
             if file.exists() {
                 root.copy(&format!("usr/lib/modules/{}/{name}", self.version), &file)?;
@@ -95,7 +130,14 @@ fn module_name(path: &str) -> String {
 }
 
 fn depmod(tree: &Tree, base: &Path, out: &Path, version: &str) -> Result<()> {
-    output(tree.command_as("usr/bin/kmod", "depmod").arg("-b").arg(base).arg("-o").arg(out).arg(version))?;
+    output(
+        tree.command_as("usr/bin/kmod", "depmod")
+            .arg("-b")
+            .arg(base)
+            .arg("-o")
+            .arg(out)
+            .arg(version),
+    )?;
     Ok(())
 }
 
@@ -104,18 +146,26 @@ fn depmod(tree: &Tree, base: &Path, out: &Path, version: &str) -> Result<()> {
 fn unpack_image(image: &Path, to: &Path) -> Result<()> {
     let data = fs::read(image)?;
     let word = |offset: usize| -> Result<usize> {
-        let bytes: [u8; 4] = data.get(offset..offset + 4).context("kernel image too short")?.try_into()?;
+        let bytes: [u8; 4] = data
+            .get(offset..offset + 4)
+            .context("kernel image too short")?
+            .try_into()?;
         Ok(u32::from_le_bytes(bytes) as usize)
     };
     let setup = (usize::from(*data.get(0x1f1).context("kernel image too short")?) + 1) * 512;
     let start = setup + word(0x248)?;
     // The last four bytes are the unpacked size, put there for the boot code.
     let end = start + word(0x24c)? - 4;
-    let payload = data.get(start..end).context("kernel payload outside the image")?;
+    let payload = data
+        .get(start..end)
+        .context("kernel payload outside the image")?;
     let unpacker = match payload {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
         [0xfd, b'7', b'z', b'X', b'Z', ..] => "xz",
-        _ => bail!("kernel payload in an unknown compression: {:02x?}", &payload[..6]),
+        _ => bail!(
+            "kernel payload in an unknown compression: {:02x?}",
+            &payload[..6]
+        ),
     };
     let packed = to.with_extension("packed");
     fs::write(&packed, payload)?;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! The lab as a whole: what it is made of, starting it, stopping it.
 
 use std::fs;
@@ -31,7 +32,11 @@ impl Lab {
         let run = cache.path("run");
         // A Unix socket's path has 108 bytes; QEMU would say so only in its log.
         if run.as_os_str().len() > 80 {
-            bail!("{} is too long for Unix sockets; set {} to a shorter path", run.display(), crate::cache::CACHE_VARIABLE);
+            bail!(
+                "{} is too long for Unix sockets; set {} to a shorter path",
+                run.display(),
+                crate::cache::CACHE_VARIABLE
+            );
         }
         fs::create_dir_all(&run)?;
         Ok(Self { cache, run })
@@ -65,7 +70,10 @@ impl Lab {
         step.done();
         let images = images::build(&self.cache, &tree, &kernel, &directory)?;
         self.start_switch(&directory)?;
-        for machine in MACHINES.iter().filter(|machine| names.is_empty() || names.contains(&machine.name)) {
+        for machine in MACHINES
+            .iter()
+            .filter(|machine| names.is_empty() || names.contains(&machine.name))
+        {
             if machine.pid(&self.run).is_some() {
                 eprintln!("lab: {}: already running", machine.name);
                 continue;
@@ -94,7 +102,14 @@ impl Lab {
         crate::guest_module::build(&self.cache, &apt, &version)
     }
 
-    fn start(&self, machine: &Machine, tree: &Tree, kernel: &Kernel, hypervisor: &Path, images: &Images) -> Result<()> {
+    fn start(
+        &self,
+        machine: &Machine,
+        tree: &Tree,
+        kernel: &Kernel,
+        hypervisor: &Path,
+        images: &Images,
+    ) -> Result<()> {
         let ramdisk = match machine.role {
             Role::Host => &images.host,
             Role::Exporter => &images.exporter,
@@ -106,15 +121,30 @@ impl Lab {
             .with_artefact(ramdisk.parent().context("image directory")?)
             .with_artefact(hypervisor.parent().context("hypervisor directory")?)
             .with(include_str!("machine.rs"));
-        let directory = self.cache.artefact(&format!("snapshot-{}", machine.name), key, |_| Ok(()))?;
-        let boot = Boot { tree, hypervisor, vmlinux: &kernel.vmlinux, ramdisk, state: directory.join("state.qcow2"), run: &self.run };
+        let directory = self
+            .cache
+            .artefact(&format!("snapshot-{}", machine.name), key, |_| Ok(()))?;
+        let boot = Boot {
+            tree,
+            hypervisor,
+            vmlinux: &kernel.vmlinux,
+            ramdisk,
+            state: directory.join("state.qcow2"),
+            run: &self.run,
+        };
         machine.start(&boot)
     }
 
     fn switch_pid(&self) -> Option<u32> {
-        let pid: u32 = fs::read_to_string(self.run.join("switch.pid")).ok()?.trim().parse().ok()?;
+        let pid: u32 = fs::read_to_string(self.run.join("switch.pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        String::from_utf8_lossy(&command).contains("lab-switch").then_some(pid)
+        String::from_utf8_lossy(&command)
+            .contains("lab-switch")
+            .then_some(pid)
     }
 
     fn start_switch(&self, programs: &Path) -> Result<()> {
@@ -135,11 +165,22 @@ impl Lab {
         let start = Instant::now();
         while switch::control(&self.run, MACHINES[0].name).is_err() {
             if start.elapsed() > Duration::from_secs(10) {
-                bail!("the switch does not answer: {}", fs::read_to_string(self.run.join("switch.log")).unwrap_or_default());
+                bail!(
+                    "the switch does not answer: {}",
+                    fs::read_to_string(self.run.join("switch.log")).unwrap_or_default()
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// Every machine as it was right after its first boot.
+    pub fn fresh(&self) -> Result<()> {
+        for machine in MACHINES {
+            machine.stop(&self.run)?;
+        }
+        self.up(&[])
     }
 
     /// Stop every machine and the switch.
@@ -162,7 +203,11 @@ impl Lab {
                 Some(pid) => format!("running, process {pid}"),
                 None => "off".to_owned(),
             };
-            println!("machine   {:<14} {:<11} {state}", machine.name, machine.ip());
+            println!(
+                "machine   {:<14} {:<11} {state}",
+                machine.name,
+                machine.ip()
+            );
         }
         for (name, what) in crate::scenario::SCENARIOS {
             println!("scenario  {name:<14} {what}");

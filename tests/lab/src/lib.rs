@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! The lab: real Xen hosts, a guest and an exporter under software emulation.
 //!
 //! `cargo xtask lab` drives it through [`run`]; `docs/lab.md` describes it.
@@ -10,6 +11,7 @@ use clap::Subcommand;
 pub mod agent;
 pub mod cache;
 pub mod cpio;
+pub mod disk;
 pub mod guest;
 pub mod guest_module;
 pub mod host_tools;
@@ -18,11 +20,13 @@ pub mod images;
 pub mod kernel;
 pub mod lab;
 pub mod machine;
+pub mod measure;
 pub mod packages;
 pub mod programs;
 pub mod progress;
 pub mod qmp;
 pub mod scenario;
+pub mod stack;
 pub mod switch;
 pub mod tree;
 pub mod workload;
@@ -72,6 +76,8 @@ pub enum LabCommand {
     },
     /// Build the guest's kernel module.
     Module,
+    /// Build our daemons, put them into the running machines, start them, and plug in the stick.
+    Deploy,
     /// Stop the machines.
     Down,
     /// Show machines and scenarios.
@@ -88,9 +94,17 @@ pub fn run(command: LabCommand) -> Result<()> {
             }
             lab.up(&machines.iter().map(String::as_str).collect::<Vec<_>>())
         }
-        LabCommand::Run { scenario, json, migrations } => scenario::run(&lab, &scenario, json, migrations),
+        LabCommand::Run {
+            scenario,
+            json,
+            migrations,
+        } => scenario::run(&lab, &scenario, json, migrations),
         LabCommand::Shell { machine, command } => {
-            let agent = if machine == "guest" { guest::agent(&lab)? } else { lab.agent(&machine)? };
+            let agent = if machine == "guest" {
+                guest::agent(&lab)?
+            } else {
+                lab.agent(&machine)?
+            };
             let output = agent.exec_for(&command.join(" "), Duration::from_secs(3600))?;
             print!("{}", output.stdout);
             eprint!("{}", output.stderr);
@@ -101,17 +115,31 @@ pub fn run(command: LabCommand) -> Result<()> {
         }
         LabCommand::Put { machine, from, to } => {
             use std::os::unix::fs::PermissionsExt;
-            let agent = if machine == "guest" { guest::agent(&lab)? } else { lab.agent(&machine)? };
+            let agent = if machine == "guest" {
+                guest::agent(&lab)?
+            } else {
+                lab.agent(&machine)?
+            };
             let mode = std::fs::metadata(&from)?.permissions().mode() & 0o777;
             agent.put(&to, mode, &std::fs::read(&from)?)
         }
         LabCommand::Link { machine, settings } => {
-            println!("{}", switch::control(lab.run_directory(), &format!("{machine} {}", settings.join(" ")))?);
+            println!(
+                "{}",
+                switch::control(
+                    lab.run_directory(),
+                    &format!("{machine} {}", settings.join(" "))
+                )?
+            );
             Ok(())
         }
         LabCommand::Module => {
             println!("{}", lab.guest_module()?.display());
             Ok(())
+        }
+        LabCommand::Deploy => {
+            stack::plug_stick(&lab)?;
+            stack::deploy(&lab)
         }
         LabCommand::Down => lab.down(),
         LabCommand::List => {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! One emulated machine: its QEMU, its snapshot, its agent.
 
 use std::fs;
@@ -17,7 +18,8 @@ use crate::tree::Tree;
 
 /// Extended processor state (XSAVE and what needs it) is broken for Xen PV guests in this
 /// emulation: random programs die. PVH guests crash on RDTSCP.
-const CPU: &str = "max,-rdtscp,-xsave,-xsaveopt,-xsavec,-xsaves,-avx,-avx2,-fma,-f16c,-vaes,-vpclmulqdq";
+const CPU: &str =
+    "max,-rdtscp,-xsave,-xsaveopt,-xsavec,-xsaves,-avx,-avx2,-fma,-f16c,-vaes,-vpclmulqdq";
 
 /// Name of the snapshot in a machine's state file.
 const SNAPSHOT: &str = "ready";
@@ -44,9 +46,21 @@ pub struct Machine {
 
 /// The lab's machines.
 pub const MACHINES: &[Machine] = &[
-    Machine { name: "host-a", number: 1, role: Role::Host },
-    Machine { name: "host-b", number: 2, role: Role::Host },
-    Machine { name: "exporter", number: 3, role: Role::Exporter },
+    Machine {
+        name: "host-a",
+        number: 1,
+        role: Role::Host,
+    },
+    Machine {
+        name: "host-b",
+        number: 2,
+        role: Role::Host,
+    },
+    Machine {
+        name: "exporter",
+        number: 3,
+        role: Role::Exporter,
+    },
 ];
 
 /// What a machine boots.
@@ -72,7 +86,16 @@ impl Machine {
             .iter()
             .find(|machine| machine.name == name)
             .copied()
-            .with_context(|| format!("no machine {name:?}; there are {}", MACHINES.iter().map(|machine| machine.name).collect::<Vec<_>>().join(", ")))
+            .with_context(|| {
+                format!(
+                    "no machine {name:?}; there are {}",
+                    MACHINES
+                        .iter()
+                        .map(|machine| machine.name)
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                )
+            })
     }
 
     /// Its address on the lab network.
@@ -86,10 +109,18 @@ impl Machine {
 
     /// Its agent, if it was started.
     pub fn agent(&self, run: &Path) -> Result<Agent> {
-        let port = fs::read_to_string(self.file(run, "port"))
-            .with_context(|| format!("{} is not running; `cargo xtask lab up` starts it", self.name))?;
+        let port = fs::read_to_string(self.file(run, "port")).with_context(|| {
+            format!(
+                "{} is not running; `cargo xtask lab up` starts it",
+                self.name
+            )
+        })?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.trim().parse()?));
-        Ok(Agent { name: self.name.to_owned(), address, relay: None })
+        Ok(Agent {
+            name: self.name.to_owned(),
+            address,
+            relay: None,
+        })
     }
 
     /// Its monitor.
@@ -99,10 +130,16 @@ impl Machine {
 
     /// QEMU's process id, if that process is alive and still this machine's QEMU.
     pub fn pid(&self, run: &Path) -> Option<u32> {
-        let pid: u32 = fs::read_to_string(self.file(run, "pid")).ok()?.trim().parse().ok()?;
+        let pid: u32 = fs::read_to_string(self.file(run, "pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let socket = self.file(run, "qmp");
-        String::from_utf8_lossy(&command).contains(&*socket.to_string_lossy()).then_some(pid)
+        String::from_utf8_lossy(&command)
+            .contains(&*socket.to_string_lossy())
+            .then_some(pid)
     }
 
     /// Start it: from its snapshot in seconds, or from power-on and then make the snapshot.
@@ -123,9 +160,15 @@ impl Machine {
         let mut step = Step::start(format!("{}: first boot", self.name));
         let partial = boot.state.with_extension("partial");
         crate::host_tools::output(
-            std::process::Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&partial).arg("64M"),
+            std::process::Command::new("qemu-img")
+                .args(["create", "-q", "-f", "qcow2"])
+                .arg(&partial)
+                .arg("64M"),
         )?;
-        let started = Boot { state: partial.clone(), ..*boot };
+        let started = Boot {
+            state: partial.clone(),
+            ..*boot
+        };
         self.spawn(&started, false)?;
         let agent = self.agent(boot.run)?;
         self.wait(&agent, boot.run, Duration::from_secs(600), Some(&mut step))?;
@@ -138,13 +181,28 @@ impl Machine {
         Ok(())
     }
 
-    fn wait(&self, agent: &Agent, run: &Path, timeout: Duration, mut step: Option<&mut Step>) -> Result<()> {
+    fn wait(
+        &self,
+        agent: &Agent,
+        run: &Path,
+        timeout: Duration,
+        mut step: Option<&mut Step>,
+    ) -> Result<()> {
         let start = Instant::now();
         while let Err(error) = agent.wait_ready(Duration::from_secs(1)) {
             let console = fs::read_to_string(self.file(run, "console")).unwrap_or_default();
-            let last = console.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().to_owned();
+            let last = console
+                .lines()
+                .rev()
+                .find(|line| !line.trim().is_empty())
+                .unwrap_or_default()
+                .to_owned();
             if self.pid(run).is_none() {
-                bail!("{}: QEMU ended; {}\nlast on the console: {last}", self.name, fs::read_to_string(self.file(run, "log")).unwrap_or_default());
+                bail!(
+                    "{}: QEMU ended; {}\nlast on the console: {last}",
+                    self.name,
+                    fs::read_to_string(self.file(run, "log")).unwrap_or_default()
+                );
             }
             if start.elapsed() > timeout {
                 return Err(error.context(format!("last on the console: {last}")));
@@ -164,34 +222,82 @@ impl Machine {
         let _ = fs::remove_file(&down);
         let number = self.number;
         let mut command = boot.tree.command("usr/bin/qemu-system-x86_64");
-        command.env("QEMU_MODULE_DIR", boot.tree.path.join("usr/lib/x86_64-linux-gnu/qemu"));
+        command.env(
+            "QEMU_MODULE_DIR",
+            boot.tree.path.join("usr/lib/x86_64-linux-gnu/qemu"),
+        );
         for data in ["usr/share/qemu", "usr/share/seabios"] {
             command.arg("-L").arg(boot.tree.path.join(data));
         }
-        command.args(["-name", self.name, "-M", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "1"]);
+        command.args([
+            "-name",
+            self.name,
+            "-M",
+            "pc",
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            CPU,
+            "-smp",
+            "1",
+        ]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
-        command.arg("-serial").arg(format!("file:{}", self.file(run, "console").display()));
-        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", self.file(run, "qmp").display()));
+        command
+            .arg("-serial")
+            .arg(format!("file:{}", self.file(run, "console").display()));
+        command.arg("-qmp").arg(format!(
+            "unix:{},server=on,wait=off",
+            self.file(run, "qmp").display()
+        ));
         // The state file is attached to nothing in the machine: it only holds the snapshot.
-        command.arg("-drive").arg(format!("if=none,id=state,format=qcow2,file={}", boot.state.display()));
-        command.arg("-netdev").arg(format!("user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{AGENT_PORT}"));
-        command.arg("-device").arg(format!("virtio-net-pci,netdev=n0,romfile=,mac=52:54:00:00:01:{number:02x}"));
+        command.arg("-drive").arg(format!(
+            "if=none,id=state,format=qcow2,file={}",
+            boot.state.display()
+        ));
+        command.arg("-netdev").arg(format!(
+            "user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{AGENT_PORT}"
+        ));
+        command.arg("-device").arg(format!(
+            "virtio-net-pci,netdev=n0,romfile=,mac=52:54:00:00:01:{number:02x}"
+        ));
         command.arg("-netdev").arg(format!(
             "dgram,id=n1,local.type=unix,local.path={},remote.type=unix,remote.path={}",
             down.display(),
             up.display()
         ));
-        command.arg("-device").arg(format!("virtio-net-pci,netdev=n1,romfile=,mac=52:54:00:00:09:{number:02x}"));
-        let linux = format!("console={} lab.name={} lab.ip={}", if self.role == Role::Host { "hvc0" } else { "ttyS0" }, self.name, self.ip());
+        command.arg("-device").arg(format!(
+            "virtio-net-pci,netdev=n1,romfile=,mac=52:54:00:00:09:{number:02x}"
+        ));
+        let linux = format!(
+            "console={} lab.name={} lab.ip={}",
+            if self.role == Role::Host {
+                "hvc0"
+            } else {
+                "ttyS0"
+            },
+            self.name,
+            self.ip()
+        );
         match self.role {
             Role::Host => {
                 command.args(["-m", "2048", "-kernel"]).arg(boot.hypervisor);
-                command.args(["-append", "console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M noreboot"]);
-                command.arg("-initrd").arg(format!("{} {linux},{}", boot.vmlinux.display(), boot.ramdisk.display()));
+                command.args([
+                    "-append",
+                    "console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M noreboot",
+                ]);
+                command.arg("-initrd").arg(format!(
+                    "{} {linux},{}",
+                    boot.vmlinux.display(),
+                    boot.ramdisk.display()
+                ));
             }
             Role::Exporter => {
                 command.args(["-m", "512", "-kernel"]).arg(boot.vmlinux);
-                command.arg("-append").arg(linux).arg("-initrd").arg(boot.ramdisk);
+                command
+                    .arg("-append")
+                    .arg(linux)
+                    .arg("-initrd")
+                    .arg(boot.ramdisk);
                 // High speed for storage: on xHCI the stick would be a SuperSpeed device, which
                 // the PV protocol does not know.
                 command.args(["-device", "usb-ehci,id=ehci"]);
@@ -217,7 +323,9 @@ impl Machine {
 
     /// Switch it off.
     pub fn stop(&self, run: &Path) -> Result<()> {
-        let Some(pid) = self.pid(run) else { return Ok(()) };
+        let Some(pid) = self.pid(run) else {
+            return Ok(());
+        };
         if let Ok(mut qmp) = self.qmp(run) {
             // QEMU may close the socket before it answers.
             let _ = qmp.execute("quit", serde_json::json!({}));
@@ -230,7 +338,10 @@ impl Machine {
 pub fn end_process(pid: u32, alive: impl Fn() -> bool) -> Result<()> {
     for signal in [None, Some("-TERM"), Some("-KILL")] {
         if let Some(signal) = signal {
-            let _ = std::process::Command::new("kill").arg(signal).arg(pid.to_string()).status();
+            let _ = std::process::Command::new("kill")
+                .arg(signal)
+                .arg(pid.to_string())
+                .status();
         }
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(3) {
@@ -244,5 +355,7 @@ pub fn end_process(pid: u32, alive: impl Fn() -> bool) -> Result<()> {
 }
 
 fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port())
 }

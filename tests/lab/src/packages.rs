@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! Debian packages, downloaded by name with the lab's own apt lists. The machine's apt sources
 //! and its installed packages stay as they are; its mirror and its keyring are used.
 
@@ -54,7 +55,10 @@ impl Apt {
         let apt = Self { directory };
         if !apt.directory.join("updated").exists() {
             let step = Step::start("package lists");
-            run(apt.command("apt-get").args(["-q", "update"]), &apt.directory.join("update.log"))?;
+            run(
+                apt.command("apt-get").args(["-q", "update"]),
+                &apt.directory.join("update.log"),
+            )?;
             fs::write(apt.directory.join("updated"), "")?;
             step.done();
         }
@@ -63,7 +67,9 @@ impl Apt {
 
     fn command(&self, program: &str) -> Command {
         let mut command = nice(program);
-        command.env("APT_CONFIG", self.directory.join("apt.conf")).env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .env("APT_CONFIG", self.directory.join("apt.conf"))
+            .env("DEBIAN_FRONTEND", "noninteractive");
         command
     }
 
@@ -81,7 +87,13 @@ impl Apt {
     }
 
     /// Download packages, with all that they depend on if `closure`, and extract them.
-    pub fn tree(&self, cache: &Cache, kind: &str, packages: &[String], closure: bool) -> Result<PathBuf> {
+    pub fn tree(
+        &self,
+        cache: &Cache,
+        kind: &str,
+        packages: &[String],
+        closure: bool,
+    ) -> Result<PathBuf> {
         let mut key = Key::new().with(RELEASE).with([u8::from(closure)]);
         for package in packages {
             key = key.with(package);
@@ -113,7 +125,12 @@ impl Apt {
         // Tarball and Debian's part by themselves: apt checks both against the signed index,
         // so the .dsc, which would only repeat their checksums, is not needed.
         for part in ["--tar-only", "--diff-only"] {
-            run(self.command("apt-get").args(["-q", "source", "--download-only", part, package]).current_dir(into), log)?;
+            run(
+                self.command("apt-get")
+                    .args(["-q", "source", "--download-only", part, package])
+                    .current_dir(into),
+                log,
+            )?;
         }
         let mut tarballs: Vec<PathBuf> = fs::read_dir(into)?
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
@@ -133,9 +150,19 @@ impl Apt {
             run(&mut tar, log)?;
         }
         let series = fs::read_to_string(source.join("debian/patches/series"))?;
-        for patch in series.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        for patch in series
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        {
             let file = source.join("debian/patches").join(patch);
-            run(nice("patch").args(["-s", "-p1", "-i"]).arg(file).current_dir(&source), log)?;
+            run(
+                nice("patch")
+                    .args(["-s", "-p1", "-i"])
+                    .arg(file)
+                    .current_dir(&source),
+                log,
+            )?;
         }
         Ok(())
     }
@@ -152,7 +179,10 @@ fn extract(debs: &Path, into: &Path, log: &Path) -> Result<()> {
     // base-files has the links of the merged /usr, which must be there before anything that
     // still names /lib.
     files.sort_by_key(|path| {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         (!name.starts_with("base-files_"), name)
     });
     for file in files {
@@ -173,27 +203,43 @@ fn debian_source() -> Result<Source> {
         texts.push(text);
     }
     if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
-        let mut paths: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+        let mut paths: Vec<PathBuf> = entries
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .collect();
         paths.sort();
-        texts.extend(paths.iter().filter_map(|path| fs::read_to_string(path).ok()));
+        texts.extend(
+            paths
+                .iter()
+                .filter_map(|path| fs::read_to_string(path).ok()),
+        );
     }
     let uri = texts
         .iter()
         .flat_map(|text| text.lines())
         .filter_map(mirror_of_line)
         .next()
-        .context("no Debian mirror in this machine's /etc/apt (looked for a URI that ends in /debian)")?;
-    let keyring = ["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"]
-        .into_iter()
-        .find(|path| Path::new(path).exists())
-        .context("no Debian archive keyring: install the package debian-archive-keyring")?;
-    Ok(Source { uri, keyring: keyring.to_owned() })
+        .context(
+            "no Debian mirror in this machine's /etc/apt (looked for a URI that ends in /debian)",
+        )?;
+    let keyring = [
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "/usr/share/keyrings/debian-archive-keyring.pgp",
+    ]
+    .into_iter()
+    .find(|path| Path::new(path).exists())
+    .context("no Debian archive keyring: install the package debian-archive-keyring")?;
+    Ok(Source {
+        uri,
+        keyring: keyring.to_owned(),
+    })
 }
 
 /// The URI of a line `URIs: …` (deb822) or `deb … URI suite …`, if it is a Debian archive's.
 fn mirror_of_line(line: &str) -> Option<String> {
     let line = line.trim();
-    let rest = line.strip_prefix("URIs:").or_else(|| line.strip_prefix("deb "))?;
+    let rest = line
+        .strip_prefix("URIs:")
+        .or_else(|| line.strip_prefix("deb "))?;
     rest.split_whitespace()
         .find(|word| word.contains("://") && word.trim_end_matches('/').ends_with("/debian"))
         .map(|word| word.trim_end_matches('/').to_owned())
@@ -205,12 +251,21 @@ mod tests {
 
     #[test]
     fn mirrors_are_found_in_both_formats() {
-        assert_eq!(mirror_of_line("URIs: http://mirror.test/debian"), Some("http://mirror.test/debian".into()));
+        assert_eq!(
+            mirror_of_line("URIs: http://mirror.test/debian"),
+            Some("http://mirror.test/debian".into())
+        );
         assert_eq!(
             mirror_of_line("deb [signed-by=/k.gpg] http://mirror.test/debian/ bookworm main"),
             Some("http://mirror.test/debian".into())
         );
-        assert_eq!(mirror_of_line("URIs: http://mirror.test/debian-security"), None);
-        assert_eq!(mirror_of_line("# deb http://mirror.test/debian bookworm main"), None);
+        assert_eq!(
+            mirror_of_line("URIs: http://mirror.test/debian-security"),
+            None
+        );
+        assert_eq!(
+            mirror_of_line("# deb http://mirror.test/debian bookworm main"),
+            None
+        );
     }
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! Our own programs as they go into the machines: built, stripped, with what they need.
 
 use std::path::{Path, PathBuf};
@@ -17,7 +18,10 @@ pub fn workspace() -> PathBuf {
 pub fn build(packages: &[&str]) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new("nice");
-    command.arg(cargo).args(["build", "--release", "--quiet", "--bins"]).current_dir(workspace());
+    command
+        .arg(cargo)
+        .args(["build", "--release", "--quiet", "--bins"])
+        .current_dir(workspace());
     for package in packages {
         command.args(["--package", package]);
     }
@@ -25,7 +29,8 @@ pub fn build(packages: &[&str]) -> Result<PathBuf> {
     if !status.success() {
         bail!("cargo build --release of {} failed", packages.join(", "));
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace().join("target"), PathBuf::from);
     Ok(target.join("release"))
 }
 

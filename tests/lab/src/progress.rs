@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! Progress of long steps: a spinner on a terminal, plain lines with elapsed time elsewhere.
 
 use std::io::IsTerminal;
@@ -30,7 +31,13 @@ impl Step {
         if bar.is_none() {
             eprintln!("lab: {label} ...");
         }
-        Self { label, start: Instant::now(), bar, last_line: Instant::now(), finished: false }
+        Self {
+            label,
+            start: Instant::now(),
+            bar,
+            last_line: Instant::now(),
+            finished: false,
+        }
     }
 
     /// Say how far it is; without a terminal at most one line in 15 seconds.
@@ -38,7 +45,11 @@ impl Step {
         if let Some(bar) = &self.bar {
             bar.set_message(format!("{}: {text}", self.label));
         } else if self.last_line.elapsed() > Duration::from_secs(15) {
-            eprintln!("lab: {} [{} s]: {text}", self.label, self.start.elapsed().as_secs());
+            eprintln!(
+                "lab: {} [{} s]: {text}",
+                self.label,
+                self.start.elapsed().as_secs()
+            );
             self.last_line = Instant::now();
         }
     }
@@ -56,7 +67,11 @@ impl Step {
     /// The step succeeded, with a word about the outcome.
     pub fn done_with(mut self, text: &str) {
         self.finished = true;
-        let line = format!("lab: {}: {text} ({:.1} s)", self.label, self.start.elapsed().as_secs_f64());
+        let line = format!(
+            "lab: {}: {text} ({:.1} s)",
+            self.label,
+            self.start.elapsed().as_secs_f64()
+        );
         match &self.bar {
             Some(bar) => {
                 bar.finish_and_clear();
@@ -75,6 +90,10 @@ impl Drop for Step {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("lab: {}: failed after {:.1} s", self.label, self.start.elapsed().as_secs_f64());
+        eprintln!(
+            "lab: {}: failed after {:.1} s",
+            self.label,
+            self.start.elapsed().as_secs_f64()
+        );
     }
 }

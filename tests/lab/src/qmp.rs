@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! QEMU's machine protocol on a Unix socket: the one persistent way to reach a monitor.
 
 use std::io::{BufRead, BufReader, Write};
@@ -16,9 +17,12 @@ pub struct Qmp {
 impl Qmp {
     /// Connect and leave the negotiation mode.
     pub fn connect(socket: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(socket).with_context(|| format!("QEMU's monitor at {}", socket.display()))?;
+        let stream = UnixStream::connect(socket)
+            .with_context(|| format!("QEMU's monitor at {}", socket.display()))?;
         stream.set_read_timeout(Some(Duration::from_secs(120)))?;
-        let mut qmp = Self { reader: BufReader::new(stream) };
+        let mut qmp = Self {
+            reader: BufReader::new(stream),
+        };
         let mut greeting = String::new();
         qmp.reader.read_line(&mut greeting)?;
         qmp.execute("qmp_capabilities", json!({}))?;
@@ -28,7 +32,9 @@ impl Qmp {
     /// Run a command; its return value.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let message = json!({ "execute": command, "arguments": arguments });
-        self.reader.get_mut().write_all(format!("{message}\n").as_bytes())?;
+        self.reader
+            .get_mut()
+            .write_all(format!("{message}\n").as_bytes())?;
         loop {
             let mut line = String::new();
             if self.reader.read_line(&mut line)? == 0 {
@@ -36,7 +42,10 @@ impl Qmp {
             }
             let answer: Value = serde_json::from_str(&line)?;
             if let Some(error) = answer.get("error") {
-                bail!("QEMU refused {command}: {}", error["desc"].as_str().unwrap_or("no reason given"));
+                bail!(
+                    "QEMU refused {command}: {}",
+                    error["desc"].as_str().unwrap_or("no reason given")
+                );
             }
             // Everything else is an event.
             if let Some(value) = answer.get("return") {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! A small learning network switch between the lab's machines.
 //!
 //! Each link is a pair of Unix datagram sockets: QEMU's `-netdev dgram` sends frames to
@@ -35,8 +36,12 @@ pub struct LinkSettings {
 impl LinkSettings {
     /// Apply one `key=value`.
     pub fn set(&mut self, word: &str) -> Result<(), String> {
-        let (key, value) = word.split_once('=').ok_or(format!("{word:?} is not key=value"))?;
-        let number: u64 = value.parse().map_err(|_| format!("{value:?} is not a number"))?;
+        let (key, value) = word
+            .split_once('=')
+            .ok_or(format!("{word:?} is not key=value"))?;
+        let number: u64 = value
+            .parse()
+            .map_err(|_| format!("{value:?} is not a number"))?;
         match key {
             "delay_ms" => self.delay_ms = number,
             "drop_permille" => self.drop_permille = number.min(1000) as u32,
@@ -67,7 +72,9 @@ struct Link {
 
 impl Link {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.queue
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn push(&self, frame: &[u8]) {
@@ -94,15 +101,21 @@ impl Link {
             let (due, frame) = loop {
                 match queue.frames.pop_front() {
                     Some(next) => break next,
-                    None => queue = self.wake.wait(queue).unwrap_or_else(|poisoned| poisoned.into_inner()),
+                    None => {
+                        queue = self
+                            .wake
+                            .wait(queue)
+                            .unwrap_or_else(|poisoned| poisoned.into_inner())
+                    }
                 }
             };
             let rate = queue.settings.rate_kbytes;
             queue.passed += 1;
             drop(queue);
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            if rate > 0 {
-                thread::sleep(Duration::from_micros(frame.len() as u64 * 1000 / rate));
+            // Without a limit the division has no answer, and nothing is waited for.
+            if let Some(us) = (frame.len() as u64 * 1000).checked_div(rate) {
+                thread::sleep(Duration::from_micros(us));
             }
             // The machine may be off; then its frames are nobody's.
             let _ = self.socket.send_to(&frame, &self.towards);
@@ -112,7 +125,10 @@ impl Link {
 
 /// Sockets of a link: where the switch receives, and where QEMU receives.
 pub fn link_sockets(directory: &Path, link: &str) -> (PathBuf, PathBuf) {
-    (directory.join(format!("{link}.up")), directory.join(format!("{link}.down")))
+    (
+        directory.join(format!("{link}.up")),
+        directory.join(format!("{link}.down")),
+    )
 }
 
 /// The control socket.
@@ -139,7 +155,10 @@ pub fn serve(directory: &Path, names: &[String]) -> io::Result<()> {
             name: name.clone(),
             socket: UnixDatagram::bind(&up)?,
             towards: down,
-            queue: Mutex::new(Queue { random: 0x9e37_79b9_7f4a_7c15, ..Queue::default() }),
+            queue: Mutex::new(Queue {
+                random: 0x9e37_79b9_7f4a_7c15,
+                ..Queue::default()
+            }),
             wake: Condvar::new(),
         }));
     }
@@ -162,22 +181,36 @@ pub fn serve(directory: &Path, names: &[String]) -> io::Result<()> {
 fn forward(links: &[Arc<Link>], learnt: &Mutex<HashMap<[u8; 6], usize>>, from: usize) {
     let mut buffer = vec![0; FRAME_BYTES];
     loop {
-        let Ok(len) = links[from].socket.recv(&mut buffer) else { continue };
+        let Ok(len) = links[from].socket.recv(&mut buffer) else {
+            continue;
+        };
         let frame = &buffer[..len];
-        let (Some(to), Some(source)) = (mac(frame, 0), mac(frame, 6)) else { continue };
+        let (Some(to), Some(source)) = (mac(frame, 0), mac(frame, 6)) else {
+            continue;
+        };
         if links[from].queue().settings.cut {
             continue;
         }
         let target = {
-            let mut learnt = learnt.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut learnt = learnt
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
             learnt.insert(source, from);
             // The lowest bit of the first byte marks a group address.
-            if to[0] & 1 == 0 { learnt.get(&to).copied() } else { None }
+            if to[0] & 1 == 0 {
+                learnt.get(&to).copied()
+            } else {
+                None
+            }
         };
         match target {
             Some(target) if target == from => {}
             Some(target) => links[target].push(frame),
-            None => links.iter().enumerate().filter(|(index, _)| *index != from).for_each(|(_, link)| link.push(frame)),
+            None => links
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| *index != from)
+                .for_each(|(_, link)| link.push(frame)),
         }
     }
 }
@@ -200,7 +233,10 @@ fn answer(links: &[Arc<Link>], stream: UnixStream) -> io::Result<()> {
                 Err(error) => error,
                 Ok(()) => {
                     queue.settings = settings;
-                    format!("ok {name} {settings:?} passed={} lost={}", queue.passed, queue.lost)
+                    format!(
+                        "ok {name} {settings:?} passed={} lost={}",
+                        queue.passed, queue.lost
+                    )
                 }
             }
         }
@@ -220,7 +256,8 @@ mod tests {
 
     #[test]
     fn frames_reach_the_learnt_link_only_and_a_cut_link_not_at_all() {
-        let directory = std::env::temp_dir().join(format!("xen-vusb-switch-{}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("xen-vusb-switch-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let names: Vec<String> = ["a", "b", "c"].map(String::from).into();
         let machines: Vec<(UnixDatagram, PathBuf)> = names
@@ -229,7 +266,9 @@ mod tests {
                 let (up, down) = link_sockets(&directory, name);
                 let _ = std::fs::remove_file(&down);
                 let socket = UnixDatagram::bind(down).unwrap();
-                socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                socket
+                    .set_read_timeout(Some(Duration::from_millis(500)))
+                    .unwrap();
                 (socket, up)
             })
             .collect();
@@ -249,7 +288,11 @@ mod tests {
         assert!(control(&directory, "a cut=1").unwrap().starts_with("ok"));
         machines[1].0.send_to(&frame(1, 2), &machines[1].1).unwrap();
         assert!(machines[0].0.recv(&mut buffer).is_err());
-        assert!(control(&directory, "a speed=1").unwrap().starts_with("unknown"));
+        assert!(
+            control(&directory, "a speed=1")
+                .unwrap()
+                .starts_with("unknown")
+        );
         let _ = std::fs::remove_dir_all(&directory);
     }
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! The extracted package tree: its programs run here with their own loader and libraries, and
 //! are copied into the machines' roots with the libraries they need.
 
@@ -38,11 +39,14 @@ impl Tree {
     /// Download and extract if it is not in the cache.
     pub fn open(cache: &Cache, apt: &Apt) -> Result<Self> {
         let packages: Vec<String> = PACKAGES.iter().map(|&name| name.to_owned()).collect();
-        Ok(Self { path: apt.tree(cache, "programs", &packages, true)? })
+        Ok(Self {
+            path: apt.tree(cache, "programs", &packages, true)?,
+        })
     }
 
     fn loader(&self) -> PathBuf {
-        self.path.join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
+        self.path
+            .join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
     }
 
     fn libraries(&self) -> String {
@@ -51,7 +55,13 @@ impl Tree {
 
     /// A command that runs a program of the tree on this machine.
     pub fn command(&self, program: &str) -> Command {
-        self.command_as(program, Path::new(program).file_name().map_or(program.into(), |name| name.to_string_lossy()).as_ref())
+        self.command_as(
+            program,
+            Path::new(program)
+                .file_name()
+                .map_or(program.into(), |name| name.to_string_lossy())
+                .as_ref(),
+        )
     }
 
     /// The same for a program that looks at the name it was called by.
@@ -72,20 +82,38 @@ impl Tree {
     /// Copy the libraries that a program (of the tree or of ours) needs.
     pub fn install_libraries(&self, root: &mut Root, program: &Path) -> Result<()> {
         for library in self.needed(program)? {
-            root.copy(&format!("usr/lib/x86_64-linux-gnu/{library}"), &self.path.join("usr/lib/x86_64-linux-gnu").join(&library))?;
+            root.copy(
+                &format!("usr/lib/x86_64-linux-gnu/{library}"),
+                &self.path.join("usr/lib/x86_64-linux-gnu").join(&library),
+            )?;
         }
-        root.symlink("usr/lib64/ld-linux-x86-64.so.2", "../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
+        root.symlink(
+            "usr/lib64/ld-linux-x86-64.so.2",
+            "../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+        );
         Ok(())
     }
 
     fn needed(&self, program: &Path) -> Result<BTreeSet<String>> {
-        let listing = output(Command::new(self.loader()).arg("--library-path").arg(self.libraries()).arg("--list").arg(program))
-            .with_context(|| format!("libraries of {}", program.display()))?;
+        let listing = output(
+            Command::new(self.loader())
+                .arg("--library-path")
+                .arg(self.libraries())
+                .arg("--list")
+                .arg(program),
+        )
+        .with_context(|| format!("libraries of {}", program.display()))?;
         let mut names = BTreeSet::from(["ld-linux-x86-64.so.2".to_owned()]);
         for line in String::from_utf8_lossy(&listing).lines() {
-            let Some((name, place)) = line.split_once("=>") else { continue };
+            let Some((name, place)) = line.split_once("=>") else {
+                continue;
+            };
             if place.contains("not found") {
-                bail!("{} needs {}, which the lab's packages do not have", program.display(), name.trim());
+                bail!(
+                    "{} needs {}, which the lab's packages do not have",
+                    program.display(),
+                    name.trim()
+                );
             }
             let name = name.trim();
             names.insert(name.rsplit('/').next().unwrap_or(name).to_owned());
@@ -100,7 +128,10 @@ impl Tree {
         for applet in String::from_utf8_lossy(&list).lines() {
             let name = applet.rsplit('/').next().unwrap_or(applet);
             // xl and the kernel want the real ones of these; they are installed apart.
-            if !matches!(name, "modprobe" | "insmod" | "rmmod" | "lsmod" | "depmod" | "ip" | "busybox") {
+            if !matches!(
+                name,
+                "modprobe" | "insmod" | "rmmod" | "lsmod" | "depmod" | "ip" | "busybox"
+            ) {
                 root.symlink(&format!("usr/bin/{name}"), "busybox");
             }
         }

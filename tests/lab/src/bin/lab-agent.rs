@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! The agent inside every lab machine: runs commands, moves files, relays to guests.
 //! The protocol is described in `xen_vusb_lab::agent`.
 
@@ -96,12 +97,21 @@ fn put(path: &[u8], mode: &str, contents: &[u8]) -> io::Result<()> {
 
 fn clock() -> (i32, Vec<u8>, Vec<u8>) {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    (0, now.map_or(0, |elapsed| elapsed.as_nanos()).to_string().into_bytes(), Vec::new())
+    (
+        0,
+        now.map_or(0, |elapsed| elapsed.as_nanos())
+            .to_string()
+            .into_bytes(),
+        Vec::new(),
+    )
 }
 
 fn set_clock(ns: &str) -> io::Result<()> {
     let ns: i64 = ns.parse().map_err(io::Error::other)?;
-    let time = libc::timespec { tv_sec: ns / 1_000_000_000, tv_nsec: ns % 1_000_000_000 };
+    let time = libc::timespec {
+        tv_sec: ns / 1_000_000_000,
+        tv_nsec: ns % 1_000_000_000,
+    };
     // SAFETY: the call reads one timespec, which lives until it returns.
     match unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) } {
         0 => Ok(()),

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! The guest's workload: `lab-disk write FILE BLOCKS SEED REPORT` or `lab-disk tick REPORT`.
 //! Runs until `REPORT.stop` exists; keeps a report in JSON in REPORT.
 
@@ -10,6 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 use xen_vusb_lab::workload::{BLOCK_BYTES, Gap, Report, fill, splitmix};
 
+/// Finer ticks would tell nothing more about pauses of a second, and load the emulator.
+const TICK: Duration = Duration::from_millis(5);
 /// Blocks written before one sync: a realistic mix of larger transfers and flushes.
 const BATCH: u64 = 4;
 
@@ -18,16 +21,23 @@ fn main() -> io::Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["write", file, blocks, seed, report] => {
-            let (blocks, seed) = (blocks.parse().map_err(io::Error::other)?, seed.parse().map_err(io::Error::other)?);
+            let (blocks, seed) = (
+                blocks.parse().map_err(io::Error::other)?,
+                seed.parse().map_err(io::Error::other)?,
+            );
             Writer::open(file, blocks, seed, report)?.run()
         }
         ["tick", report] => tick(report),
-        _ => Err(io::Error::other("usage: lab-disk write FILE BLOCKS SEED REPORT | lab-disk tick REPORT")),
+        _ => Err(io::Error::other(
+            "usage: lab-disk write FILE BLOCKS SEED REPORT | lab-disk tick REPORT",
+        )),
     }
 }
 
 fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_nanos() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_nanos() as u64)
 }
 
 /// Keeps the report file fresh, and notices the request to stop.
@@ -36,20 +46,25 @@ struct Reporter {
     report: Report,
     last_event_ns: u64,
     saved: Instant,
-    threshold: Duration,
 }
 
 impl Reporter {
-    fn new(path: &str, threshold: Duration) -> Self {
+    fn new(path: &str) -> Self {
         let _ = fs::remove_file(format!("{path}.stop"));
-        Self { path: path.to_owned(), report: Report::default(), last_event_ns: now_ns(), saved: Instant::now(), threshold }
+        Self {
+            path: path.to_owned(),
+            report: Report::default(),
+            last_event_ns: now_ns(),
+            saved: Instant::now(),
+        }
     }
 
     fn event(&mut self) {
         let now = now_ns();
-        if now.saturating_sub(self.last_event_ns) >= self.threshold.as_nanos() as u64 {
-            self.report.gaps.push(Gap { from_ns: self.last_event_ns, to_ns: now });
-        }
+        self.report.note_gap(Gap {
+            from_ns: self.last_event_ns,
+            to_ns: now,
+        });
         self.last_event_ns = now;
     }
 
@@ -78,9 +93,9 @@ impl Reporter {
 }
 
 fn tick(report: &str) -> io::Result<()> {
-    let mut reporter = Reporter::new(report, Duration::from_millis(20));
+    let mut reporter = Reporter::new(report);
     while !reporter.poll()? {
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(TICK);
         reporter.event();
     }
     reporter.report.finished = true;
@@ -98,7 +113,12 @@ struct Writer {
 
 impl Writer {
     fn open(path: &str, blocks: u64, seed: u64, report: &str) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
         let mut buffer = vec![0; BLOCK_BYTES];
         for block in 0..blocks {
             fill(&mut buffer, seed, block, 0);
@@ -106,9 +126,19 @@ impl Writer {
         }
         file.sync_all()?;
         // Reads must come from the device, not from the page cache that the writes filled.
-        let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+        let direct = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(path)?;
         let counters = vec![0; usize::try_from(blocks).map_err(io::Error::other)?];
-        Ok(Self { file, direct, counters, seed, random: seed, reporter: Reporter::new(report, Duration::from_millis(50)) })
+        Ok(Self {
+            file,
+            direct,
+            counters,
+            seed,
+            random: seed,
+            reporter: Reporter::new(report),
+        })
     }
 
     fn run(mut self) -> io::Result<()> {
@@ -131,8 +161,13 @@ impl Writer {
             }
             for block in first..first + BATCH {
                 fill(&mut wanted, self.seed, block, self.counters[block as usize]);
-                match self.direct.read_exact_at(aligned.block(), block * BLOCK_BYTES as u64) {
-                    Ok(()) if aligned.block() == wanted.as_slice() => self.reporter.report.verified += 1,
+                match self
+                    .direct
+                    .read_exact_at(aligned.block(), block * BLOCK_BYTES as u64)
+                {
+                    Ok(()) if aligned.block() == wanted.as_slice() => {
+                        self.reporter.report.verified += 1
+                    }
                     Ok(()) => self.reporter.report.mismatches += 1,
                     Err(error) => self.reporter.failed("read", &error),
                 }
@@ -149,7 +184,10 @@ impl Writer {
         for (block, counter) in self.counters.iter().enumerate() {
             fill(wanted, self.seed, block as u64, *counter);
             expected.update(&*wanted);
-            match self.direct.read_exact_at(aligned.block(), (block * BLOCK_BYTES) as u64) {
+            match self
+                .direct
+                .read_exact_at(aligned.block(), (block * BLOCK_BYTES) as u64)
+            {
                 Ok(()) => read.update(&*aligned.block()),
                 Err(error) => self.reporter.failed("final read", &error),
             }

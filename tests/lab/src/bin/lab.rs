@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
 //! The lab's commands by themselves; `cargo xtask lab` is the usual way to them.
 
 use clap::Parser;

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A guest with the exporter's stick: from an empty lab to constant writing, and to the final
+//! account of what came of it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::agent::Agent;
+use crate::guest;
+use crate::guest_module::MODULE;
+use crate::lab::Lab;
+use crate::measure::{DISK_REPORT, KernelLog, kernel_log, report, start_ticker};
+use crate::progress::Step;
+use crate::stack::{self, STICK};
+use crate::workload::Report;
+
+/// Size of the file that is written: most of it is overwritten several times between two
+/// migrations.
+const FILE_BLOCKS: u32 = 2048;
+
+/// The guest on `host-a` with the stick's file system mounted, written and verified without
+/// pause. `module` is our kernel module; a stock guest has none.
+pub fn start(lab: &Lab, module: Option<&std::path::Path>, seed: u64) -> Result<Agent> {
+    stack::plug_stick(lab)?;
+    guest::destroy(lab)?;
+    let step = Step::start("guest with a USB controller");
+    let agent = guest::create(lab, "host-a", true)?;
+    step.done();
+    let step = Step::start("stick in the guest");
+    match module {
+        Some(path) => {
+            agent.put(&format!("/root/{MODULE}"), 0o644, &std::fs::read(path)?)?;
+            agent.must(&format!("insmod /root/{MODULE}"))?;
+        }
+        None => drop(agent.must("modprobe xen-hcd")?),
+    }
+    agent.must("modprobe -a usb-storage sd_mod ext4")?;
+    wait_for(
+        &agent,
+        "test -e /sys/bus/usb/devices/usb1",
+        "the guest's USB controller",
+        Duration::from_secs(20),
+    )?;
+    stack::xl_vusb(lab, "host-a", &format!("attach {} {STICK}", guest::NAME))?;
+    wait_for(
+        &agent,
+        "test -b /dev/sda && test $(cat /sys/block/sda/size) -gt 0",
+        "the stick's block device",
+        Duration::from_secs(60),
+    )?;
+    step.done();
+    let step = Step::start("file system and workload");
+    agent
+        .exec_for(
+            "mkfs.ext4 -q -F /dev/sda && mount -t ext4 /dev/sda /mnt",
+            Duration::from_secs(180),
+        )?
+        .ok("making and mounting the file system")?;
+    start_ticker(&agent)?;
+    agent.must(&format!("setsid lab-disk write /mnt/data {FILE_BLOCKS} {seed} {DISK_REPORT} </dev/null >/dev/null 2>/run/disk.err &"))?;
+    wait_for(
+        &agent,
+        &format!("test -s {DISK_REPORT}"),
+        "the writer's first report",
+        Duration::from_secs(120),
+    )?;
+    step.done();
+    Ok(agent)
+}
+
+fn wait_for(agent: &Agent, condition: &str, what: &str, timeout: Duration) -> Result<()> {
+    let start = Instant::now();
+    while agent.exec(condition)?.status != 0 {
+        if start.elapsed() > timeout {
+            bail!(
+                "{what} did not appear within {timeout:?}; the end of the guest's kernel log:\n{}",
+                agent.must("dmesg | tail -n 15")?
+            );
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Account {
+    /// The writer's own report.
+    pub report: Report,
+    /// From the guest's kernel log.
+    pub kernel: KernelLog,
+    /// Whether `e2fsck -fn` found nothing to do.
+    pub fsck_clean: bool,
+    /// What it printed.
+    pub fsck: String,
+}
+
+impl Account {
+    /// Nothing was lost, wrong or noticed.
+    pub fn good(&self) -> bool {
+        let report = &self.report;
+        report.finished
+            && report.verified > 0
+            && report.mismatches == 0
+            && report.io_errors == 0
+            && self.sha256_matches()
+            && self.kernel.disconnects == 0
+            && self.kernel.io_errors == 0
+            && self.kernel.resets == 0
+            && self.fsck_clean
+    }
+
+    /// The file as read back is the file as written.
+    pub fn sha256_matches(&self) -> bool {
+        !self.report.sha256_expected.is_empty()
+            && self.report.sha256_expected == self.report.sha256_read
+    }
+
+    /// The common fields of a RESULT line.
+    pub fn fields(&self) -> String {
+        format!(
+            "disconnects={} io_errors={} resets={} written={} verified={} mismatches={} sha256={} fsck={}",
+            self.kernel.disconnects,
+            self.kernel.io_errors as u64 + self.report.io_errors,
+            self.kernel.resets,
+            self.report.written,
+            self.report.verified,
+            self.report.mismatches,
+            if self.sha256_matches() {
+                "match"
+            } else {
+                "differ"
+            },
+            if self.fsck_clean { "clean" } else { "errors" },
+        )
+    }
+}
+
+/// Stop the workload, unmount, check.
+pub fn finish(guest: &Agent) -> Result<Account> {
+    let step = Step::start("final account");
+    guest.must(&format!("touch {DISK_REPORT}.stop"))?;
+    let start = Instant::now();
+    let report = loop {
+        let report = report(guest, DISK_REPORT)?;
+        if report.finished {
+            break report;
+        }
+        if start.elapsed() > Duration::from_secs(180) {
+            bail!(
+                "the writer does not end: it hangs in the kernel\n{}",
+                guest.must("dmesg | tail -n 20")?
+            );
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    guest
+        .exec_for("umount /mnt", Duration::from_secs(120))?
+        .ok("umount")?;
+    let fsck = guest
+        .exec_for("e2fsck -fn /dev/sda", Duration::from_secs(180))
+        .context("e2fsck")?;
+    let kernel = kernel_log(&guest.must("dmesg")?);
+    step.done();
+    Ok(Account {
+        report,
+        kernel,
+        fsck_clean: fsck.status == 0,
+        fsck: fsck.stdout,
+    })
+}

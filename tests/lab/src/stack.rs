@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Our daemons in the lab: built here, put into running machines, started there.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::agent::Agent;
+use crate::lab::Lab;
+use crate::machine::{MACHINES, Machine, Role};
+use crate::programs;
+use crate::progress::Step;
+
+const VUSBD_CONFIG: &str = include_str!("../config/vusbd.toml");
+const EXPORTER_CONFIG: &str = include_str!("../config/exporter.toml");
+
+/// The stick's name for `xl-vusb attach`.
+pub const STICK: &str = "exporter/1-1";
+/// Its size.
+pub const STICK_BYTES: u64 = 64 << 20;
+
+/// A daemon and the role of the machines that it runs on.
+struct Daemon {
+    name: &'static str,
+    config: &'static str,
+    contents: &'static str,
+    role: Role,
+}
+
+const DAEMONS: &[Daemon] = &[
+    Daemon {
+        name: "vusbd",
+        config: "/etc/xen-vusb/vusbd.toml",
+        contents: VUSBD_CONFIG,
+        role: Role::Host,
+    },
+    Daemon {
+        name: "vusb-exporter",
+        config: "/etc/xen-vusb/exporter.toml",
+        contents: EXPORTER_CONFIG,
+        role: Role::Exporter,
+    },
+];
+
+/// Build the daemons, put them and their certificates into the machines, and start them.
+pub fn deploy(lab: &Lab) -> Result<()> {
+    let step = Step::start("building vusbd, vusb-exporter, xl-vusb");
+    let directory = programs::build(&["backend", "exporter", "xl-hooks"])?;
+    step.done();
+    let mut step = Step::start("daemons into the machines");
+    let xl_vusb = programs::stripped(&directory.join("xl-vusb"))?;
+    for machine in MACHINES {
+        let agent = lab.agent(machine.name)?;
+        step.note(machine.name);
+        for daemon in DAEMONS.iter().filter(|daemon| daemon.role == machine.role) {
+            stop(&agent, daemon.name)?;
+            agent.put(
+                &format!("/usr/sbin/{}", daemon.name),
+                0o755,
+                &programs::stripped(&directory.join(daemon.name))?,
+            )?;
+            agent.put(daemon.config, 0o644, daemon.contents.as_bytes())?;
+        }
+        if machine.role == Role::Host {
+            agent.put("/usr/sbin/xl-vusb", 0o755, &xl_vusb)?;
+        }
+    }
+    step.note("certificates");
+    certificates(lab)?;
+    // The exporter first: a daemon that finds its exporter at once says so in fewer lines.
+    for machine in MACHINES.iter().rev() {
+        start(lab, machine)?;
+    }
+    step.done();
+    Ok(())
+}
+
+/// Start a machine's daemon and make sure that it stays.
+pub fn start(lab: &Lab, machine: &Machine) -> Result<()> {
+    let agent = lab.agent(machine.name)?;
+    for daemon in DAEMONS.iter().filter(|daemon| daemon.role == machine.role) {
+        let (name, config) = (daemon.name, daemon.config);
+        stop(&agent, name)?;
+        agent.must(&format!("RUST_BACKTRACE=1 setsid {name} --config {config} </dev/null >>/var/log/{name}.log 2>&1 &"))?;
+        std::thread::sleep(Duration::from_millis(700));
+        if agent.exec(&format!("pidof {name}"))?.status != 0 {
+            bail!(
+                "{name} on {} has ended:\n{}",
+                machine.name,
+                agent.must(&format!("tail -n 20 /var/log/{name}.log"))?
+            );
+        }
+    }
+    Ok(())
+}
+
+/// End a machine's daemon as systemd would.
+pub fn stop(agent: &Agent, name: &str) -> Result<()> {
+    agent.must(&format!(
+        "for signal in TERM TERM TERM TERM KILL; do pidof {name} >/dev/null || exit 0; kill -$signal $(pidof {name}); sleep 1; done"
+    ))?;
+    Ok(())
+}
+
+fn certificates(lab: &Lab) -> Result<()> {
+    let first = lab.agent("host-a")?;
+    first.must("test -e /etc/xen-vusb/pool/ca.crt || xl-vusb pool init --name lab")?;
+    for machine in MACHINES {
+        let name = machine.name;
+        first.must(&format!(
+            "test -e /etc/xen-vusb/pool/{name}/host.crt || xl-vusb pool issue {name}"
+        ))?;
+        let agent = lab.agent(name)?;
+        for file in ["ca.crt", "host.crt", "host.key"] {
+            let contents = first.get(&format!("/etc/xen-vusb/pool/{name}/{file}"))?;
+            agent.put(&format!("/etc/xen-vusb/tls/{file}"), 0o600, &contents)?;
+        }
+    }
+    Ok(())
+}
+
+/// Plug an empty stick into the exporter machine: bus 1, port 1, high speed.
+///
+/// Plugged after the snapshot is loaded, because a machine with a raw disk cannot be
+/// snapshotted, and so that every run starts with the same empty stick.
+pub fn plug_stick(lab: &Lab) -> Result<()> {
+    let file = lab.run_directory().join("stick.raw");
+    let exporter = Machine::named("exporter")?;
+    let mut qmp = exporter.qmp(lab.run_directory())?;
+    let agent = lab.agent(exporter.name)?;
+    if agent.exec("test -e /sys/bus/usb/devices/1-1")?.status == 0 {
+        return Ok(());
+    }
+    let _ = std::fs::remove_file(&file);
+    std::fs::File::create(&file)?.set_len(STICK_BYTES)?;
+    qmp.execute(
+        "blockdev-add",
+        json!({ "driver": "raw", "node-name": "stick", "file": { "driver": "file", "filename": file.to_string_lossy() } }),
+    )?;
+    qmp.execute(
+        "device_add",
+        json!({ "driver": "usb-storage", "id": "stick", "bus": "ehci.0", "port": "1", "drive": "stick", "serial": "LAB0001", "removable": true }),
+    )?;
+    for _ in 0..50 {
+        if agent
+            .exec("test -e /sys/bus/usb/devices/1-1/idVendor")?
+            .status
+            == 0
+        {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    bail!(
+        "the exporter machine does not see the stick: {}",
+        agent.must("dmesg | tail -n 5")?
+    )
+}
+
+/// The output of `xl-vusb --json …` on a host.
+pub fn xl_vusb(lab: &Lab, host: &str, arguments: &str) -> Result<Value> {
+    let output = lab
+        .agent(host)?
+        .exec(&format!("xl-vusb --json {arguments}"))?;
+    if output.status != 0 {
+        bail!(
+            "{host}: xl-vusb {arguments}: exit status {}: {}",
+            output.status,
+            output.stderr.trim()
+        );
+    }
+    serde_json::from_str(&output.stdout)
+        .with_context(|| format!("{host}: xl-vusb {arguments}: {}", output.stdout))
+}
+
+/// The ends of all daemons' logs, for the message of a failed scenario.
+pub fn logs(lab: &Lab, lines: usize) -> String {
+    let mut text = String::new();
+    for machine in MACHINES {
+        for daemon in DAEMONS.iter().filter(|daemon| daemon.role == machine.role) {
+            let tail = lab
+                .agent(machine.name)
+                .and_then(|agent| {
+                    agent.exec(&format!("tail -n {lines} /var/log/{}.log", daemon.name))
+                })
+                .map_or_else(|error| format!("{error:#}\n"), |output| output.stdout);
+            text.push_str(&format!("--- {} on {}\n{tail}", daemon.name, machine.name));
+        }
+    }
+    text
+}

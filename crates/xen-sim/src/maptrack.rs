@@ -61,7 +61,7 @@ impl Maptrack {
     pub(crate) fn uses(&self) -> impl Iterator<Item = Use> + '_ {
         (0..ENTRIES).filter_map(|slot| {
             let word = self.entry(slot).load(Ordering::Acquire);
-            (word & VALID != 0).then(|| Use {
+            (word & VALID != 0).then_some(Use {
                 domid: DomId((word >> 32) as u16),
                 gref: GrantRef(word as u32),
                 access: if word & WRITABLE != 0 {

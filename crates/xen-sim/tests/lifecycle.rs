@@ -131,7 +131,7 @@ fn a_backend_refuses_by_removing_its_state() {
 fn memory_survives_a_migration_and_nothing_else_does() {
     let source = TestHost::start();
     let target = TestHost::with(|options| options.first_domid = 40);
-    let _backends = [&source, &target].map(|host| ToyBackend::start(&host.dir, false));
+    let backends = [&source, &target].map(|host| ToyBackend::start(&host.dir, false));
     let domid = source.xl.create(&DomainConfig::new("vm")).unwrap();
     source.xl.unpause(domid).unwrap();
     let guest = SimGuest::boot(&source.dir, domid).unwrap();
@@ -142,6 +142,7 @@ fn memory_survives_a_migration_and_nothing_else_does() {
     let back = xen.bind_interdomain(domid, front.local_port()).unwrap();
     pages.write(PAGE_SIZE + 100, b"moved");
 
+    let in_use = backends[0].closing.lock().unwrap();
     // The backend lets go when it is told to: after the guest runs elsewhere.
     let mut watcher = source.store();
     let told = std::thread::spawn(move || {
@@ -172,7 +173,7 @@ fn memory_survives_a_migration_and_nothing_else_does() {
         front.take_event().unwrap();
         front.notify().unwrap();
         assert!(!back.take_event().unwrap());
-        drop((ring, back));
+        drop((ring, back, in_use));
         (migration.join().unwrap().unwrap(), on_source)
     });
     let (migration, on_source) = observed;

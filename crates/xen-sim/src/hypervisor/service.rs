@@ -88,8 +88,10 @@ impl Connection {
                 Ok(Response::Violations { list, truncated })
             }
             Request::Shutdown => {
+                // First the answer: the process ends at once.
+                let answered = wire::respond(socket, &Response::Ok, &[]);
                 hypervisor.request_stop();
-                Ok(Response::Ok)
+                return answered;
             }
             Request::Hello => return self.hello(socket),
             Request::GrantTable { domid } => return self.send_grants(socket, domid),

@@ -3,8 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -108,6 +108,8 @@ pub fn no_event(store: &mut Store) {
 
 /// Takes devices from state 1 to 2 and from 5 to 6, and does nothing else. It can refuse.
 pub struct ToyBackend {
+    /// Taken while it closes a device: a test that holds it still has something mapped.
+    pub closing: Arc<Mutex<()>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -116,6 +118,8 @@ impl ToyBackend {
     pub fn start(dir: &Path, refuse: bool) -> ToyBackend {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
+        let closing = Arc::new(Mutex::new(()));
+        let may_close = closing.clone();
         let mut store = Store::connect(&dir.join("xenstored.sock")).unwrap();
         let root = "/local/domain/0/backend/vusb";
         store.watch(root, "backend").unwrap();
@@ -131,12 +135,16 @@ impl ToyBackend {
                 match store.read(&event.path).unwrap().as_deref() {
                     Some("1") if refuse => store.rm(&event.path).unwrap(),
                     Some("1") => store.write(&event.path, "2").unwrap(),
-                    Some("5") => store.write(&event.path, "6").unwrap(),
+                    Some("5") => {
+                        let _closing = may_close.lock().unwrap();
+                        store.write(&event.path, "6").unwrap();
+                    }
                     _ => {}
                 }
             }
         });
         ToyBackend {
+            closing,
             stop,
             thread: Some(thread),
         }

@@ -2,6 +2,7 @@
 //! `vusbd`: the PV USB backend daemon for dom0.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use backend::config::Config;
@@ -26,8 +27,18 @@ struct Arguments {
     verbose: u8,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match start(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            // One line: what is wrong and what to do, not where in the code it was noticed.
+            eprintln!("vusbd: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: &Arguments) -> Result<()> {
     let config = Config::load(&arguments.config)?;
     let identity = backend::load_identity(&config)?;
     if arguments.check_config {

@@ -29,3 +29,13 @@ fn changed(path: &str, token: &str) -> WatchEvent {
 async fn next(events: &mut WatchEvents) -> WatchEvent {
     unhung(events.next()).await.expect("the connection lives")
 }
+
+/// Waits for something to become true in the daemon.
+async fn until(condition: impl Fn() -> bool) {
+    unhung(async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}

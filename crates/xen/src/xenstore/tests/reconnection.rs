@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 use super::daemon::Daemon;
-use super::{changed, next, unhung};
+use super::{changed, next, unhung, until};
 use crate::xenstore::wire::{Header, Message, MessageType};
 use crate::xenstore::{Errno, Error, WatchEvent, WatchEvents, XenStore};
 
@@ -39,9 +39,7 @@ async fn everyone_who_waits_is_told_that_the_connection_is_lost() {
             })
         })
         .collect();
-    while daemon.state().seen.len() < 20 {
-        tokio::task::yield_now().await;
-    }
+    until(|| daemon.state().seen.len() >= 20).await;
     daemon.stop().await;
     for request in waiting {
         let error = unhung(request).await.unwrap().unwrap_err();
@@ -149,9 +147,7 @@ async fn a_message_that_is_too_long_ends_the_connection() {
             let store = store.clone();
             tokio::spawn(async move { store.read("/a").await })
         };
-        while daemon.state().seen.is_empty() {
-            tokio::task::yield_now().await;
-        }
+        until(|| !daemon.state().seen.is_empty()).await;
         daemon.send(&Message {
             header: Header {
                 kind: MessageType::Read as u32,

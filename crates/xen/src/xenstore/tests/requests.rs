@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 use super::daemon::Daemon;
-use super::unhung;
+use super::{unhung, until};
 use crate::DomId;
 use crate::xenstore::wire::{Message, MessageType};
 use crate::xenstore::{Endpoint, Errno, Error, NodeAccess, Permission, WatchEvents, XenStore};
@@ -182,9 +182,7 @@ async fn an_answer_of_another_type_is_a_broken_protocol_and_an_unasked_one_is_dr
         let store = store.clone();
         tokio::spawn(async move { store.read("/a").await })
     };
-    while daemon.seen(MessageType::Read).is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until(|| !daemon.seen(MessageType::Read).is_empty()).await;
     // The first request had number 1, so this one has 2.
     daemon.send(&Message::new(MessageType::Read, 99, 0, b"other".to_vec()));
     daemon.send(&Message::new(MessageType::Write, 2, 0, b"OK\0".to_vec()));
@@ -204,9 +202,7 @@ async fn a_caller_that_stops_waiting_harms_nobody() {
             let store = store.clone();
             tokio::spawn(async move { store.read("/a").await })
         };
-        while daemon.state().seen.is_empty() {
-            tokio::task::yield_now().await;
-        }
+        until(|| !daemon.state().seen.is_empty()).await;
         given_up.abort();
         daemon.state().seen.clear();
     }
@@ -245,9 +241,7 @@ async fn the_connection_ends_with_its_last_handle() {
     second.write("/a", "2").await.unwrap();
     drop(second);
     assert_eq!(unhung(events.next()).await, None);
-    while daemon.clients() > 0 {
-        tokio::task::yield_now().await;
-    }
+    until(|| daemon.clients() == 0).await;
 }
 
 #[tokio::test]

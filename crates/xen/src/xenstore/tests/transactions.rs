@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 use super::daemon::{Daemon, Seen};
-use super::unhung;
+use super::{unhung, until};
 use crate::xenstore::wire::MessageType;
 use crate::xenstore::{Errno, Error, WatchEvents, XenStore};
 
@@ -132,16 +132,12 @@ async fn a_transaction_whose_caller_stopped_waiting_is_aborted() {
         let store = store.clone();
         tokio::spawn(async move { store.begin().await.map(drop) })
     };
-    while daemon.state().seen.is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until(|| !daemon.state().seen.is_empty()).await;
     begin.abort();
     assert!(begin.await.unwrap_err().is_cancelled());
     store.exists("/a").await.unwrap();
     daemon.state().reverse = 0;
-    while daemon.seen(MessageType::TransactionEnd).is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until(|| !daemon.seen(MessageType::TransactionEnd).is_empty()).await;
     assert_eq!(daemon.seen(MessageType::TransactionEnd), [end(1, b"F\0")]);
 }
 

@@ -56,6 +56,13 @@ impl SimHost {
     pub fn start(dir: &Path, options: &HostOptions) -> io::Result<SimHost> {
         std::fs::create_dir_all(dir)?;
         let dir = dir.canonicalize()?;
+        if dir.to_str().is_none() {
+            // The guest is told of it in a JSON document.
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the directory's name is not UTF-8",
+            ));
+        }
         let violations = Violations::open(&dir, &options.name)?;
         let (exception, exceptions) = mpsc::channel();
         let (stop_sender, stop) = mpsc::channel();

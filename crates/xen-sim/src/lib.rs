@@ -11,6 +11,17 @@
 //! of the `xen` crate. Guest memory, grant tables and event channels are shared between the
 //! processes, so that neither a copy, a mapping's use nor a notification needs the host's process.
 //! [`toolstack`] plays `xl`.
+//!
+//! Where it is not like Xen:
+//! - a guest is one process, and cooperates: it calls [`SimGuest::suspend`]; while suspended or
+//!   paused its calls wait, but nothing stops its process otherwise;
+//! - nothing here keeps a malicious process out: every socket may be opened by anyone who may
+//!   open the directory;
+//! - a guest has xenstore on a socket, not on a ring page; xenstored does not limit how many
+//!   answers a guest may leave unread;
+//! - there is one kind of guest memory, no ballooning, no grant table version 2, no transitive
+//!   grants, and dom0 is the only backend domain;
+//! - every migration copies all of the memory that was ever touched, also in its last round.
 
 mod backend;
 mod channel;

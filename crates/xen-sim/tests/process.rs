@@ -3,34 +3,15 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-
-use common::{temporary_dir, without_devices};
+use common::{start_process, temporary_dir, without_devices};
 use xen_sim::toolstack::Toolstack;
 use xen_sim::{SimGuest, SimXen};
-
-fn start(dir: &std::path::Path) -> Child {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_xen-sim"))
-        .args(["--name", "host-a", "--spurious", "0", "--dir"])
-        .arg(dir)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    assert!(line.starts_with("ready "), "{line}");
-    child
-}
 
 #[test]
 fn ends_well_or_with_status_three() {
     for broken in [false, true] {
         let dir = temporary_dir();
-        let mut child = start(&dir);
+        let mut child = start_process(&dir);
         let xl = Toolstack::connect(&dir).unwrap();
         let domid = xl.create(&without_devices("vm")).unwrap();
         xl.unpause(domid).unwrap();

@@ -10,6 +10,7 @@ mod operation;
 mod outbox;
 mod path;
 mod perms;
+mod request;
 mod server;
 mod tree;
 

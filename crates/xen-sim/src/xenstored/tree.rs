@@ -117,6 +117,17 @@ impl Tree {
             tx: None,
         };
         space.create("/tool/xenstored", DomId(0));
+        // As `xen-init-dom0` leaves it.
+        let vm = "/vm/00000000-0000-0000-0000-000000000000";
+        for (path, value) in [
+            ("/local/domain/0/name", "Domain-0"),
+            ("/local/domain/0/domid", "0"),
+            ("/local/domain/0/vm", vm),
+            (vm, ""),
+        ] {
+            space.create(path, DomId(0));
+            space.modify(path, |node| node.value = value.into());
+        }
         tree
     }
 

@@ -2,7 +2,9 @@
 //! Hosts, guests and a minimal backend for the tests.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -172,4 +174,21 @@ pub fn suspend_when_told(guest: &SimGuest) -> JoinHandle<Resumed> {
         drop(store);
         guest.suspend().unwrap()
     })
+}
+
+/// A host in a process of its own, once it is ready.
+pub fn start_process(dir: &Path) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_xen-sim"))
+        .args(["--name", "host-a", "--spurious", "0", "--dir"])
+        .arg(dir)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert!(line.starts_with("ready "), "{line}");
+    child
 }

@@ -1,21 +1,13 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! A host with its xenstore handshake.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::runtime::Runtime;
-use xen::xenstore::{Endpoint, WatchEvents, XenStore, XsPath};
-use xen::{DomId, Guest};
+use xen::Guest;
+use xen::xenstore::Endpoint;
 
-use crate::{FrontendError, HostError, HostOptions, RingGrants, UsbHost};
-
-/// `XenbusState`: where one side of a split driver is.
-mod state {
-    pub(super) const INIT_WAIT: u32 = 2;
-    pub(super) const CONNECTED: u32 = 4;
-    pub(super) const CLOSING: u32 = 5;
-    pub(super) const CLOSED: u32 = 6;
-}
+use crate::bus::{Bus, state};
+use crate::{FrontendError, HostError, HostOptions, UsbHost};
 
 /// What the frontend does when its domain resumes elsewhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +55,17 @@ pub struct Resumed<G> {
     pub store: Endpoint,
 }
 
+/// What the frontend's xenstore connection has to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BusEvent {
+    /// The toolstack asks the domain to suspend, for a migration or a save.
+    Suspend,
+    /// The toolstack asks the domain to shut down in another way: `poweroff`, `reboot`…
+    Shutdown(String),
+    /// The backend is closing: see [`Frontend::follow_backend`].
+    BackendClosing,
+}
+
 /// A PV USB frontend: the handshake of `xen-hcd` in xenstore, with a [`UsbHost`] behind it.
 ///
 /// Blocking. It has a xenstore connection of its own.
@@ -77,18 +80,6 @@ struct Settings {
     devid: u32,
     mode: ResumeMode,
     timeout: Duration,
-}
-
-/// The frontend's view of xenstore.
-#[derive(Debug)]
-struct Bus {
-    store: XenStore,
-    events: WatchEvents,
-    runtime: Runtime,
-    /// `device/vusb/<devid>`, relative to the domain.
-    path: XsPath,
-    backend: XsPath,
-    backend_id: DomId,
 }
 
 impl<G: Guest> Frontend<G> {
@@ -117,9 +108,9 @@ impl<G: Guest> Frontend<G> {
         let num_ports = bus.backend_number("num-ports", 1, 31)?;
         bus.backend_number("usb-ver", 1, 2)?;
         // At most 31.
-        let mut host = UsbHost::new(guest, bus.backend_id, num_ports as u8, host);
+        let mut host = UsbHost::new(guest, bus.backend_id(), num_ports as u8, host);
         bus.wait_for_backend(timeout)?;
-        bus.publish(host.set_up_rings()?, mode)?;
+        bus.publish(host.set_up_rings()?, mode == ResumeMode::Callback)?;
         Ok(Self {
             host,
             bus,
@@ -157,24 +148,39 @@ impl<G: Guest> Frontend<G> {
     ) -> Result<(), FrontendError> {
         // The connection of the old place is closed only when the new one stands.
         self.bus = Bus::open(&resumed.store, self.options.devid)?;
-        self.host.moved(resumed.guest, self.bus.backend_id)?;
+        self.host.moved(resumed.guest, self.bus.backend_id())?;
         match self.options.mode {
             ResumeMode::Callback => {
                 self.host.forget_requests();
                 // The toolstack lets the domain run only when the backend is ready.
-                self.bus
-                    .publish(self.host.set_up_rings()?, ResumeMode::Callback)?;
+                self.bus.publish(self.host.set_up_rings()?, true)?;
                 devices(&mut self.host);
             }
             ResumeMode::Stock => {
                 devices(&mut self.host);
                 self.host.step()?;
                 self.bus.wait_for_backend(self.options.timeout)?;
-                self.bus
-                    .publish(self.host.set_up_rings()?, ResumeMode::Stock)?;
+                self.bus.publish(self.host.set_up_rings()?, false)?;
             }
         }
         Ok(())
+    }
+
+    /// What has come from the toolstack or the backend. Never blocks on others than xenstored.
+    ///
+    /// # Errors
+    /// [`FrontendError::Store`].
+    pub fn next_bus_event(&mut self) -> Result<Option<BusEvent>, FrontendError> {
+        self.bus.next_event()
+    }
+
+    /// Tells the toolstack that its request to shut down or suspend has been seen
+    /// (`control/shutdown` = ""). Then [`freeze`](Self::freeze) and suspend.
+    ///
+    /// # Errors
+    /// [`FrontendError::Store`].
+    pub fn acknowledge_shutdown(&mut self) -> Result<(), FrontendError> {
+        self.bus.acknowledge_shutdown()
     }
 
     /// The backend's `XenbusState` now; 0 when its node is gone.
@@ -213,120 +219,5 @@ impl<G: Guest> Frontend<G> {
         self.bus.switch_to(state::CLOSED)?;
         result?;
         Ok(released)
-    }
-}
-
-impl Bus {
-    fn open(endpoint: &Endpoint, devid: u32) -> Result<Self, FrontendError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let path = XsPath::new("device/vusb").with(devid);
-        let (store, events, backend, backend_id) = runtime.block_on(async {
-            let (store, events) = XenStore::connect(endpoint).await?;
-            let backend_path = path.join("backend");
-            let backend = store.read_optional(&backend_path).await?;
-            let backend = match backend {
-                Some(backend) if backend.starts_with('/') => XsPath::new(&backend),
-                value => {
-                    return Err(FrontendError::Node {
-                        path: backend_path.into(),
-                        value,
-                    });
-                }
-            };
-            let id_path = path.join("backend-id");
-            let value = store.read_optional(&id_path).await?;
-            let id = value.as_deref().and_then(|id| id.parse().ok());
-            let id = id.ok_or(FrontendError::Node {
-                path: id_path.into(),
-                value,
-            })?;
-            store.watch(&backend.join("state"), "backend-state").await?;
-            Ok((store, events, backend, DomId(id)))
-        })?;
-        Ok(Self {
-            store,
-            events,
-            runtime,
-            path,
-            backend,
-            backend_id,
-        })
-    }
-
-    fn backend_number(&self, node: &str, low: u32, high: u32) -> Result<u32, FrontendError> {
-        let path = self.backend.join(node);
-        let value = self.runtime.block_on(self.store.read_optional(&path))?;
-        match value.as_deref().and_then(|value| value.parse().ok()) {
-            Some(number) if (low..=high).contains(&number) => Ok(number),
-            _ => Err(FrontendError::Node {
-                path: path.into(),
-                value,
-            }),
-        }
-    }
-
-    fn backend_state(&self) -> Result<u32, FrontendError> {
-        let path = self.backend.join("state");
-        let value = self.runtime.block_on(self.store.read_optional(&path))?;
-        Ok(value.and_then(|value| value.parse().ok()).unwrap_or(0))
-    }
-
-    /// As `xenhcd_backend_changed`: any state from InitWait to Connected will do.
-    fn wait_for_backend(&mut self, timeout: Duration) -> Result<(), FrontendError> {
-        self.wait_for_state(timeout, |state| {
-            (state::INIT_WAIT..=state::CONNECTED).contains(&state)
-        })
-    }
-
-    fn wait_for_state(
-        &mut self,
-        timeout: Duration,
-        wanted: impl Fn(u32) -> bool,
-    ) -> Result<(), FrontendError> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            let state = self.backend_state()?;
-            if wanted(state) {
-                return Ok(());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            let events = &mut self.events;
-            let event = self
-                .runtime
-                .block_on(async { tokio::time::timeout(left, events.next()).await });
-            // No event, or none any more.
-            if !matches!(event, Ok(Some(_))) {
-                return Err(FrontendError::Backend { state, timeout });
-            }
-        }
-    }
-
-    fn publish(&self, grants: RingGrants, mode: ResumeMode) -> Result<(), FrontendError> {
-        let nodes = [
-            ("urb-ring-ref", grants.urb_ring.to_string()),
-            ("conn-ring-ref", grants.conn_ring.to_string()),
-            ("event-channel", grants.event_channel.to_string()),
-        ];
-        let (path, nodes) = (&self.path, &nodes);
-        self.runtime
-            .block_on(self.store.transaction(|transaction| async move {
-                for (node, value) in nodes {
-                    transaction.write(&path.join(node), value).await?;
-                }
-                if mode == ResumeMode::Callback {
-                    transaction.write(&path.join("feature-resume"), "1").await?;
-                }
-                Ok::<_, xen::xenstore::Error>(())
-            }))?;
-        self.switch_to(state::CONNECTED)
-    }
-
-    fn switch_to(&self, state: u32) -> Result<(), FrontendError> {
-        let path = self.path.join("state");
-        self.runtime
-            .block_on(self.store.write(&path, state.to_string()))?;
-        Ok(())
     }
 }

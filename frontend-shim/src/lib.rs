@@ -12,6 +12,7 @@
 //!
 //! Every part notices when the backend breaks the protocol, and says so: see [`Violation`].
 
+mod bus;
 mod error;
 mod front;
 mod frontend;
@@ -23,7 +24,7 @@ pub use front::{
     Completion, Counters, Front, PortChange, Submission, SubmitError, TransferError, UrbHandle,
     Violation,
 };
-pub use frontend::{Frontend, FrontendOptions, ResumeMode, Resumed};
+pub use frontend::{BusEvent, Frontend, FrontendOptions, ResumeMode, Resumed};
 pub use host::{
     BufferId, BufferSlice, ControlData, Device, DeviceDescriptor, Endpoint, HostOptions, Interface,
     RingGrants, Target, Urb, UsbHost, ViolationHook,

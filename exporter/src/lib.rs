@@ -1,1 +1,26 @@
-//! vusb-exporter: lends USB devices to a pool
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! `vusb-exporter`: lends this machine's USB devices to the VMs of a pool.
+//!
+//! One thread runs everything that must answer quickly: the connections, the sessions, the
+//! simulated devices, and the submission of transfers. What may block (opening and resetting
+//! devices, saving leases) runs on other threads.
+//!
+//! - [`config`]: the file; [`daemon`]: from the file to a running exporter;
+//! - `hub`: devices, leases, sessions, subscribers, in one place;
+//! - `control`, `device`: a connection of each kind; `session`: a device's session;
+//! - `executor`: what carries out transfers, with `sim` and `usb` below it;
+//! - `store`: leases on disk.
+
+pub mod config;
+mod connection;
+mod control;
+pub mod daemon;
+mod device;
+mod executor;
+mod hub;
+mod session_state;
+mod sim;
+mod store;
+
+pub use config::Config;
+pub use daemon::Daemon;

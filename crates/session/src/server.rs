@@ -317,6 +317,15 @@ impl Server {
         completed
     }
 
+    /// Completes everything that executes with `status`; what comes of it later is dropped.
+    pub fn abort(&mut self, status: TransferStatus) {
+        let mut requests: Vec<u64> = self.executing.iter().map(|e| e.request).collect();
+        requests.sort_unstable();
+        for request in requests {
+            self.complete(self.epoch, request, Outcome::new(status, 0), |_| ());
+        }
+    }
+
     /// The device is gone; everything was completed before.
     pub fn gone(&mut self) {
         debug_assert!(self.executing.is_empty());

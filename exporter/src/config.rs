@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! `/etc/xen-vusb/exporter.toml`.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use session::lease::{Allow, Policy};
+
+/// Where the configuration is unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/xen-vusb/exporter.toml";
+
+/// The whole file. Every key but `name` may be left out.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This exporter's name in the pool; without it, the name in its certificate. They must agree.
+    pub name: Option<String>,
+    /// Address and port to listen on; port 0 takes any free one.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Where leases are kept.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// How long a device waits for its VM after the VM's domain is gone.
+    #[serde(default = "default_hold_seconds")]
+    pub hold_seconds: u64,
+    /// Our certificate.
+    #[serde(default)]
+    pub tls: Tls,
+    /// Who may hold what; without any, nobody.
+    #[serde(default)]
+    pub allow: Vec<Allow>,
+    /// Simulated devices, at the places 0-1, 0-2 …
+    #[serde(default)]
+    pub simulated: Vec<Simulated>,
+    /// Real devices.
+    #[serde(default)]
+    pub usb: Usb,
+}
+
+/// `[tls]`: PEM files, made by `xl-vusb pool issue`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// The pool's CA certificate.
+    pub ca: PathBuf,
+    /// This host's certificate.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        let dir = Path::new("/etc/xen-vusb/tls");
+        Self {
+            ca: dir.join("ca.crt"),
+            cert: dir.join("host.crt"),
+            key: dir.join("host.key"),
+        }
+    }
+}
+
+/// `[[simulated]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "lowercase")]
+pub enum Simulated {
+    /// A mass-storage disk.
+    Disk {
+        /// The file with its blocks; it is made if it does not exist.
+        file: PathBuf,
+        /// Size of a file that is made. An existing one keeps its size.
+        #[serde(default = "default_size_mib")]
+        size_mib: u64,
+        /// Serial number string; by default it is made from the device's place.
+        serial: Option<String>,
+        /// Whether the guest's flushes wait for this machine's disk. Without it, what was flushed
+        /// survives the exporter, but not this machine.
+        #[serde(default)]
+        sync: bool,
+    },
+}
+
+/// `[usb]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Usb {
+    /// Whether the devices plugged into this machine are exported.
+    pub enabled: bool,
+}
+
+impl Default for Usb {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
+fn default_listen() -> SocketAddr {
+    ([0, 0, 0, 0], transport::DEFAULT_PORT).into()
+}
+
+fn default_state_dir() -> PathBuf {
+    PathBuf::from("/var/lib/xen-vusb")
+}
+
+fn default_hold_seconds() -> u64 {
+    60
+}
+
+fn default_size_mib() -> u64 {
+    64
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not what it should be; the text has the line and the key.
+    #[error("{path}: {source}")]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// A value is out of range.
+    #[error("{path}: {key}: {reason}")]
+    Value {
+        /// Which file.
+        path: PathBuf,
+        /// Which key.
+        key: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Largest simulated disk, 2 TiB: beyond, READ CAPACITY(10) would not do.
+const MAX_SIZE_MIB: u64 = 2 * 1024 * 1024;
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|source| ConfigError::Invalid {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        config.check().map_err(|(key, reason)| ConfigError::Value {
+            path: path.to_owned(),
+            key,
+            reason,
+        })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.simulated.len() > 99 {
+            return Err(("simulated", "at most 99 devices".to_owned()));
+        }
+        for simulated in &self.simulated {
+            let Simulated::Disk {
+                size_mib, serial, ..
+            } = simulated;
+            if !(1..=MAX_SIZE_MIB).contains(size_mib) {
+                let reason = format!("{size_mib} is not within 1 to {MAX_SIZE_MIB}");
+                return Err(("simulated.size_mib", reason));
+            }
+            if let Some(serial) = serial
+                && !(1..=126).contains(&serial.len())
+            {
+                return Err(("simulated.serial", "1 to 126 characters".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The rules.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            allow: self.allow.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+use super::*;
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, Path::new("exporter.toml")).map_err(|e| e.to_string())
+}
+
+#[test]
+fn an_empty_file_is_a_configuration_that_allows_nothing() {
+    let config = parse("").unwrap();
+    assert_eq!(config.listen.port(), 7210);
+    assert_eq!(config.hold_seconds, 60);
+    assert!(config.usb.enabled);
+    assert!(config.policy().allow.is_empty());
+}
+
+#[test]
+fn everything_can_be_said() {
+    let config = parse(
+        r#"
+        name = "desk"
+        listen = "127.0.0.1:0"
+        state_dir = "/tmp/x"
+        hold_seconds = 5
+        [tls]
+        ca = "/ca"
+        cert = "/cert"
+        key = "/key"
+        [[allow]]
+        device = "0951:1666:0123"
+        vm = "7b1f4a9e-2c37-4d0a-8a53-6f0e3a1b2c4d"
+        host = "*"
+        [[allow]]
+        device = "1-2.3"
+        vm = "*"
+        host = "host-a"
+        [[simulated]]
+        kind = "disk"
+        file = "/disk"
+        size_mib = 8
+        serial = "0123456789AB"
+        sync = true
+        [usb]
+        enabled = false
+        "#,
+    )
+    .unwrap();
+    assert_eq!(config.allow.len(), 2);
+    assert_eq!(config.simulated.len(), 1);
+    assert!(!config.usb.enabled);
+}
+
+#[test]
+fn errors_name_the_line_and_the_key() {
+    for (text, line, key) in [
+        ("name = 'x'\nlisten_on = '1.2.3.4:5'", "line 2", "listen_on"),
+        ("listen = 'everywhere'", "line 1", "socket address"),
+        ("[tls]\nca = 1", "line 2", "ca = 1"),
+        (
+            "[[allow]]\ndevice = 'stick'\nvm = '*'\nhost = '*'",
+            "line 2",
+            "'stick' names no device",
+        ),
+        ("[[allow]]\ndevice = '*'\nvm = '*'", "line 1", "host"),
+        ("[[simulated]]\nkind = 'toaster'", "line 1", "toaster"),
+        (
+            "[[simulated]]\nkind = 'disk'\nfile = '/d'\nsize = 4",
+            "line 1",
+            "size",
+        ),
+        ("[usb]\nenable = true", "line 2", "enable"),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(
+            error.contains(line) && error.contains(key),
+            "{text:?}: {error}"
+        );
+    }
+    let error = parse("[[simulated]]\nkind = 'disk'\nfile = '/d'\nsize_mib = 0").unwrap_err();
+    assert!(error.contains("simulated.size_mib"), "{error}");
+}

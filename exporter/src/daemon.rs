@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! From a configuration to a running exporter.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use slog::{Logger, info};
+use tokio::net::TcpListener;
+use tokio::runtime::Builder;
+use tokio::task::LocalSet;
+use transport::{Acceptor, Identity};
+
+use crate::Config;
+use crate::connection;
+use crate::executor::Executor;
+use crate::hub::Hub;
+use crate::sim::SimulatedDisk;
+use crate::store::Store;
+
+/// An exporter that is about to run.
+pub struct Daemon {
+    config: Config,
+    identity: Identity,
+    log: Logger,
+}
+
+impl Daemon {
+    /// Loads what the configuration names.
+    pub fn new(config: Config, log: Logger) -> anyhow::Result<Self> {
+        let tls = &config.tls;
+        let identity = Identity::load(&tls.ca, &tls.cert, &tls.key)?;
+        if let Some(name) = &config.name
+            && name != identity.name()
+        {
+            bail!(
+                "the configuration says that this is '{name}', but {} is for '{}'",
+                tls.cert.display(),
+                identity.name()
+            );
+        }
+        Ok(Self {
+            config,
+            identity,
+            log,
+        })
+    }
+
+    /// Runs until `stop` is done. Calls `ready` with the address once it listens. To be called
+    /// outside of any runtime: it makes its own, on this thread.
+    pub fn run(
+        self,
+        ready: impl FnOnce(SocketAddr),
+        stop: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot make a runtime")?;
+        let local = LocalSet::new();
+        let result = local.block_on(&runtime, self.serve(ready, stop));
+        // A device that does not answer must not keep us from ending.
+        runtime.shutdown_timeout(Duration::from_secs(2));
+        result
+    }
+
+    async fn serve(
+        self,
+        ready: impl FnOnce(SocketAddr),
+        stop: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
+        let Self {
+            config,
+            identity,
+            log,
+        } = self;
+        let store = Store::open(&config.state_dir)?;
+        let hold = Duration::from_secs(config.hold_seconds);
+        let hub = Hub::new(log.clone(), config.policy(), hold, store.clone())?;
+        let hub = Rc::new(hub);
+        for (at, simulated) in config.simulated.iter().enumerate() {
+            let crate::config::Simulated::Disk { file, .. } = simulated;
+            let disk = SimulatedDisk::open(simulated, at + 1)
+                .with_context(|| format!("simulated disk {}", file.display()))?;
+            hub.add_device(Executor::Simulated(Box::new(disk)));
+        }
+        hub.drop_absent();
+        if let Err(refusal) = hub.save().await {
+            bail!(refusal);
+        }
+
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", config.listen))?;
+        let address = listener.local_addr().context("no local address")?;
+        store
+            .save_port(address.port())
+            .with_context(|| format!("cannot write to {}", config.state_dir.display()))?;
+        info!(log, "{} listens on {}", identity.name(), address);
+        ready(address);
+        tokio::select! {
+            () = connection::accept(hub.clone(), listener, Acceptor::new(&identity)) => (),
+            () = hub.expire() => (),
+            () = hub.save_changes() => (),
+            () = stop => info!(log, "stopping"),
+        }
+        Ok(())
+    }
+}

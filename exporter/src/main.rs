@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! `vusb-exporter`; see the library.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use exporter::{Config, Daemon, config};
+use sd_notify::NotifyState;
+use slog::{Drain, Logger, o};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Lends this machine's USB devices to the VMs of a pool.
+#[derive(Parser)]
+#[command(name = "vusb-exporter", version)]
+struct Args {
+    /// The configuration.
+    #[arg(long, default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    /// Check the configuration and the certificates, and do nothing else.
+    #[arg(long)]
+    check_config: bool,
+    /// Log details, too.
+    #[arg(long)]
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("vusb-exporter: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(&args.config)?;
+    let (log, _guard) = logger(args.verbose);
+    let daemon = Daemon::new(config, log)?;
+    if args.check_config {
+        println!("{}: good", args.config.display());
+        return Ok(());
+    }
+    let ready = |_| {
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+    };
+    daemon.run(ready, stopped())?;
+    Ok(())
+}
+
+/// Until somebody asks us to end.
+async fn stopped() {
+    let term = signal(SignalKind::terminate());
+    let int = signal(SignalKind::interrupt());
+    match (term, int) {
+        (Ok(mut term), Ok(mut int)) => {
+            tokio::select! {
+                _ = term.recv() => (),
+                _ = int.recv() => (),
+            }
+        }
+        // Without handlers the signals end us just as well.
+        _ => std::future::pending().await,
+    }
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+}
+
+fn logger(verbose: bool) -> (Logger, slog_async::AsyncGuard) {
+    let level = match verbose {
+        true => slog::Level::Debug,
+        false => slog::Level::Info,
+    };
+    let decorator = slog_term::PlainSyncDecorator::new(std::io::stderr());
+    let format = slog_term::FullFormat::new(decorator).build();
+    // The guard writes what is left at the end.
+    let (drain, guard) =
+        slog_async::Async::new(format.filter_level(level).fuse()).build_with_guard();
+    (Logger::root(drain.fuse(), o!()), guard)
+}

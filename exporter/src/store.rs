@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The leases on disk: `leases.json` in the state directory, replaced as a whole.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use session::lease::Saved;
+
+const FILE: &str = "leases.json";
+
+/// The state directory, which only one exporter may use.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    /// Makes the directory where there is none.
+    pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(Self {
+            dir: dir.to_owned(),
+        })
+    }
+
+    /// What was saved last; nothing where nothing was.
+    pub(crate) fn load(&self) -> anyhow::Result<Saved> {
+        let path = self.dir.join(FILE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Saved::default()),
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+        };
+        serde_json::from_slice(&text).with_context(|| {
+            let path = path.display();
+            format!("{path} holds no leases; repair it, or remove it and lose them")
+        })
+    }
+
+    /// Saves so that either this or what was there before survives a crash.
+    pub(crate) fn save(&self, saved: &Saved) -> io::Result<()> {
+        let text = serde_json::to_vec_pretty(saved)?;
+        let new = self.dir.join("leases.json.new");
+        let mut file = File::create(&new)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&new, self.dir.join(FILE))?;
+        File::open(&self.dir)?.sync_all()
+    }
+
+    /// Notes the port that we listen on, for who started us with port 0.
+    pub(crate) fn save_port(&self, port: u16) -> io::Result<()> {
+        fs::write(self.dir.join("port"), format!("{port}\n"))
+    }
+}

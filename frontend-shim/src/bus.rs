@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use xen::DomId;
-use xen::xenstore::{Endpoint, WatchEvent, WatchEvents, XenStore, XsPath};
+use xen::xenstore::{Endpoint, Error, WatchEvent, WatchEvents, XenStore, XsPath};
 
 use crate::frontend::BusEvent;
 use crate::{FrontendError, RingGrants};
@@ -102,11 +102,15 @@ impl Bus {
         }
     }
 
-    /// 0 when there is no such node.
+    /// 0 when the node cannot be read (`xenbus_read_driver_state`): of a directory that has been
+    /// removed, xenstored says that it is not ours to read.
     pub(crate) fn backend_state(&self) -> Result<u32, FrontendError> {
         let path = self.backend.join("state");
-        let value = self.driver.wait(self.store.read_optional(&path))?;
-        Ok(value.and_then(|value| value.parse().ok()).unwrap_or(0))
+        match self.driver.wait(self.store.read_string(&path)) {
+            Ok(value) => Ok(value.parse().unwrap_or(0)),
+            Err(Error::Refused { .. }) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// As `xenhcd_backend_changed`: any state from InitWait to Connected will do.
@@ -155,7 +159,7 @@ impl Bus {
                 return Ok(None);
             };
             shutdown_changed = is_shutdown(&event);
-            if !shutdown_changed && self.backend_state()? >= state::CLOSING {
+            if !shutdown_changed && is_closing(self.backend_state()?) {
                 return Ok(Some(BusEvent::BackendClosing));
             }
         }
@@ -202,12 +206,25 @@ impl Bus {
         self.switch_to(state::CONNECTED)
     }
 
+    /// Switches to Closed, if the toolstack has left us a node for it.
+    pub(crate) fn switch_to_closed(&self) -> Result<(), FrontendError> {
+        match self.switch_to(state::CLOSED) {
+            Err(FrontendError::Store(Error::Refused { .. })) => Ok(()),
+            result => result,
+        }
+    }
+
     pub(crate) fn switch_to(&self, state: u32) -> Result<(), FrontendError> {
         let path = self.path.join("state");
         self.driver
             .wait(self.store.write(&path, state.to_string()))?;
         Ok(())
     }
+}
+
+/// Whether a backend that was there is going or gone.
+pub(crate) fn is_closing(state: u32) -> bool {
+    state == 0 || state >= state::CLOSING
 }
 
 fn is_shutdown(event: &WatchEvent) -> bool {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use xen::Guest;
 use xen::xenstore::Endpoint;
 
-use crate::bus::{Bus, state};
+use crate::bus::{Bus, is_closing, state};
 use crate::{FrontendError, HostError, HostOptions, UsbHost};
 
 /// What the frontend does when its domain resumes elsewhere.
@@ -197,12 +197,11 @@ impl<G: Guest> Frontend<G> {
     /// # Errors
     /// [`FrontendError::Store`].
     pub fn follow_backend(&mut self) -> Result<bool, FrontendError> {
-        let state = self.bus.backend_state()?;
-        if state != state::CLOSING && state != state::CLOSED {
+        if !is_closing(self.bus.backend_state()?) {
             return Ok(false);
         }
         self.host.disconnect();
-        self.bus.switch_to(state::CLOSED)?;
+        self.bus.switch_to_closed()?;
         Ok(true)
     }
 
@@ -213,10 +212,9 @@ impl<G: Guest> Frontend<G> {
     /// [`FrontendError::Backend`] when it does not follow.
     pub fn close(mut self) -> Result<bool, FrontendError> {
         self.bus.switch_to(state::CLOSING)?;
-        let closing = |state| state == 0 || state >= state::CLOSING;
-        let result = self.bus.wait_for_state(self.options.timeout, closing);
+        let result = self.bus.wait_for_state(self.options.timeout, is_closing);
         let released = self.host.disconnect();
-        self.bus.switch_to(state::CLOSED)?;
+        self.bus.switch_to_closed()?;
         result?;
         Ok(released)
     }

@@ -14,8 +14,8 @@ use common::backend::{FakeBackend, Order, Remains};
 use common::disk::DiskDevice;
 use frontend_shim::storage::Disk;
 use frontend_shim::{
-    BusEvent, Counters, Frontend, FrontendOptions, HostOptions, ResumeMode, Resumed, RingGrants,
-    UsbHost,
+    BusEvent, Counters, Frontend, FrontendError, FrontendOptions, HostOptions, ResumeMode, Resumed,
+    RingGrants, UsbHost,
 };
 use usbif::{PortNumber, Speed};
 use xen::xenstore::Endpoint;
@@ -236,7 +236,7 @@ fn guest(dir: PathBuf, domid: DomId, mode: ResumeMode, stop: Arc<AtomicBool>) ->
     while !stop.load(Ordering::Relaxed) {
         report.rounds += 1;
         let data: Vec<u8> = (0..65_536u32)
-            .map(|n| (n as u64 * report.rounds >> 3) as u8)
+            .map(|n| ((u64::from(n) * report.rounds) >> 3) as u8)
             .collect();
         let block = report.rounds % 16 * 128;
         disk.write(frontend.host(), block, &data).unwrap();
@@ -365,5 +365,50 @@ fn a_migration_that_fails_leaves_the_disk_where_it_was() {
     serving.lock().unwrap().park();
     for machine in machines {
         assert_eq!(machine.stop(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_frontend_follows_a_controller_that_is_taken_away() {
+    let serving = Serving::default();
+    let machine = Machine::start(1, &serving);
+    let domid = machine.xl.create(&DomainConfig::new("vm")).unwrap();
+    machine.xl.unpause(domid).unwrap();
+    let sim = SimGuest::boot(&machine.dir, domid).unwrap();
+    let endpoint = Endpoint::Socket(sim.xenstore_path());
+    let mut frontend = Frontend::connect(sim, &endpoint, FrontendOptions::default()).unwrap();
+    let port = PortNumber::new(2).unwrap();
+    frontend.host().wait_for_device(port, LONG).unwrap();
+    assert!(!frontend.follow_backend().unwrap(), "it is not closing");
+    machine.xl.usbctrl_detach(domid, 0).unwrap();
+    let until = Instant::now() + LONG;
+    while frontend.next_bus_event().unwrap() != Some(BusEvent::BackendClosing) {
+        assert!(Instant::now() < until, "the detach was not noticed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(frontend.follow_backend().unwrap());
+    assert!(frontend.host().front().is_dead());
+    machine.xl.destroy(domid).unwrap();
+    assert_eq!(machine.stop(), Vec::<String>::new());
+}
+
+#[test]
+fn a_controller_that_is_not_there_is_an_error() {
+    let serving = Serving::default();
+    let machine = Machine::start(1, &serving);
+    let domid = machine.xl.create(&DomainConfig::new("vm")).unwrap();
+    machine.xl.unpause(domid).unwrap();
+    let sim = SimGuest::boot(&machine.dir, domid).unwrap();
+    let endpoint = Endpoint::Socket(sim.xenstore_path());
+    let options = FrontendOptions {
+        devid: 3,
+        ..FrontendOptions::default()
+    };
+    match Frontend::connect(sim, &endpoint, options) {
+        Err(FrontendError::Node { path, value: None }) => {
+            assert_eq!(path, "device/vusb/3/backend");
+        }
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("connected"),
     }
 }

@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
 use xen::{
@@ -157,6 +157,7 @@ impl SimGuest {
             let frame = (pages.first_frame + i) as u32;
             self.0.call(&Request::RegisterRing { frame, ring: true })?;
         }
+        pages.rings.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -230,6 +231,7 @@ impl Guest for SimGuest {
             first_frame,
             count,
             refs: refs.clone(),
+            rings: AtomicBool::new(false),
         };
         Ok((pages, refs))
     }
@@ -262,6 +264,8 @@ pub struct GuestPages {
     first_frame: usize,
     count: usize,
     refs: Vec<GrantRef>,
+    /// Registered with the host as rings.
+    rings: AtomicBool,
 }
 
 impl GuestPages {
@@ -283,6 +287,15 @@ impl GuestPages {
 
     /// Revokes the grants and frees what is not in use. True when that was all.
     fn release(&mut self) -> bool {
+        if self.rings.swap(false, Ordering::Relaxed) {
+            for i in 0..self.count {
+                let frame = (self.first_frame + i) as u32;
+                // It fails only when the domain is gone, and the host's record with it.
+                let _ = self
+                    .guest
+                    .call(&Request::RegisterRing { frame, ring: false });
+            }
+        }
         let _running = self.guest.running();
         let mut all = true;
         for (i, gref) in self.refs.drain(..).enumerate() {

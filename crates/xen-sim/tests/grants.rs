@@ -206,6 +206,13 @@ fn rings_are_watched() {
     assert!(found[1].contains("went back"));
     guest.report_violation("answered twice");
     assert_eq!(host.xl.violations().unwrap()[3], "answered twice");
+    // The same frame, no longer a ring.
+    drop(ring);
+    assert!(guest.end_access(pages));
+    let (_pages, refs) = guest.grant_pages(DomId(0), 1, Access::ReadWrite).unwrap();
+    let data = xen.map(guest.domid(), &refs, Access::ReadWrite).unwrap();
+    data.store_release(rsp_prod, 100);
+    assert_eq!(host.xl.violations().unwrap().len(), 4);
 }
 
 #[test]

@@ -112,7 +112,14 @@ impl Toolstack {
             return Err(MigrateError::NotSuspended(err));
         }
         let suspended = Instant::now();
-        let attach = match self.receive(domid, target, incoming, &config, options) {
+        // The target is ready; then the source's name is given up.
+        let ready = self
+            .receive(domid, target, incoming, &config, options)
+            .and_then(|attach| {
+                self.rename(domid, &format!("{}--migratedaway", config.name))?;
+                Ok(attach)
+            });
+        let attach = match ready {
             Ok(attach) => attach,
             Err(cause) => {
                 let _ = target.destroy(incoming);
@@ -123,9 +130,6 @@ impl Toolstack {
                 });
             }
         };
-        // "Ready" has come from the target.
-        self.rename(domid, &format!("{}--migratedaway", config.name))
-            .map_err(MigrateError::Lost)?;
         let lost = match options.failure {
             Some(Failure::AfterGo { target_runs }) => Some(target_runs),
             _ => None,

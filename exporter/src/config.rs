@@ -65,22 +65,29 @@ impl Default for Tls {
 
 /// `[[simulated]]`.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, tag = "kind", rename_all = "lowercase")]
-pub enum Simulated {
+#[serde(deny_unknown_fields)]
+pub struct Simulated {
+    /// What it is.
+    pub kind: SimulatedKind,
+    /// The file with its blocks; it is made if it does not exist.
+    pub file: PathBuf,
+    /// Size of a file that is made. An existing one keeps its size.
+    #[serde(default = "default_size_mib")]
+    pub size_mib: u64,
+    /// Serial number string; by default it is made from the device's place.
+    pub serial: Option<String>,
+    /// Whether the guest's flushes wait for this machine's disk. Without it, what was flushed
+    /// survives the exporter, but not this machine.
+    #[serde(default)]
+    pub sync: bool,
+}
+
+/// What is simulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SimulatedKind {
     /// A mass-storage disk.
-    Disk {
-        /// The file with its blocks; it is made if it does not exist.
-        file: PathBuf,
-        /// Size of a file that is made. An existing one keeps its size.
-        #[serde(default = "default_size_mib")]
-        size_mib: u64,
-        /// Serial number string; by default it is made from the device's place.
-        serial: Option<String>,
-        /// Whether the guest's flushes wait for this machine's disk. Without it, what was flushed
-        /// survives the exporter, but not this machine.
-        #[serde(default)]
-        sync: bool,
-    },
+    Disk,
 }
 
 /// `[usb]`.
@@ -175,7 +182,7 @@ impl Config {
             return Err(("simulated", "at most 99 devices".to_owned()));
         }
         for simulated in &self.simulated {
-            let Simulated::Disk {
+            let Simulated {
                 size_mib, serial, ..
             } = simulated;
             if !(1..=MAX_SIZE_MIB).contains(size_mib) {

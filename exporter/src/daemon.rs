@@ -80,9 +80,8 @@ impl Daemon {
         let hub = Hub::new(log.clone(), config.policy(), hold, store.clone())?;
         let hub = Rc::new(hub);
         for (at, simulated) in config.simulated.iter().enumerate() {
-            let crate::config::Simulated::Disk { file, .. } = simulated;
             let disk = SimulatedDisk::open(simulated, at + 1)
-                .with_context(|| format!("simulated disk {}", file.display()))?;
+                .with_context(|| format!("simulated disk {}", simulated.file.display()))?;
             hub.add_device(Executor::Simulated(Box::new(disk)));
         }
         hub.drop_absent();

@@ -11,7 +11,7 @@ use session::server::{Outcome, Server};
 use session::{DeviceId, DeviceInfo};
 use usb_sim::{Disk, Host, Port, Storage, StorageError};
 
-use crate::config::Simulated;
+use crate::config::{Simulated, SimulatedKind};
 
 /// A disk, its blocks in a file.
 pub(crate) struct SimulatedDisk {
@@ -22,7 +22,8 @@ pub(crate) struct SimulatedDisk {
 impl SimulatedDisk {
     /// The device of the `number`th entry, from 1.
     pub(crate) fn open(config: &Simulated, number: usize) -> io::Result<Self> {
-        let Simulated::Disk {
+        let Simulated {
+            kind: SimulatedKind::Disk,
             file,
             size_mib,
             serial,

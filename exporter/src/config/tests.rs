@@ -62,10 +62,10 @@ fn errors_name_the_line_and_the_key() {
             "'stick' names no device",
         ),
         ("[[allow]]\ndevice = '*'\nvm = '*'", "line 1", "host"),
-        ("[[simulated]]\nkind = 'toaster'", "line 1", "toaster"),
+        ("[[simulated]]\nkind = 'toaster'", "line 2", "toaster"),
         (
             "[[simulated]]\nkind = 'disk'\nfile = '/d'\nsize = 4",
-            "line 1",
+            "line 4",
             "size",
         ),
         ("[usb]\nenable = true", "line 2", "enable"),

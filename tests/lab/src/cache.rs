@@ -56,7 +56,33 @@ impl Cache {
         fs::create_dir_all(&partial)?;
         make(&partial).with_context(|| format!("making the lab's {kind}"))?;
         fs::rename(&partial, &done)?;
+        self.prune(kind, &done)?;
         Ok(done)
+    }
+
+    /// Remove artefacts of a kind that newer ones have replaced. One old one is kept: going back
+    /// and forth between two states of the sources is usual, and the machines may be running it.
+    fn prune(&self, kind: &str, newest: &Path) -> Result<()> {
+        let mut old = Vec::new();
+        for entry in fs::read_dir(&self.root)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_key =
+                |rest: &str| rest.len() == 16 && rest.bytes().all(|b| b.is_ascii_hexdigit());
+            let of_kind = name
+                .strip_prefix(kind)
+                .and_then(|rest| rest.strip_prefix('-'))
+                .is_some_and(is_key);
+            if of_kind && entry.path() != newest {
+                old.push((entry.metadata()?.modified()?, entry.path()));
+            }
+        }
+        old.sort();
+        old.pop();
+        for (_, path) in old {
+            fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+        Ok(())
     }
 }
 

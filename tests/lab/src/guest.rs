@@ -39,7 +39,7 @@ pub fn config(usb: bool) -> String {
     let [a, b, c, d] = IP;
     let mut text = format!(
         "name = \"{NAME}\"\ntype = \"pv\"\nkernel = \"/boot/vmlinux\"\nramdisk = \"/boot/guest.cpio\"\n\
-         memory = 160\nvcpus = 1\nextra = \"console=hvc0 lab.name=guest lab.ip={a}.{b}.{c}.{d}\"\n\
+         memory = 128\nvcpus = 1\nextra = \"console=hvc0 lab.name=guest lab.ip={a}.{b}.{c}.{d}\"\n\
          vif = ['mac=00:16:3e:00:09:0a,script=vif-lab']\n\
          # Kept for a look when it dies.\non_crash = \"preserve\"\n"
     );

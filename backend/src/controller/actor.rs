@@ -31,6 +31,8 @@ use crate::xenbus::{Key, XenbusState};
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Nothing in flight for this long while quiescing: the guest has unlinked what it had.
 const IDLE_FOR: Duration = Duration::from_millis(20);
+/// A ring that stays full for this long while quiescing waits for unlinks that will not come.
+const FULL_FOR: Duration = Duration::from_millis(100);
 /// A guest that still submits this long after it was asked to suspend will not suspend.
 const SUSPEND_FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
 /// Longest wait for the last words to an exporter.
@@ -173,6 +175,7 @@ struct Actor<B: Backend> {
     rings: Option<RingDetails>,
     suspend_asked: Option<Instant>,
     idle_since: Option<Instant>,
+    full_since: Option<Instant>,
 }
 
 impl<B: Backend> Actor<B> {
@@ -206,6 +209,7 @@ impl<B: Backend> Actor<B> {
             rings: None,
             suspend_asked: None,
             idle_since: None,
+            full_since: None,
         }
     }
 
@@ -405,6 +409,14 @@ impl<B: Backend> Actor<B> {
     }
 
     fn look_idle(&mut self) {
+        // Linux's xen-hcd never sends an unlink that found the ring full. A guest with 16 transfers
+        // that only wait for data (16 read URBs of CDC-ACM) would wait for them for ever.
+        if !self.serving.borrow().is_full() {
+            self.full_since = None;
+        } else if self.full_since.get_or_insert_with(Instant::now).elapsed() > FULL_FOR {
+            self.full_since = None;
+            self.serving.borrow_mut().cancel_waiting();
+        }
         if !self.serving.borrow().core.is_idle() {
             self.idle_since = None;
             return;

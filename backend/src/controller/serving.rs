@@ -17,9 +17,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use usbif::{
-    BackRing, Conn, ConnResponse, PortNumber, RingCorrupt, Speed, Urb, UrbResponse, UrbStatus,
+    BackRing, Conn, ConnResponse, PortNumber, RingCorrupt, RingKind, Speed, Urb, UrbResponse,
+    UrbStatus,
 };
-use vusb_core::{Answers, Controller, Slot, Verdict, urb_status};
+use vusb_core::{Answers, Controller, Slot, UrbResult, Verdict, urb_status};
 use xen::{Access, Backend, DomId, EventChannel, EvtchnPort, GrantError, GrantRef, RingPage};
 
 use super::data;
@@ -299,15 +300,15 @@ impl<B: Backend> Serving<B> {
         self.push(&answers.urb);
     }
 
-    fn finish(&mut self, slot: Slot, status: UrbStatus, actual_length: u32) {
+    fn finish(&mut self, slot: Slot, result: UrbResult) {
         let Some(port) = self.core.urb(slot).map(|u| u.port) else {
             return;
         };
         if let Some(attached) = self.at_mut(port) {
             attached.counters.answered += 1;
-            attached.counters.errors += u64::from(!status.is_ok());
+            attached.counters.errors += u64::from(!result.status.is_ok());
         }
-        if let Some(answers) = self.core.complete(slot, status, actual_length) {
+        if let Some(answers) = self.core.complete(slot, result) {
             self.answer(answers);
         }
     }
@@ -330,7 +331,7 @@ impl<B: Backend> Serving<B> {
         self.core.unplug(port);
         let slots: arrayvec::ArrayVec<Slot, 16> = self.core.unanswered(port).collect();
         for slot in slots {
-            self.finish(slot, UrbStatus::NODEV, 0);
+            self.finish(slot, UrbResult::failed(UrbStatus::NODEV));
         }
         let attached = self.attached[port.index()].take();
         self.flush();
@@ -399,25 +400,33 @@ impl<B: Backend> Serving<B> {
         let Some(urb) = self.core.urb(slot) else {
             return;
         };
-        let mut status = urb_status(completion.status);
-        let mut actual_length = completion.actual_length;
+        let mut result = UrbResult {
+            status: urb_status(completion.status),
+            actual_length: completion.actual_length,
+            error_count: completion.error_count,
+            start_frame: completion.start_frame,
+        };
         let is_in = urb.transfer.is_in();
-        if is_in {
-            let data = &body[..body.len().min(actual_length as usize)];
-            let copied = data::to_guest(&self.platform, self.domid, urb.request.segments(), data);
-            if let Err(e) = copied {
-                warn!(self.log, "URB's data lost"; "id" => urb.request.id, "error" => %e);
-                (status, actual_length) = (UrbStatus::INVAL, 0);
-            }
+        let copied = data::body_to_guest(
+            &self.platform,
+            self.domid,
+            &urb.request,
+            &urb.transfer,
+            completion.actual_length,
+            body,
+        );
+        if let Err(e) = copied {
+            warn!(self.log, "URB's data lost"; "id" => urb.request.id, "error" => %e);
+            result = UrbResult::failed(UrbStatus::INVAL);
         }
         if let Some(attached) = self.at_mut(port) {
-            let bytes = u64::from(actual_length);
+            let bytes = u64::from(result.actual_length);
             match is_in {
                 true => attached.counters.bytes_in += bytes,
                 false => attached.counters.bytes_out += bytes,
             }
         }
-        self.finish(slot, status, actual_length);
+        self.finish(slot, result);
     }
 
     /// After a batch of completions: whatever they led to goes out.
@@ -445,8 +454,32 @@ impl<B: Backend> Serving<B> {
         if let Some(slot) = self.core.by_number(port, number) {
             warn!(self.log, "exporter did not answer a cancellation in time";
                 "port" => port.get(), "request" => number);
-            self.finish(slot, UrbStatus::IOERROR, 0);
+            self.finish(slot, UrbResult::failed(UrbStatus::IOERROR));
             self.publish();
+        }
+    }
+
+    /// Whether every slot of the URB ring waits for an answer.
+    pub fn is_full(&self) -> bool {
+        let rings = self.rings.as_ref();
+        rings.is_some_and(|r| r.urb.unanswered() >= <Urb as RingKind>::SLOTS)
+    }
+
+    /// Cancels every IN transfer but control ones: those that only wait for data. See
+    /// [`super::actor`] for when.
+    pub fn cancel_waiting(&mut self) {
+        for port in self.core.ports() {
+            let waiting: arrayvec::ArrayVec<u64, 16> = self
+                .core
+                .unanswered(port)
+                .filter_map(|slot| self.core.urb(slot))
+                .filter(|u| u.transfer.is_in())
+                .filter(|u| u.transfer.transfer_type != TransferType::Control)
+                .filter_map(|u| u.submitted)
+                .collect();
+            for number in waiting {
+                self.cancel(port, number);
+            }
         }
     }
 
@@ -466,16 +499,15 @@ impl<B: Backend> Serving<B> {
         let Some(attached) = attached.filter(|a| a.client.as_ref().is_some_and(Client::has_room))
         else {
             // A device without a session is held; 16 slots fit into the session's window.
-            self.finish(slot, UrbStatus::NODEV, 0);
+            self.finish(slot, UrbResult::failed(UrbStatus::NODEV));
             return;
         };
         let Some(client) = &mut attached.client else {
             return;
         };
         attached.counters.urbs += 1;
-        let submitted = client.submit(&transfer, |out| match transfer.is_in() {
-            true => Ok(()),
-            false => data::from_guest(&self.platform, self.domid, request.segments(), out),
+        let submitted = client.submit(&transfer, |out| {
+            data::body_from_guest(&self.platform, self.domid, request, &transfer, out)
         });
         match submitted {
             Ok(number) => {
@@ -484,7 +516,7 @@ impl<B: Backend> Serving<B> {
             }
             Err(e) => {
                 warn!(self.log, "URB refused"; "id" => request.id, "error" => %e);
-                self.finish(slot, UrbStatus::INVAL, 0);
+                self.finish(slot, UrbResult::failed(UrbStatus::INVAL));
             }
         }
     }
@@ -505,10 +537,9 @@ impl<B: Backend> Serving<B> {
             return;
         }
         let sent = urb.is_some_and(|urb| {
-            let segments = urb.request.segments();
-            let sent = client.resend(number, &urb.transfer, |out| match urb.transfer.is_in() {
-                true => Ok(()),
-                false => data::from_guest(&self.platform, self.domid, segments, out),
+            let (request, transfer) = (&urb.request, &urb.transfer);
+            let sent = client.resend(number, transfer, |out| {
+                data::body_from_guest(&self.platform, self.domid, request, transfer, out)
             });
             if let Err(e) = &sent {
                 warn!(self.log, "URB lost with its pages"; "id" => urb.request.id, "error" => %e);

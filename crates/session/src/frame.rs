@@ -17,7 +17,8 @@
 //! | 32 | 8 | SETUP packet; isochronous: number of packets, start frame (16 bits each), error count (32 bits) |
 //!
 //! Body: data (OUT in a request, IN in a completion). Isochronous frames carry their packet
-//! descriptors first: offset, length, actual length, status (32 bits each) per packet.
+//! descriptors first: offset, length, actual length, status (32 bits each, [`TransferStatus`]) per
+//! packet. In a completion of an isochronous IN transfer the whole buffer follows them.
 
 /// Bytes of a frame's header.
 pub const HEADER_LEN: usize = 40;
@@ -134,7 +135,8 @@ pub enum TransferStatus {
 }
 
 impl TransferStatus {
-    fn from_u32(value: u32) -> Option<Self> {
+    /// From its number on the wire.
+    pub fn from_u32(value: u32) -> Option<Self> {
         Some(match value {
             0 => Self::Completed,
             1 => Self::Stall,

@@ -39,6 +39,36 @@ pub struct Answers {
     pub urb: UrbResponse,
 }
 
+/// What a request is answered with, apart from its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UrbResult {
+    /// How it went.
+    pub status: UrbStatus,
+    /// Bytes transferred, 0 to 65,536.
+    pub actual_length: u32,
+    /// Isochronous: packets with an error.
+    pub error_count: u32,
+    /// Isochronous: the frame in which it started.
+    pub start_frame: u16,
+}
+
+impl UrbResult {
+    /// Nothing was transferred.
+    pub const fn failed(status: UrbStatus) -> Self {
+        Self::new(status, 0)
+    }
+
+    /// For all but isochronous requests.
+    pub const fn new(status: UrbStatus, actual_length: u32) -> Self {
+        Self {
+            status,
+            actual_length,
+            error_count: 0,
+            start_frame: 0,
+        }
+    }
+}
+
 /// Why a device cannot be plugged in there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortError {
@@ -299,20 +329,18 @@ impl Controller {
     }
 
     /// Forgets the request in `slot` and says what to answer. `None` when there is none.
-    pub fn complete(
-        &mut self,
-        slot: Slot,
-        status: UrbStatus,
-        actual_length: u32,
-    ) -> Option<Answers> {
+    pub fn complete(&mut self, slot: Slot, result: UrbResult) -> Option<Answers> {
         let urb = self.urbs[slot.index()].take()?;
         Some(Answers {
             unlink: urb
                 .unlinked_by
                 .map(|id| UrbResponse::with_status(id, UrbStatus::OK)),
             urb: UrbResponse {
-                actual_length,
-                ..UrbResponse::with_status(urb.request.id, status)
+                id: urb.request.id,
+                status: result.status,
+                actual_length: result.actual_length,
+                error_count: result.error_count,
+                start_frame: result.start_frame,
             },
         })
     }
@@ -337,7 +365,7 @@ impl Controller {
         if urb.submitted.is_some() {
             return Verdict::Cancel(slot);
         }
-        match self.complete(slot, UrbStatus::IOERROR, 0) {
+        match self.complete(slot, UrbResult::failed(UrbStatus::IOERROR)) {
             Some(answers) => Verdict::AnswerBoth(answers),
             None => answer(id, UrbStatus::OK),
         }

@@ -24,7 +24,7 @@ mod urb;
 #[cfg(test)]
 mod tests;
 
-pub use controller::{Answers, Controller, PortError, Verdict};
+pub use controller::{Answers, Controller, PortError, UrbResult, Verdict};
 pub use port::{ConnEvent, PortState};
 pub use transfer::{transfer_of, urb_status};
 pub use urb::{Slot, Urb};

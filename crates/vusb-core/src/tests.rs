@@ -144,7 +144,10 @@ fn an_id_in_flight_is_not_taken_twice() {
     let mut c = with_device();
     let slot = slot_of(c.take(Ok(bulk(1, 5))));
     assert_eq!(c.take(Ok(bulk(1, 5))), answered(1, UrbStatus::INVAL));
-    assert!(c.complete(slot, UrbStatus::OK, 512).is_some());
+    assert!(
+        c.complete(slot, UrbResult::new(UrbStatus::OK, 512))
+            .is_some()
+    );
     assert!(matches!(c.take(Ok(bulk(1, 5))), Verdict::Submit(_)));
 }
 
@@ -154,10 +157,10 @@ fn a_completion_is_answered_once() {
     let slot = slot_of(c.take(Ok(bulk(1, 5))));
     c.submitted(slot, 40);
     assert_eq!(c.by_number(port(2), 40), Some(slot));
-    let answers = c.complete(slot, UrbStatus::OK, 13).unwrap();
+    let answers = c.complete(slot, UrbResult::new(UrbStatus::OK, 13)).unwrap();
     assert_eq!(answers.unlink, None);
     assert_eq!(answers.urb.actual_length, 13);
-    assert_eq!(c.complete(slot, UrbStatus::OK, 13), None);
+    assert_eq!(c.complete(slot, UrbResult::new(UrbStatus::OK, 13)), None);
     assert!(c.is_idle());
 }
 
@@ -168,7 +171,9 @@ fn an_unlink_is_answered_before_the_request_it_unlinks() {
     c.submitted(slot, 1);
     assert_eq!(c.take(Ok(unlink(2, 1))), Verdict::Cancel(slot));
     assert_eq!(c.take(Ok(unlink(3, 1))), answered(3, UrbStatus::INVAL));
-    let answers = c.complete(slot, UrbStatus::IOERROR, 0).unwrap();
+    let answers = c
+        .complete(slot, UrbResult::new(UrbStatus::IOERROR, 0))
+        .unwrap();
     assert_eq!(
         answers.unlink,
         Some(UrbResponse::with_status(2, UrbStatus::OK))
@@ -212,7 +217,10 @@ fn held_requests_are_released_in_the_order_of_the_ring() {
     c.hold(port(2));
     assert_eq!(c.take(Ok(bulk(2, 5))), Verdict::Hold);
     // The next one takes the first slot, which is free again.
-    assert!(c.complete(early, UrbStatus::OK, 0).is_some());
+    assert!(
+        c.complete(early, UrbResult::new(UrbStatus::OK, 0))
+            .is_some()
+    );
     assert_eq!(c.take(Ok(bulk(3, 5))), Verdict::Hold);
     let ids: Vec<_> = c
         .held_requests(port(2))
@@ -229,7 +237,10 @@ fn address_zero_after_an_address_means_that_the_guest_reset_the_port() {
     c.release(port(2));
     assert_eq!(c.held_requests(port(2)).count(), 2);
     for slot in c.held_requests(port(2)).collect::<Vec<_>>() {
-        assert!(c.complete(slot, UrbStatus::OK, 18).is_some());
+        assert!(
+            c.complete(slot, UrbResult::new(UrbStatus::OK, 18))
+                .is_some()
+        );
     }
     assert!(matches!(
         c.take(Ok(get_descriptor(3, 2, 0))),
@@ -318,7 +329,10 @@ fn unplugging_leaves_the_unanswered_to_be_answered() {
     c.unplug(port(2));
     assert_eq!(c.unanswered(port(2)).collect::<Vec<_>>(), [slot]);
     assert_eq!(c.take(Ok(bulk(2, 5))), answered(2, UrbStatus::NODEV));
-    assert!(c.complete(slot, UrbStatus::NODEV, 0).is_some());
+    assert!(
+        c.complete(slot, UrbResult::new(UrbStatus::NODEV, 0))
+            .is_some()
+    );
 }
 
 #[test]
@@ -332,4 +346,38 @@ fn a_full_buffer_is_65536_bytes_long_for_the_exporter() {
     let request = UrbRequest::new(1, pipe, 0, UrbKind::Bulk, &segments).unwrap();
     let decoded = UrbRequest::decode(&request.encode()).unwrap();
     assert_eq!(transfer_of(&decoded).unwrap().length, 65_536);
+}
+
+#[test]
+fn an_isochronous_request_carries_its_packets_and_its_start() {
+    let pipe = Pipe::new(1, address(5), 3, Direction::In, TransferType::Isochronous);
+    let kind = |packets| UrbKind::Isochronous {
+        interval: 8,
+        start_frame: 0x1234,
+        packets,
+    };
+    let data = [Segment {
+        gref: 1,
+        offset: 0,
+        length: 4096,
+    }];
+    let descriptors = [Segment {
+        gref: 2,
+        offset: 0,
+        length: 4096,
+    }];
+    let request = |packets| {
+        UrbRequest::with_descriptors(7, pipe, 0, kind(packets), &data, &descriptors).unwrap()
+    };
+    let transfer = transfer_of(&request(10)).unwrap();
+    assert_eq!(transfer.iso_packets(), 10);
+    assert_eq!(transfer.setup[2..4], [0x34, 0x12]);
+    assert_eq!((transfer.endpoint, transfer.interval), (0x83, 8));
+    assert_eq!(
+        transfer_of(&request(129)),
+        None,
+        "more packets than a frame takes"
+    );
+    let mut c = with_device();
+    assert_eq!(c.take(Ok(request(129))), answered(7, UrbStatus::INVAL));
 }

@@ -1,17 +1,30 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Between the words of `usbif.h` and those of the exporter session.
 
-use session::frame::{FLAG_SHORT_NOT_OK, Transfer, TransferStatus, TransferType};
+use session::frame::{FLAG_SHORT_NOT_OK, MAX_ISO_PACKETS, Transfer, TransferStatus, TransferType};
 use usbif::{Direction, UrbKind, UrbRequest, UrbStatus};
 
-/// The transfer that a request asks for; `None` for an unlink, and for isochronous requests, which
-/// are not served yet.
+/// The transfer that a request asks for; `None` for an unlink, and for an isochronous request with
+/// more packets than an exporter takes.
 pub fn transfer_of(request: &UrbRequest) -> Option<Transfer> {
     let (transfer_type, interval, setup) = match request.kind {
         UrbKind::Control { setup } => (TransferType::Control, 0, setup.0),
         UrbKind::Bulk => (TransferType::Bulk, 0, [0; 8]),
         UrbKind::Interrupt { interval } => (TransferType::Interrupt, interval.into(), [0; 8]),
-        UrbKind::Isochronous { .. } | UrbKind::Unlink { .. } => return None,
+        UrbKind::Isochronous {
+            interval,
+            start_frame,
+            packets,
+        } => {
+            if usize::from(packets) > MAX_ISO_PACKETS {
+                return None;
+            }
+            let [p0, p1] = packets.to_le_bytes();
+            let [f0, f1] = start_frame.to_le_bytes();
+            let setup = [p0, p1, f0, f1, 0, 0, 0, 0];
+            (TransferType::Isochronous, interval.into(), setup)
+        }
+        UrbKind::Unlink { .. } => return None,
     };
     let direction_bit = match request.direction() {
         Direction::In => 0x80,

@@ -12,6 +12,9 @@ use crate::machine::{MACHINES, Machine, Role};
 
 /// The guest's name.
 pub const NAME: &str = "lab";
+/// Its uuid, the same in every life: leases are by uuid, and a new guest must not find the
+/// stick held for the old one.
+pub const UUID: &str = "1ab00000-0000-4000-8000-00000000000a";
 /// Its address on the lab network, on whichever host it runs.
 pub const IP: [u8; 4] = [10, 9, 0, 10];
 
@@ -38,8 +41,8 @@ pub fn agent_through(lab: &Lab, host: &str) -> Result<Agent> {
 pub fn config(usb: bool) -> String {
     let [a, b, c, d] = IP;
     let mut text = format!(
-        "name = \"{NAME}\"\ntype = \"pv\"\nkernel = \"/boot/vmlinux\"\nramdisk = \"/boot/guest.cpio\"\n\
-         memory = 128\nvcpus = 1\nextra = \"console=hvc0 lab.name=guest lab.ip={a}.{b}.{c}.{d}\"\n\
+        "name = \"{NAME}\"\nuuid = \"{UUID}\"\ntype = \"pv\"\nkernel = \"/boot/vmlinux\"\nramdisk = \"/boot/guest.cpio\"\n\
+         memory = 160\nvcpus = 1\nextra = \"console=hvc0 lab.name=guest lab.ip={a}.{b}.{c}.{d}\"\n\
          vif = ['mac=00:16:3e:00:09:0a,script=vif-lab']\n\
          # Kept for a look when it dies.\non_crash = \"preserve\"\n"
     );

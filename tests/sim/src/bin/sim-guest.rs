@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A guest on a simulated host, with a workload on the USB disk that it finds.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+use frontend_shim::ResumeMode;
+use sim_scenarios::guest::{Machine, Options};
+
+/// A guest: writes to the USB disk at a port, reads back and compares, without pause.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The directory of the host's `xen-sim`.
+    #[arg(long, value_name = "DIR")]
+    host_dir: PathBuf,
+    /// The domain that it runs in; made by the toolstack.
+    #[arg(long, value_name = "N")]
+    domid: u16,
+    /// Port of the disk.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    port: u8,
+    /// Seed of what it writes, and where.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Behave like the stock driver, which has no resume callback.
+    #[arg(long)]
+    stock: bool,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let mode = if arguments.stock {
+        ResumeMode::Stock
+    } else {
+        ResumeMode::Callback
+    };
+    let options = Options {
+        host_dir: arguments.host_dir,
+        domid: arguments.domid,
+        port: arguments.port,
+        seed: arguments.seed,
+        mode,
+    };
+    Machine::boot(&options)?.run()
+}

@@ -1,0 +1,463 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The guest's kernel: the workload, and the way through a suspend.
+
+use std::io::{BufRead, Write};
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use frontend_shim::storage::Disk;
+use frontend_shim::{
+    Frontend, FrontendOptions, HostOptions, ResumeMode, Resumed, TransferError, UsbHost, Violation,
+};
+use usbif::{PortNumber, Speed};
+use xen::DomId;
+use xen::xenstore::Endpoint;
+use xen_sim::SimGuest;
+use xen_sim::toolstack::Store;
+
+use super::driver::{self, Data, Driver};
+use super::meter::Meter;
+use super::model::{Model, Operation};
+use super::{Report, Said, Told};
+use crate::random::Random;
+
+/// How long the backend may take to give everything back at a suspend.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the backend's signal, to look at the rest of the world.
+const LOOK_AROUND: Duration = Duration::from_millis(5);
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// Largest disk that the model keeps in memory.
+const MAX_DISK_BYTES: u64 = 1 << 30;
+
+/// Where a guest runs and what it does.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The host's directory.
+    pub host_dir: PathBuf,
+    /// Its domain.
+    pub domid: u16,
+    /// The disk's port.
+    pub port: u8,
+    /// Seed of the workload.
+    pub seed: u64,
+    /// What the frontend does on resume.
+    pub mode: ResumeMode,
+}
+
+/// What the backend did wrong.
+#[derive(Debug, Default)]
+struct Wrongs {
+    duplicated: u64,
+    texts: Vec<String>,
+}
+
+/// The running guest.
+pub struct Machine {
+    guest: SimGuest,
+    store: Store,
+    frontend: Frontend<SimGuest>,
+    port: PortNumber,
+    seed: u64,
+    orders: Receiver<Told>,
+    wrongs: Arc<Mutex<Wrongs>>,
+    report: Report,
+    meter: Meter,
+    model: Option<Model>,
+    driver: Option<Driver>,
+    /// What is being carried out, or is to be again.
+    operation: Option<Operation>,
+    /// The next block to learn; the workload begins when all are known.
+    learning: u32,
+    stopping: bool,
+}
+
+impl Machine {
+    /// Boots: waits until the domain is unpaused, and connects the frontend.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn boot(options: &Options) -> Result<Self> {
+        let guest = SimGuest::boot(&options.host_dir, DomId(options.domid))
+            .with_context(|| format!("cannot boot in domain {}", options.domid))?;
+        let store = watch_shutdown(&guest)?;
+        let wrongs = Arc::new(Mutex::new(Wrongs::default()));
+        let (seen, reporter) = (wrongs.clone(), guest.clone());
+        let hook = move |violation: &Violation| {
+            let text = violation.to_string();
+            reporter.report_violation(&text);
+            let mut wrongs = seen.lock().expect("no holder panics");
+            wrongs.duplicated += u64::from(matches!(violation, Violation::UnknownId(_)));
+            wrongs.texts.push(text);
+        };
+        let frontend_options = FrontendOptions {
+            mode: options.mode,
+            host: HostOptions {
+                on_violation: Some(Box::new(hook)),
+                check_grants: true,
+            },
+            ..FrontendOptions::default()
+        };
+        let endpoint = Endpoint::Socket(guest.xenstore_path());
+        let mut frontend = Frontend::connect(guest.clone(), &endpoint, frontend_options)?;
+        register_rings(&guest, frontend.host())?;
+        say(&Said::Connected)?;
+        Ok(Self {
+            guest,
+            store,
+            frontend,
+            port: PortNumber::new(options.port).context("ports are 1 to 31")?,
+            seed: options.seed,
+            orders: listen(),
+            wrongs,
+            report: Report::default(),
+            meter: Meter::new(Instant::now()),
+            model: None,
+            driver: None,
+            operation: None,
+            learning: 0,
+            stopping: false,
+        })
+    }
+
+    /// Runs until it is told to stop, or cannot go on.
+    ///
+    /// # Errors
+    /// Why it could not go on; it was said, too.
+    pub fn run(mut self) -> Result<()> {
+        let result = self.work();
+        let report = self.report();
+        match &result {
+            Ok(()) => say(&Said::Stopped(report))?,
+            Err(e) => say(&Said::Failed {
+                reason: format!("{e:#}"),
+                report,
+            })?,
+        }
+        if result.is_ok() {
+            // A guest that shuts down unloads its drivers; the host checks what is still mapped.
+            self.frontend.close()?;
+        }
+        result
+    }
+
+    fn work(&mut self) -> Result<()> {
+        let mut said = Instant::now();
+        loop {
+            self.take_orders()?;
+            if self.suspend_requested()? {
+                self.suspend()?;
+            }
+            if self.advance()? {
+                return Ok(());
+            }
+            self.frontend.host().wait(LOOK_AROUND)?;
+            self.take_completions()?;
+            if self.frontend.host().front().is_dead() {
+                bail!("the backend broke the protocol: {:?}", self.report().violations);
+            }
+            let now = Instant::now();
+            if let Some(blackout) = self.meter.take_blackout(now) {
+                say(&Said::Resumed {
+                    cancelled: blackout.cancelled,
+                    domid: self.guest.domid().0,
+                    blackout_us: blackout.longest.as_micros() as u64,
+                })?;
+            }
+            if now - said > PROGRESS_EVERY {
+                said = now;
+                say(&Said::Progress(self.report()))?;
+            }
+        }
+    }
+
+    fn take_orders(&mut self) -> Result<()> {
+        while let Ok(order) = self.orders.try_recv() {
+            match order {
+                Told::Report => say(&Said::Progress(self.report()))?,
+                Told::Stop => self.stopping = true,
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&mut self) -> Report {
+        let counters = self.frontend.host().counters();
+        let wrongs = self.wrongs.lock().expect("no holder panics");
+        Report {
+            disconnects: counters.disconnects,
+            duplicated: wrongs.duplicated,
+            violations: wrongs.texts.clone(),
+            ..self.report.clone()
+        }
+    }
+
+    // ---- the disk
+
+    /// Starts what is next. True when there is nothing more to do.
+    fn advance(&mut self) -> Result<bool> {
+        let Some(driver) = &mut self.driver else {
+            let plugged = self.frontend.host().front().speed(self.port) != Speed::None;
+            if plugged {
+                self.open_disk()?;
+            }
+            return Ok(self.stopping && !plugged);
+        };
+        if driver.in_flight() > 0 {
+            return Ok(false);
+        }
+        if let Some(operation) = self.operation {
+            if !driver.is_done(self.frontend.host())? {
+                self.report.urbs += driver.submit(self.frontend.host())?;
+                return Ok(false);
+            }
+            self.operation = None;
+            self.finished(operation)?;
+        }
+        let Some(next) = self.next_operation() else {
+            return Ok(true);
+        };
+        self.start(next)?;
+        Ok(false)
+    }
+
+    fn open_disk(&mut self) -> Result<()> {
+        let host = self.frontend.host();
+        let device = host.enumerate(self.port)?;
+        let disk = Disk::open(host, &device)?;
+        let capacity = disk.capacity();
+        disk.close(host);
+        if capacity.len_bytes() > MAX_DISK_BYTES {
+            bail!("a disk of more than {MAX_DISK_BYTES} bytes");
+        }
+        self.driver = Some(Driver::open(host, &device)?);
+        if self.model.is_none() {
+            let block_bytes = capacity.block_bytes as usize;
+            self.model = Some(Model::new(capacity.blocks, block_bytes, self.seed));
+        }
+        if let Some(operation) = self.operation {
+            // What was interrupted is done again on the new device.
+            self.start(operation)?;
+        }
+        Ok(())
+    }
+
+    fn next_operation(&mut self) -> Option<Operation> {
+        let model = self.model.as_mut()?;
+        let blocks = (model.len_bytes() / model.block_bytes()) as u32;
+        if self.learning < blocks {
+            let most = (driver::MAX_DATA_BYTES / model.block_bytes()) as u32;
+            return Some(Operation::Read {
+                block: self.learning,
+                count: most.min(blocks - self.learning) as u16,
+            });
+        }
+        if !self.stopping {
+            return Some(model.next_operation());
+        }
+        // The last command is a sync; with its end everything is on the disk.
+        match self.report.sha256 {
+            None => {
+                self.report.sha256 = Some(model.sha256());
+                Some(Operation::Sync)
+            }
+            Some(_) => None,
+        }
+    }
+
+    fn start(&mut self, operation: Operation) -> Result<()> {
+        let (Some(driver), Some(model)) = (&mut self.driver, &self.model) else {
+            bail!("no disk");
+        };
+        let host = self.frontend.host();
+        let bytes = |count: u16| usize::from(count) * model.block_bytes();
+        match operation {
+            Operation::Read { block, count } => {
+                let command = driver::ten(driver::READ_10, block, count);
+                driver.start(host, &command, Data::In(bytes(count)))?;
+            }
+            Operation::Write { block, count, seed } => {
+                let mut data = vec![0; bytes(count)];
+                Random::new(seed).fill(&mut data);
+                host.write_buffer(driver.data(), 0, &data)?;
+                let command = driver::ten(driver::WRITE_10, block, count);
+                driver.start(host, &command, Data::Out(data.len()))?;
+            }
+            Operation::Sync => {
+                let command = driver::ten(driver::SYNCHRONIZE_CACHE_10, 0, 0);
+                driver.start(host, &command, Data::None)?;
+            }
+        }
+        self.report.urbs += driver.submit(host)?;
+        self.operation = Some(operation);
+        Ok(())
+    }
+
+    /// A command was carried out.
+    fn finished(&mut self, operation: Operation) -> Result<()> {
+        let (Some(driver), Some(model)) = (&self.driver, &mut self.model) else {
+            bail!("no disk");
+        };
+        self.report.commands += 1;
+        match operation {
+            Operation::Read { block, count } => {
+                let mut data = vec![0; usize::from(count) * model.block_bytes()];
+                let host = self.frontend.host();
+                host.read_buffer(driver.data(), 0, &mut data)?;
+                self.report.bytes_read += data.len() as u64;
+                if block >= self.learning {
+                    model.learn(block, &data);
+                    self.learning += u32::from(count);
+                    if self.learning as usize * model.block_bytes() == model.len_bytes() {
+                        let len_bytes = model.len_bytes() as u64;
+                        say(&Said::Ready { len_bytes })?;
+                    }
+                } else if !model.matches(block, &data) {
+                    self.report.mismatches += 1;
+                }
+            }
+            Operation::Write { block, count, seed } => {
+                model.written(block, count, seed);
+                self.report.bytes_written += (usize::from(count) * model.block_bytes()) as u64;
+            }
+            Operation::Sync => {}
+        }
+        Ok(())
+    }
+
+    fn take_completions(&mut self) -> Result<()> {
+        let now = Instant::now();
+        let mut broken = None;
+        while let Some(completion) = self.frontend.host().next_completion() {
+            match completion.result {
+                Ok(()) => self.meter.completed(now),
+                Err(TransferError::Unlinked) => self.report.unlinked += 1,
+                // Given back by the frontend itself, because no answer can come any more.
+                Err(TransferError::Shutdown) => self.report.lost += 1,
+                Err(_) => self.report.errors += 1,
+            }
+            if let Some(driver) = &mut self.driver {
+                broken = broken.or(driver.completed(&completion).err());
+            }
+        }
+        let mut pulled = false;
+        while let Some(change) = self.frontend.host().next_port_change() {
+            pulled |= change.port == self.port && change.was != Speed::None;
+        }
+        if pulled {
+            say(&Said::Unplugged)?;
+            return self.drop_disk();
+        }
+        match broken {
+            // The answers of a device that is gone may come before the news of its going.
+            Some(e) if self.frontend.host().front().speed(self.port) != Speed::None => {
+                let errors = self.report.errors;
+                Err(e.context(format!("{errors} URBs failed")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The device is gone: waits until everything is given back.
+    fn drop_disk(&mut self) -> Result<()> {
+        let Some(mut driver) = self.driver.take() else {
+            return Ok(());
+        };
+        let deadline = Instant::now() + FREEZE_TIMEOUT;
+        while driver.in_flight() > 0 {
+            if Instant::now() > deadline {
+                bail!("URBs of a device that is gone are not answered");
+            }
+            self.frontend.host().wait(LOOK_AROUND)?;
+            while let Some(completion) = self.frontend.host().next_completion() {
+                // Whatever became of it.
+                let _ = driver.completed(&completion);
+            }
+        }
+        driver.close(self.frontend.host());
+        Ok(())
+    }
+
+    // ---- suspend
+
+    fn suspend_requested(&mut self) -> Result<bool> {
+        if self.store.next_event(Instant::now())?.is_none() {
+            return Ok(false);
+        }
+        let request = self.store.read("control/shutdown")?;
+        Ok(request.as_deref() == Some("suspend"))
+    }
+
+    fn suspend(&mut self) -> Result<()> {
+        self.meter.suspending();
+        self.store.write("control/shutdown", "")?;
+        if let Some(driver) = &self.driver {
+            driver.unlink(self.frontend.host());
+        }
+        self.frontend.freeze(FREEZE_TIMEOUT)?;
+        self.take_completions()?;
+        let resumed = self.guest.suspend()?;
+        let now = Instant::now();
+        if resumed == xen_sim::Resumed::Cancelled {
+            self.frontend.resume_cancelled();
+            self.meter.resumed(now, true);
+            return Ok(());
+        }
+        self.store = watch_shutdown(&self.guest)?;
+        let place = Resumed {
+            guest: self.guest.clone(),
+            store: Endpoint::Socket(self.guest.xenstore_path()),
+        };
+        let (driver, urbs) = (&mut self.driver, &mut self.report.urbs);
+        let mut submitted = Ok(0);
+        self.frontend.resume(place, |host| {
+            if let Some(driver) = driver {
+                submitted = driver.submit(host);
+            }
+        })?;
+        *urbs += submitted?;
+        register_rings(&self.guest, self.frontend.host())?;
+        self.meter.resumed(now, false);
+        Ok(())
+    }
+}
+
+/// Has the host watch what the backend does to the rings' indices.
+fn register_rings(guest: &SimGuest, host: &UsbHost<SimGuest>) -> Result<()> {
+    let (urb, conn) = host.ring_pages().context("no rings")?;
+    guest.register_rings(urb)?;
+    guest.register_rings(conn)?;
+    Ok(())
+}
+
+fn watch_shutdown(guest: &SimGuest) -> Result<Store> {
+    let mut store = Store::connect(&guest.xenstore_path())?;
+    store.watch("control/shutdown", "shutdown")?;
+    Ok(store)
+}
+
+fn say(said: &Said) -> Result<()> {
+    let mut line = serde_json::to_string(said)?;
+    line.push('\n');
+    std::io::stdout().write_all(line.as_bytes())?;
+    Ok(())
+}
+
+/// Reads orders in a thread of its own, until the input ends.
+fn listen() -> Receiver<Told> {
+    let (sender, orders) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            let Ok(told) = serde_json::from_str(&line) else {
+                eprintln!("not understood: {line}");
+                continue;
+            };
+            if sender.send(told).is_err() {
+                return;
+            }
+        }
+    });
+    orders
+}

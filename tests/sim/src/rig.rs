@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Two hosts, an exporter and guests, every one a process of its own.
+
+mod exporter;
+mod guest;
+mod host;
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, bail};
+use control::{Attachment, Response, Status};
+use xen_sim::toolstack::{MigrateError, MigrateOptions, Migration};
+use xl_hooks::pool;
+
+pub use exporter::{EXPORTER, Exporter};
+pub use guest::{Guest, GuestOptions};
+pub use host::Host;
+
+use crate::programs;
+use crate::scratch::ScratchDir;
+
+/// The names of the hosts in the pool.
+pub const HOSTS: [&str; 2] = ["host-a", "host-b"];
+
+/// How a rig is made.
+#[derive(Clone, Debug)]
+pub struct RigOptions {
+    /// The disk's image, instead of a fresh one of 64 MiB that is gone afterwards.
+    pub disk: Option<PathBuf>,
+    /// Seed of the simulated hosts' spurious events.
+    pub seed: u64,
+    /// Where the exporter's hosts reach it, instead of directly.
+    pub exporter_address: Option<String>,
+    /// The exporter's port; one that is free by default.
+    pub exporter_port: Option<u16>,
+    /// The `[[allow]]` sections of the exporter's configuration.
+    pub policy: String,
+    /// Where the programs' logs go, instead of into the rig's own directory.
+    pub logs: Option<PathBuf>,
+}
+
+impl Default for RigOptions {
+    fn default() -> Self {
+        Self {
+            disk: None,
+            seed: 1,
+            exporter_address: None,
+            exporter_port: None,
+            policy: "[[allow]]\ndevice = \"*\"\nvm = \"*\"\nhost = \"*\"\n".into(),
+            logs: None,
+        }
+    }
+}
+
+/// The running system. Everything ends when it is dropped.
+#[derive(Debug)]
+pub struct Rig {
+    /// The hosts, named [`HOSTS`].
+    pub hosts: Vec<Host>,
+    /// The exporter.
+    pub exporter: Exporter,
+    logs: PathBuf,
+    scratch: ScratchDir,
+}
+
+impl Rig {
+    /// Makes a pool and starts everything.
+    ///
+    /// # Errors
+    /// What did not start, with the end of its log.
+    pub fn start(options: &RigOptions) -> Result<Self> {
+        let scratch = ScratchDir::new().context("cannot make a directory for the run")?;
+        let dir = scratch.path();
+        let logs = options.logs.clone().unwrap_or_else(|| dir.join("logs"));
+        std::fs::create_dir_all(&logs)?;
+        let pool_dir = dir.join("pool");
+        pool::init(&pool_dir, "simulator")?;
+        for name in HOSTS.iter().chain([&EXPORTER]) {
+            pool::issue(&pool_dir, name, None)?;
+        }
+        let port = match options.exporter_port {
+            Some(port) => port,
+            None => free_port()?,
+        };
+        let exporter = Exporter::start(dir, &logs, port, options)?;
+        let address = options
+            .exporter_address
+            .clone()
+            .unwrap_or_else(|| exporter.address());
+        let mut hosts = Vec::new();
+        for (index, name) in (0..).zip(HOSTS) {
+            let seed = options.seed.wrapping_add(index);
+            let first_domid = 1 + 20 * index as u16;
+            hosts.push(Host::start(dir, &logs, name, first_domid, seed, &address)?);
+        }
+        Ok(Self {
+            hosts,
+            exporter,
+            logs,
+            scratch,
+        })
+    }
+
+    /// The rig's own directory, gone with it.
+    pub fn dir(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// Where the programs' logs are.
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// Runs `xl-vusb` at a host.
+    ///
+    /// # Errors
+    /// When it cannot be started. What it says is the caller's to judge.
+    pub fn xl_vusb(&self, host: usize, arguments: &[&str]) -> Result<Output> {
+        Command::new(programs::path("xl-vusb")?)
+            .arg("--socket")
+            .arg(self.hosts[host].socket())
+            .args(arguments)
+            .output()
+            .context("cannot run xl-vusb")
+    }
+
+    /// Runs `xl-vusb --json` at a host; it must succeed.
+    ///
+    /// # Errors
+    /// With its message.
+    pub fn xl_vusb_json(&self, host: usize, arguments: &[&str]) -> Result<Response> {
+        let output = self.xl_vusb(host, &[arguments, &["--json"]].concat())?;
+        if !output.status.success() {
+            bail!(
+                "xl-vusb {}: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Attaches the simulated disk to a guest, at its first free port.
+    ///
+    /// # Errors
+    /// With the message of `xl-vusb`.
+    pub fn attach_disk(&self, guest: &Guest) -> Result<Attachment> {
+        let device = format!("{EXPORTER}/0-1");
+        match self.xl_vusb_json(guest.host, &["attach", guest.name(), &device])? {
+            Response::Attached(attachment) => Ok(*attachment),
+            other => bail!("xl-vusb attach answered {other:?}"),
+        }
+    }
+
+    /// `xl-vusb status` of a host.
+    ///
+    /// # Errors
+    /// With the message of `xl-vusb`.
+    pub fn status(&self, host: usize) -> Result<Status> {
+        match self.xl_vusb_json(host, &["status"])? {
+            Response::Status(status) => Ok(*status),
+            other => bail!("xl-vusb status answered {other:?}"),
+        }
+    }
+
+    /// `xl migrate` of a guest. It is where it was when that fails.
+    ///
+    /// # Errors
+    /// Those of the toolstack.
+    pub fn migrate(
+        &self,
+        guest: &mut Guest,
+        to: usize,
+        options: &MigrateOptions,
+    ) -> Result<Migration, MigrateError> {
+        let source = &self.hosts[guest.host].xl;
+        let migration = source.migrate(guest.domid, &self.hosts[to].xl, options)?;
+        guest.host = to;
+        guest.domid = migration.domid;
+        Ok(migration)
+    }
+
+    /// Ends everything in order, and gives what the hosts have seen that must not be.
+    ///
+    /// # Errors
+    /// When a program does not end when asked to.
+    pub fn stop(self) -> Result<Vec<String>> {
+        let mut violations = Vec::new();
+        for host in self.hosts {
+            violations.extend(host.stop()?);
+        }
+        self.exporter.stop()?;
+        Ok(violations)
+    }
+
+    /// The ends of all logs, for whoever has to find out what went wrong.
+    pub fn log_tails(&self) -> String {
+        let mut text = String::new();
+        for host in &self.hosts {
+            text.push_str(&host.log_tails());
+        }
+        text.push_str(&format!("--- exporter\n{}\n", self.exporter.log_tail()));
+        text
+    }
+}
+
+/// A TCP port of this machine that nobody listens on.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("no free TCP port")?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// The `[tls]` section for the certificate that the rig's pool issued to `name`.
+fn tls_section(dir: &Path, name: &str) -> String {
+    let tls = dir.join("pool").join(name);
+    let file = |name: &str| tls.join(name).display().to_string();
+    format!(
+        "[tls]\nca = \"{}\"\ncert = \"{}\"\nkey = \"{}\"\n",
+        file(pool::CA_CERT),
+        file(pool::HOST_CERT),
+        file(pool::HOST_KEY)
+    )
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The exporter of a rig: the real program, with a simulated disk.
+
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::{RigOptions, tls_section};
+use crate::process::Process;
+use crate::programs;
+
+/// Its name in the pool.
+pub const EXPORTER: &str = "exporter";
+
+/// A running `vusb-exporter`.
+#[derive(Debug)]
+pub struct Exporter {
+    process: Process,
+    config: PathBuf,
+    log: PathBuf,
+    port: u16,
+    disk: PathBuf,
+}
+
+impl Exporter {
+    pub(super) fn start(
+        dir: &Path,
+        logs: &Path,
+        port: u16,
+        options: &RigOptions,
+    ) -> Result<Self> {
+        let disk = match &options.disk {
+            Some(disk) => std::path::absolute(disk)?,
+            None => dir.join("disk.img"),
+        };
+        let config = dir.join("exporter.toml");
+        let text = format!(
+            "name = \"{EXPORTER}\"\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n{}{}\
+             [usb]\nenabled = false\n[[simulated]]\nkind = \"disk\"\nfile = \"{}\"\nsize_mib = 64\n",
+            dir.join("exporter-state").display(),
+            tls_section(dir, EXPORTER),
+            options.policy,
+            disk.display(),
+        );
+        std::fs::write(&config, text)?;
+        let log = logs.join("exporter.log");
+        let process = run(&config, &log, port)?;
+        Ok(Self {
+            process,
+            config,
+            log,
+            port,
+            disk,
+        })
+    }
+
+    /// `HOST:PORT`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The disk's image.
+    pub fn disk(&self) -> &Path {
+        &self.disk
+    }
+
+    /// Kills it as a crash would, and starts it again.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process.signal(libc::SIGKILL);
+        self.process.wait()?;
+        self.process = run(&self.config, &self.log, self.port)?;
+        Ok(())
+    }
+
+    /// Stops it in its tracks (SIGSTOP), or lets it go on: an exporter that does not answer.
+    pub fn pause(&self, paused: bool) {
+        let signal = if paused { libc::SIGSTOP } else { libc::SIGCONT };
+        self.process.signal(signal);
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+
+    pub(super) fn stop(self) -> Result<()> {
+        self.process.terminate().map(drop)
+    }
+}
+
+fn run(config: &Path, log: &Path, port: u16) -> Result<Process> {
+    let mut command = Command::new(programs::path("vusb-exporter")?);
+    command.arg("--config").arg(config);
+    let mut process = Process::start("vusb-exporter", command, log)?;
+    process
+        .wait_until("listening", || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        })
+        .context("the exporter does not start")?;
+    Ok(process)
+}

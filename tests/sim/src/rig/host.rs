@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A host of a rig: `xen-sim` and `vusbd-sim`.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use xen_sim::toolstack::Toolstack;
+
+use super::{EXPORTER, tls_section};
+use crate::process::Process;
+use crate::programs;
+
+/// A simulated host with its daemon.
+#[derive(Debug)]
+pub struct Host {
+    name: String,
+    dir: PathBuf,
+    config: PathBuf,
+    socket: PathBuf,
+    log: PathBuf,
+    /// Plays `xl` there.
+    pub xl: Toolstack,
+    /// Before `xen`: it lets go of everything first.
+    vusbd: Process,
+    xen: Process,
+}
+
+impl Host {
+    pub(super) fn start(
+        rig_dir: &Path,
+        logs: &Path,
+        name: &str,
+        first_domid: u16,
+        seed: u64,
+        exporter: &str,
+    ) -> Result<Self> {
+        let dir = rig_dir.join(name);
+        let mut command = Command::new(programs::path("xen-sim")?);
+        command.arg("--dir").arg(&dir).args(["--name", name]);
+        command.args(["--first-domid", &first_domid.to_string()]);
+        command.args(["--seed", &seed.to_string()]);
+        command.stdout(Stdio::piped());
+        let log = logs.join(format!("{name}-xen-sim.log"));
+        let mut xen = Process::start("xen-sim", command, &log)?;
+        xen.wait_for_line("ready")?;
+        let xl = Toolstack::connect(&dir)?;
+        let socket = dir.join("vusbd.sock");
+        let config = dir.join("vusbd.toml");
+        let text = format!(
+            "socket = \"{}\"\n{}[[exporter]]\nname = \"{EXPORTER}\"\naddress = \"{exporter}\"\n",
+            socket.display(),
+            tls_section(rig_dir, name),
+        );
+        std::fs::write(&config, text)?;
+        let log = logs.join(format!("{name}-vusbd.log"));
+        let vusbd = run(&dir, &config, &socket, &log)?;
+        Ok(Self {
+            name: name.to_owned(),
+            dir,
+            config,
+            socket,
+            log,
+            xl,
+            vusbd,
+            xen,
+        })
+    }
+
+    /// The directory of its `xen-sim`.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its vusbd's control socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its vusbd's configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// Whether its vusbd is alive.
+    pub fn vusbd_runs(&mut self) -> bool {
+        self.vusbd.is_running()
+    }
+
+    /// Kills vusbd as a crash would, and starts it again.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart_vusbd(&mut self) -> Result<()> {
+        self.vusbd.signal(libc::SIGKILL);
+        self.vusbd.wait()?;
+        self.vusbd = run(&self.dir, &self.config, &self.socket, &self.log)?;
+        Ok(())
+    }
+
+    /// What vusbd has logged.
+    pub fn vusbd_log(&self) -> String {
+        self.vusbd.log()
+    }
+
+    pub(super) fn log_tails(&self) -> String {
+        let Self {
+            name, vusbd, xen, ..
+        } = self;
+        format!(
+            "--- vusbd of {name}\n{}\n--- xen-sim {name}\n{}\n",
+            vusbd.log_tail(),
+            xen.log_tail()
+        )
+    }
+
+    pub(super) fn stop(self) -> Result<Vec<String>> {
+        self.vusbd.terminate()?;
+        drop(self.xl);
+        self.xen.terminate()?;
+        let violations = std::fs::read_to_string(self.dir.join("violations"))
+            .context("the host's list of violations")?;
+        Ok(violations
+            .lines()
+            .map(|line| format!("{}: {line}", self.name))
+            .collect())
+    }
+}
+
+fn run(dir: &Path, config: &Path, socket: &Path, log: &Path) -> Result<Process> {
+    let mut command = Command::new(programs::path("vusbd-sim")?);
+    command.arg("--host-dir").arg(dir);
+    command.arg("--config").arg(config);
+    let mut vusbd = Process::start("vusbd-sim", command, log)?;
+    vusbd.wait_until("listening", || UnixStream::connect(socket).is_ok())?;
+    Ok(vusbd)
+}

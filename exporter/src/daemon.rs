@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! From a configuration to a running exporter.
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use slog::{Logger, info};
+use slog::{Logger, info, warn};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
 use transport::{Acceptor, Identity};
 
@@ -18,6 +20,7 @@ use crate::executor::Executor;
 use crate::hub::Hub;
 use crate::sim::SimulatedDisk;
 use crate::store::Store;
+use crate::usb::{Bus, Change, UsbDevice};
 
 /// An exporter that is about to run.
 pub struct Daemon {
@@ -84,6 +87,15 @@ impl Daemon {
                 .with_context(|| format!("simulated disk {}", simulated.file.display()))?;
             hub.add_device(Executor::Simulated(Box::new(disk)));
         }
+        let (changes, mut changed) = unbounded_channel();
+        // Ends its threads when we end.
+        let _bus = match config.usb.enabled {
+            true => start_bus(&log, changes),
+            false => None,
+        };
+        while let Ok(change) = changed.try_recv() {
+            apply(&hub, change);
+        }
         hub.drop_absent();
         if let Err(refusal) = hub.save().await {
             bail!(refusal);
@@ -102,8 +114,35 @@ impl Daemon {
             () = connection::accept(hub.clone(), listener, Acceptor::new(&identity)) => (),
             () = hub.expire() => (),
             () = hub.save_changes() => (),
+            () = async {
+                while let Some(change) = changed.recv().await {
+                    apply(&hub, change);
+                }
+                // Without real devices there are no changes.
+                pending().await
+            } => (),
             () = stop => info!(log, "stopping"),
         }
         Ok(())
+    }
+}
+
+/// Without libusb there are still simulated devices.
+fn start_bus(log: &Logger, changes: UnboundedSender<Change>) -> Option<Bus> {
+    match Bus::start(log, changes) {
+        Ok(bus) => Some(bus),
+        Err(e) => {
+            warn!(log, "no USB devices here: {}", e);
+            None
+        }
+    }
+}
+
+fn apply(hub: &Hub, change: Change) {
+    match change {
+        Change::Added(device, info) => {
+            hub.add_device(Executor::Usb(Box::new(UsbDevice::new(device, info))));
+        }
+        Change::Removed(device) => hub.remove_device(&device),
     }
 }

@@ -195,6 +195,8 @@ impl Serving<'_> {
 
     fn write(&mut self, cx: &mut Context<'_>, stream: &mut TlsStream) -> Result<(), Ended> {
         let mut session = self.session.borrow_mut();
+        let session = &mut *session;
+        session.executor.drain(&mut session.server);
         loop {
             let output = session.server.output();
             if output.is_empty() {

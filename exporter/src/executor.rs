@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! What carries out a device's transfers.
 
+use std::sync::Arc;
+
 use session::DeviceInfo;
 use session::frame::{Transfer, TransferStatus};
 use session::server::{Outcome, Server};
+use tokio::sync::Notify;
 
 use crate::sim::SimulatedDisk;
+use crate::usb::{self, UsbDevice};
 
 /// A device that can be lent.
 pub(crate) enum Executor {
     Simulated(Box<SimulatedDisk>),
+    Usb(Box<UsbDevice>),
 }
 
 impl Executor {
@@ -17,6 +22,37 @@ impl Executor {
     pub(crate) fn info(&self) -> &DeviceInfo {
         match self {
             Self::Simulated(disk) => disk.info(),
+            Self::Usb(device) => device.info(),
+        }
+    }
+
+    /// Makes the device ready for its holder, if it is not: a future that does not borrow the
+    /// device, and whose result is for [`Executor::opened`].
+    pub(crate) fn start_opening(
+        &mut self,
+        reset: bool,
+    ) -> Option<impl Future<Output = Result<usb::Open, String>> + use<>> {
+        match self {
+            // It always is.
+            Self::Simulated(_) => None,
+            Self::Usb(device) => device.start_opening(reset),
+        }
+    }
+
+    /// See [`Executor::start_opening`].
+    pub(crate) fn opened(&mut self, open: usb::Open) {
+        match self {
+            Self::Simulated(_) => (),
+            Self::Usb(device) => device.opened(open),
+        }
+    }
+
+    /// Who is to be woken when [`Executor::drain`] has something.
+    pub(crate) fn set_wake(&mut self, wake: Arc<Notify>) {
+        match self {
+            // It completes transfers at once.
+            Self::Simulated(_) => (),
+            Self::Usb(device) => device.set_wake(wake),
         }
     }
 
@@ -30,6 +66,7 @@ impl Executor {
     ) {
         match self {
             Self::Simulated(disk) => disk.submit(server, request, transfer, body),
+            Self::Usb(device) => device.submit(server, request, transfer, body),
         }
     }
 
@@ -37,6 +74,7 @@ impl Executor {
     pub(crate) fn cancel(&mut self, server: &mut Server, request: u64) {
         match self {
             Self::Simulated(disk) => disk.cancel(server, request),
+            Self::Usb(device) => device.cancel(server.epoch(), request),
         }
     }
 
@@ -48,6 +86,15 @@ impl Executor {
                 let outcome = Outcome::new(TransferStatus::Completed, 0);
                 server.complete(server.epoch(), request, outcome, |_| ());
             }
+            Self::Usb(device) => device.reset(server, request),
+        }
+    }
+
+    /// Hands what is over to `server`.
+    pub(crate) fn drain(&mut self, server: &mut Server) {
+        match self {
+            Self::Simulated(_) => (),
+            Self::Usb(device) => device.drain(server),
         }
     }
 
@@ -55,6 +102,7 @@ impl Executor {
     pub(crate) fn abandon(&mut self) {
         match self {
             Self::Simulated(disk) => disk.abandon(),
+            Self::Usb(device) => device.abandon(),
         }
     }
 
@@ -62,6 +110,7 @@ impl Executor {
     pub(crate) fn release(&mut self) {
         match self {
             Self::Simulated(disk) => disk.release(),
+            Self::Usb(device) => device.release(),
         }
     }
 }

@@ -82,12 +82,33 @@ impl Hub {
             "device {}: {:04x}:{:04x} {}", info.id, info.vendor, info.product, info.name
         );
         let mut session = Session::new(executor);
-        if let Some(lease) = self.table.borrow().get(&info.id) {
-            session.lend(lease.epoch);
+        let mut table = self.table.borrow_mut();
+        if let Some(lease) = table.get(&info.id) {
+            let lent = &lease.device;
+            let same = (lent.vendor, lent.product, &lent.serial)
+                == (info.vendor, info.product, &info.serial);
+            match same {
+                true => session.lend(lease.epoch),
+                // A lease of before a restart; meanwhile somebody plugged in something else.
+                false => drop(table.remove(&info.id)),
+            }
         }
+        drop(table);
         let session = Rc::new(RefCell::new(session));
         self.devices.borrow_mut().insert(info.id, session);
         self.publish(&Event::Devices, |_| true);
+    }
+
+    /// A device was unplugged.
+    pub(crate) fn remove_device(&self, device: &DeviceId) {
+        info!(self.log, "device {device} was unplugged");
+        let lease = self.table.borrow_mut().remove(device);
+        if let Some(lease) = lease {
+            self.ended(&lease, "it was unplugged from the exporter");
+        }
+        self.devices.borrow_mut().remove(device);
+        self.publish(&Event::Devices, |_| true);
+        self.unsaved.notify_one();
     }
 
     fn device_infos(&self) -> Vec<DeviceInfo> {
@@ -98,6 +119,18 @@ impl Hub {
 
     fn session(&self, device: &DeviceId) -> Option<SharedSession> {
         self.devices.borrow().get(device).cloned()
+    }
+
+    /// Makes a device ready for its holder. Answers the reason where it cannot be.
+    async fn prepare(&self, session: &SharedSession, reset: bool) -> Result<(), String> {
+        let opening = session.borrow().opening.clone();
+        let _only_one = opening.lock().await;
+        let start = session.borrow_mut().executor.start_opening(reset);
+        if let Some(opening) = start {
+            let open = opening.await?;
+            session.borrow_mut().executor.opened(open);
+        }
+        Ok(())
     }
 
     /// Ends the restored leases of devices that are not there.
@@ -163,11 +196,15 @@ impl Hub {
             return Ok(Reply::Lease(Box::new(lease)));
         }
         let device = &lease.device.id;
-        if let Some(session) = self.session(device) {
-            session.borrow_mut().lend(lease.epoch);
-        }
-        if let Err(refusal) = self.save().await {
-            self.table.borrow_mut().remove(device);
+        if let Err(refusal) = self.hand_over(&lease).await {
+            // Unless it was released meanwhile, and perhaps lent again.
+            let mut table = self.table.borrow_mut();
+            if table.get(device).is_some_and(|l| l.epoch == lease.epoch) {
+                table.remove(device);
+            }
+            drop(table);
+            self.take_back_unlent(device);
+            self.unsaved.notify_one();
             return Err(refusal);
         }
         info!(self.log, "lent"; "device" => %device, "vm" => %lease.vm, "host" => host,
@@ -175,6 +212,30 @@ impl Hub {
         self.lease_changed(device);
         self.publish(&Event::Devices, |_| true);
         Ok(Reply::Lease(Box::new(lease)))
+    }
+
+    /// Makes the device of a new lease ready, and the lease permanent.
+    async fn hand_over(&self, lease: &Lease) -> Result<(), Refusal> {
+        let device = &lease.device.id;
+        let unavailable = |reason| Refusal::Unavailable {
+            device: device.clone(),
+            reason,
+        };
+        let unplugged = || unavailable("it was unplugged".to_owned());
+        let session = self.session(device).ok_or_else(unplugged)?;
+        session.borrow_mut().lend(lease.epoch);
+        self.prepare(&session, true).await.map_err(unavailable)?;
+        self.take_back_unlent(device);
+        self.save().await
+    }
+
+    /// Opening takes time. If the lease ended meanwhile, the device is to be closed again.
+    fn take_back_unlent(&self, device: &DeviceId) {
+        if self.table.borrow().get(device).is_none()
+            && let Some(session) = self.session(device)
+        {
+            session.borrow_mut().executor.release();
+        }
     }
 
     async fn release(
@@ -239,6 +300,14 @@ impl Hub {
             vm: open.vm,
         };
         let session = self.session(device).ok_or_else(no_lease)?;
+        self.table.borrow().check(device, open.vm, host)?;
+        // It is open, unless we were started again. Its guest goes on where it was: no reset.
+        let prepared = self.prepare(&session, false).await;
+        self.take_back_unlent(device);
+        prepared.map_err(|reason| Refusal::Unavailable {
+            device: device.clone(),
+            reason,
+        })?;
         let (requests_received, connection) = match open.how {
             How::Claim { seen } => {
                 let resumes = open.frontend_resumes;

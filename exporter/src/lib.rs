@@ -21,6 +21,7 @@ mod hub;
 mod session_state;
 mod sim;
 mod store;
+mod usb;
 
 pub use config::Config;
 pub use daemon::Daemon;

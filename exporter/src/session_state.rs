@@ -3,11 +3,12 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use session::Epoch;
 use session::frame::TransferStatus;
 use session::server::{Server, ServerError};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 use crate::executor::Executor;
 
@@ -15,7 +16,7 @@ use crate::executor::Executor;
 #[derive(Default)]
 pub(crate) struct Connection {
     /// There is output, or a farewell.
-    pub(crate) wake: Notify,
+    pub(crate) wake: Arc<Notify>,
     /// The last bytes to send before closing. Nothing else is to be done with the session.
     farewell: RefCell<Option<Vec<u8>>>,
 }
@@ -40,6 +41,8 @@ pub(crate) struct Session {
     pub(crate) server: Server,
     pub(crate) executor: Executor,
     connection: Option<Rc<Connection>>,
+    /// Held while the device is opened.
+    pub(crate) opening: Rc<Mutex<()>>,
 }
 
 impl Session {
@@ -48,6 +51,7 @@ impl Session {
             server: Server::new(Epoch::default()),
             executor,
             connection: None,
+            opening: Rc::default(),
         }
     }
 
@@ -77,6 +81,7 @@ impl Session {
 
     fn connect(&mut self, farewell: Vec<u8>) -> Rc<Connection> {
         let connection = Rc::new(Connection::default());
+        self.executor.set_wake(connection.wake.clone());
         if let Some(old) = self.connection.replace(connection.clone()) {
             old.dismiss(farewell);
         }

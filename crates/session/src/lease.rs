@@ -262,6 +262,18 @@ impl LeaseTable {
         lease
     }
 
+    /// Whether `vm` holds `device` and `host` may use it.
+    pub fn check(&self, device: &DeviceId, vm: VmUuid, host: &str) -> Result<(), Refusal> {
+        let lease = self.get(device).filter(|l| l.vm == vm);
+        match lease {
+            Some(lease) => self.check_policy(&lease.device, vm, host),
+            None => Err(Refusal::NoLease {
+                device: device.clone(),
+                vm,
+            }),
+        }
+    }
+
     /// Takes a lease over under a new epoch. Refused where somebody else did so since `seen`; a
     /// claim whose answer was lost may be repeated.
     pub fn claim(
@@ -442,25 +454,20 @@ impl LeaseTable {
         (entry.lease.epoch == epoch).then_some(entry)
     }
 
-    /// The lease of `device` if `vm` has it and `host` may use it.
+    /// Like [`LeaseTable::check`], and the lease.
     fn checked(
         &mut self,
         device: &DeviceId,
         vm: VmUuid,
         host: &str,
     ) -> Result<&mut Entry, Refusal> {
-        let none = || Refusal::NoLease {
-            device: device.clone(),
-            vm,
-        };
-        let entry = self.entries.get_mut(device).ok_or_else(none)?;
-        if entry.lease.vm != vm {
-            return Err(none());
-        }
-        match self.policy.allows(&entry.lease.device, vm, host) {
-            true => Ok(entry),
-            false => Err(policy_refusal(&entry.lease.device, vm, host)),
-        }
+        self.check(device, vm, host)?;
+        self.entries
+            .get_mut(device)
+            .ok_or_else(|| Refusal::NoLease {
+                device: device.clone(),
+                vm,
+            })
     }
 
     fn check_policy(&self, device: &DeviceInfo, vm: VmUuid, host: &str) -> Result<(), Refusal> {

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! What is plugged in.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rusb::{Context, Device};
+use session::{DeviceId, DeviceInfo, DeviceState, Speed};
+
+const HUB: u8 = 9;
+
+/// The device at `id` as it is listed; `None` for one that has just gone.
+pub(super) fn describe(device: &Device<Context>, id: &DeviceId) -> Option<DeviceInfo> {
+    let descriptor = device.device_descriptor().ok()?;
+    let sysfs = sysfs(id);
+    let mut classes = Vec::new();
+    let mut add = |class: u8| {
+        if class != 0 && !classes.contains(&class) {
+            classes.push(class);
+        }
+    };
+    add(descriptor.class_code());
+    // Not configured, or its descriptors are nonsense: then there is no class to be known.
+    if let Ok(configuration) = device.active_config_descriptor() {
+        for interface in configuration.interfaces() {
+            for setting in interface.descriptors() {
+                add(setting.class_code());
+            }
+        }
+    }
+    let names = [text(&sysfs, "manufacturer"), text(&sysfs, "product")];
+    let names: Vec<_> = names.into_iter().flatten().collect();
+    let speed = speed(device.speed());
+    let state = match unavailable(speed, &classes) {
+        Some(reason) => DeviceState::Unavailable { reason },
+        None => DeviceState::Free,
+    };
+    Some(DeviceInfo {
+        vendor: descriptor.vendor_id(),
+        product: descriptor.product_id(),
+        serial: text(&sysfs, "serial"),
+        name: names.join(" "),
+        speed: speed.unwrap_or(Speed::Full),
+        classes,
+        state,
+        id: id.clone(),
+    })
+}
+
+fn sysfs(id: &DeviceId) -> PathBuf {
+    Path::new("/sys/bus/usb/devices").join(&id.0)
+}
+
+/// Where it is plugged in, in the words of sysfs; `None` for a root hub.
+pub(super) fn place(device: &Device<Context>) -> Option<DeviceId> {
+    let ports = device.port_numbers().ok()?;
+    let (first, rest) = ports.split_first()?;
+    let mut id = format!("{}-{first}", device.bus_number());
+    for port in rest {
+        id.push_str(&format!(".{port}"));
+    }
+    Some(DeviceId(id))
+}
+
+/// A string that the kernel read when the device was plugged in. Reading it from the device again
+/// could disturb who uses it.
+fn text(sysfs: &Path, name: &str) -> Option<String> {
+    let text = fs::read_to_string(sysfs.join(name)).ok()?;
+    let text: String = text.trim().chars().filter(|c| !c.is_control()).collect();
+    (!text.is_empty()).then_some(text)
+}
+
+fn speed(speed: rusb::Speed) -> Option<Speed> {
+    match speed {
+        rusb::Speed::Low => Some(Speed::Low),
+        rusb::Speed::Full => Some(Speed::Full),
+        rusb::Speed::High => Some(Speed::High),
+        rusb::Speed::Super | rusb::Speed::SuperPlus => Some(Speed::Super),
+        _ => None,
+    }
+}
+
+/// Why it can never be lent.
+fn unavailable(speed: Option<Speed>, classes: &[u8]) -> Option<String> {
+    if classes.contains(&HUB) {
+        return Some("it is a hub; lend the devices that are plugged into it".to_owned());
+    }
+    let reason = match speed? {
+        Speed::Super => {
+            "it runs at SuperSpeed, which guests cannot use yet; plug it into a USB 2.0 port or hub"
+        }
+        Speed::Low | Speed::Full | Speed::High => return None,
+    };
+    Some(reason.to_owned())
+}
+
+/// Where a file system of the device is mounted on this machine: lending it would destroy data.
+pub(super) fn mounted(id: &DeviceId) -> Option<PathBuf> {
+    let device = fs::canonicalize(sysfs(id)).ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounts.lines().find_map(|line| {
+        // ID, parent, major:minor, root, mount point, … (proc(5)).
+        let mut fields = line.split(' ').skip(2);
+        let (number, mount_point) = (fields.next()?, fields.nth(1)?);
+        let block = fs::canonicalize(Path::new("/sys/dev/block").join(number)).ok()?;
+        block
+            .starts_with(&device)
+            .then(|| PathBuf::from(mount_point))
+    })
+}

@@ -358,7 +358,10 @@ impl<B: Backend> Daemon<B> {
                     }));
                 }
                 XenbusState::Closing | XenbusState::Closed => {
-                    entry.handle.tell(Command::FrontendClosed);
+                    entry.handle.tell(Command::FrontendClosed(state));
+                }
+                XenbusState::Initialising => {
+                    entry.handle.tell(Command::FrontendInitialising);
                 }
                 _ => {}
             }

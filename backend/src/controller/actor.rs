@@ -66,8 +66,10 @@ pub enum Command {
     Refuse,
     /// The frontend has connected with these rings.
     FrontendConnected(RingDetails),
-    /// The frontend has closed.
-    FrontendClosed,
+    /// The frontend is Closing or Closed; the state it has.
+    FrontendClosed(XenbusState),
+    /// The frontend starts anew, from Initialising.
+    FrontendInitialising,
     /// The frontend says that it can resume, or not.
     FrontendResumes(bool),
     /// `control/shutdown` was set to `suspend`.
@@ -260,7 +262,13 @@ impl<B: Backend> Actor<B> {
                 self.rings = Some(details);
                 self.event(Event::FrontendConnected);
             }
-            Command::FrontendClosed => self.event(Event::FrontendClosed),
+            Command::FrontendClosed(state) => self.follow(state),
+            Command::FrontendInitialising => {
+                if self.state == State::WaitingForFrontend && self.backend > XenbusState::Connected
+                {
+                    self.switch(XenbusState::InitWait);
+                }
+            }
             Command::FrontendResumes(yes) => {
                 self.frontend_resumes
                     .send_if_modified(|now| std::mem::replace(now, yes) != yes);
@@ -317,6 +325,15 @@ impl<B: Backend> Actor<B> {
             }
             Action::Orphan => self.say(Kind::Orphan),
             Action::Close => self.switch(XenbusState::Closed),
+        }
+    }
+
+    /// Closes as far as the frontend has: one that starts anew, in a guest that has crashed into
+    /// another kernel, waits for each of these states (`xenbus_reset_frontend_state`).
+    fn follow(&mut self, state: XenbusState) {
+        self.event(Event::FrontendClosed);
+        if self.state == State::WaitingForFrontend {
+            self.switch(state);
         }
     }
 

@@ -108,7 +108,7 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
         (S::Frozen, E::SuspendForgotten) => (S::Serving, &[A::Thaw, A::StopQuiescing]),
 
         (S::Claiming | S::Serving | S::Quiescing | S::Frozen, E::FrontendClosed) => {
-            (S::WaitingForFrontend, &[A::UnmapRings, A::AnswerInitWait])
+            (S::WaitingForFrontend, &[A::UnmapRings])
         }
         (S::Claiming | S::Serving | S::Quiescing | S::Frozen, E::DomainGone) => {
             (S::Released, &[A::UnmapRings, A::Orphan, A::Close])

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use control::{
@@ -18,9 +19,10 @@ use usbif::PortNumber;
 use xen::DomId;
 use xen::xenstore::XenStore;
 
-use crate::controller::{Command, Handle, Report};
+use crate::controller::{Command, Device, Handle, Report};
 use crate::domain::Domain;
 use crate::exporter::Exporter;
+use crate::totals::Totals;
 use crate::xenbus::{Key, XenbusState};
 
 /// Longest wait for a claim when a device is attached.
@@ -58,6 +60,8 @@ pub struct Admin<B> {
     store: XenStore,
     controllers: RefCell<BTreeMap<Key, Rc<Entry>>>,
     log: Logger,
+    /// What went through this daemon.
+    pub totals: Arc<Totals>,
     platform: std::marker::PhantomData<B>,
 }
 
@@ -73,6 +77,7 @@ impl<B> Admin<B> {
             store,
             controllers: RefCell::default(),
             log,
+            totals: Arc::default(),
             platform: std::marker::PhantomData,
         }
     }
@@ -213,7 +218,7 @@ impl<B> Admin<B> {
         if let Err(e) = result {
             let (answer, _) = oneshot::channel();
             entry.handle.tell(Command::Detach(port, answer));
-            self.give_back(exporter, &lease).await;
+            self.give_back(exporter.name(), *lease).await;
             return Err(e);
         }
         info!(self.log, "device attached"; "controller" => %key, "port" => port.get(),
@@ -224,23 +229,28 @@ impl<B> Admin<B> {
     }
 
     /// Gives back a lease that could not be used, under the newest epoch it may have reached.
-    async fn give_back(&self, exporter: &Exporter, lease: &Lease) {
-        let now = exporter.ask(Ask::Leases { vm: Some(lease.vm) }).await;
-        let epoch = match now {
-            Ok(Reply::Leases(leases)) => leases
-                .into_iter()
-                .find(|l| l.device.id == lease.device.id)
-                .map_or(lease.epoch, |l| l.epoch),
-            _ => lease.epoch,
-        };
-        let release = Ask::Release {
-            device: lease.device.id.clone(),
-            vm: lease.vm,
-            epoch,
-        };
-        if let Err(e) = exporter.ask(release).await {
+    async fn give_back(&self, exporter: &str, mut lease: Lease) {
+        let now = self.leases_now(lease.vm).await;
+        if let Some(current) = now.get(&(exporter.to_owned(), lease.device.id.clone())) {
+            lease.epoch = current.epoch;
+        }
+        if let Err(e) = self.release(exporter, &lease).await {
             warn!(self.log, "device not given back: {}", e);
         }
+    }
+
+    /// Gives a lease back.
+    pub async fn release(&self, exporter: &str, lease: &Lease) -> Result<(), Refused> {
+        let Lease {
+            device, vm, epoch, ..
+        } = lease;
+        let release = Ask::Release {
+            device: device.id.clone(),
+            vm: *vm,
+            epoch: *epoch,
+        };
+        let reply = self.exporter(exporter)?.ask(release).await;
+        reply.map(drop).map_err(|e| e.to_string())
     }
 
     /// Controller and port for a new device.
@@ -264,7 +274,7 @@ impl<B> Admin<B> {
                     ));
                 }
                 Some(port) => port,
-                None => match (1..=count).find(|p| !report.taken.contains(p)) {
+                None => match (1..=count).find(|&p| report.at(p).is_none()) {
                     Some(port) => port,
                     None => {
                         full.push(key.devid.to_string());
@@ -272,8 +282,9 @@ impl<B> Admin<B> {
                     }
                 },
             };
-            if let Some((exporter, lease, _)) =
-                report.devices.iter().find(|(_, l, _)| l.port == wanted)
+            if let Some(Device {
+                exporter, lease, ..
+            }) = report.at(wanted)
             {
                 return Err(format!(
                     "port {wanted} of controller {} of domain {} is taken by {exporter}/{}; leave \
@@ -323,16 +334,11 @@ impl<B> Admin<B> {
         let (answer, detached) = oneshot::channel();
         let number = PortNumber::new(port).ok_or_else(nothing)?;
         entry.handle.tell(Command::Detach(number, answer));
-        let Ok(Some((exporter, lease, epoch))) = detached.await else {
+        let Ok(Some((exporter, lease))) = detached.await else {
             return Err(nothing());
         };
         info!(self.log, "device detached"; "controller" => %key, "port" => port);
-        let release = Ask::Release {
-            device: lease.device.id.clone(),
-            vm: lease.vm,
-            epoch,
-        };
-        self.exporter(&exporter)?.ask(release).await.map_err(|e| {
+        self.release(&exporter, &lease).await.map_err(|e| {
             format!("the guest no longer has the device, but it was not given back: {e}")
         })?;
         Ok(attachment)
@@ -375,6 +381,7 @@ impl<B> Admin<B> {
             exporters: self.exporters.iter().map(Exporter::status).collect(),
             controllers,
             attachments: self.attachments().await,
+            totals: self.totals.get(),
         }
     }
 
@@ -402,23 +409,30 @@ impl<B> Admin<B> {
         }
         let now = self.leases_now(entry.domain.vm).await;
         let vm_name = self.name_of(entry).await;
-        let attachments = devices.into_iter().map(|(exporter, lease, counters)| {
-            let current = now.get(&(exporter.clone(), lease.device.id.clone()));
-            Attachment {
-                vm: lease.vm,
-                domid: key.domid.0,
-                vm_name: vm_name.clone(),
-                controller: key.devid,
-                port: lease.port,
-                frontend_resumes,
-                on_migrate: lease.on_migrate,
-                phase: current.map_or(LeasePhase::Disconnected, |l| l.phase),
-                note: current.and_then(|l| l.note.clone()),
-                counters,
-                device: lease.device,
-                exporter,
-            }
-        });
+        let attachments = devices.into_iter().map(
+            |Device {
+                 exporter,
+                 lease,
+                 counters,
+                 ..
+             }| {
+                let current = now.get(&(exporter.clone(), lease.device.id.clone()));
+                Attachment {
+                    vm: lease.vm,
+                    domid: key.domid.0,
+                    vm_name: vm_name.clone(),
+                    controller: key.devid,
+                    port: lease.port,
+                    frontend_resumes,
+                    on_migrate: lease.on_migrate,
+                    phase: current.map_or(LeasePhase::Disconnected, |l| l.phase),
+                    note: current.and_then(|l| l.note.clone()),
+                    counters,
+                    device: lease.device,
+                    exporter,
+                }
+            },
+        );
         attachments.collect()
     }
 

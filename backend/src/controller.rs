@@ -8,5 +8,5 @@ mod device;
 mod node;
 mod serving;
 
-pub use actor::{Command, Handle, Report, Setup, spawn};
+pub use actor::{Command, Device, Handle, Report, Setup, spawn};
 pub use serving::RingDetails;

@@ -11,7 +11,7 @@ use session::control::{Event, Reply, Request};
 use session::{Holder, Lease};
 use slog::{Logger, debug, error, info, o, warn};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 use transport::Identity;
@@ -279,6 +279,7 @@ impl<B: Backend> Daemon<B> {
             store: self.store.clone(),
             identity: self.identity.clone(),
             hand_off: self.config.hand_off,
+            totals: self.admin.totals.clone(),
             log: log.clone(),
         };
         let handle = match controller::spawn(setup) {
@@ -311,6 +312,7 @@ impl<B: Backend> Daemon<B> {
         let Some(entry) = self.admin.remove(key) else {
             return;
         };
+        self.give_back_fresh(&entry);
         entry.handle.tell(Command::Gone);
         let domid = key.domid;
         if self.admin.controllers_of(domid).is_empty() {
@@ -320,6 +322,22 @@ impl<B: Backend> Daemon<B> {
             let _ = self.store.unwatch(&frontends(domid), &frontend).await;
             let _ = self.store.unwatch(&path, &shutdown).await;
         }
+    }
+
+    /// Devices that were leased for a controller whose frontend never connected: no guest knows
+    /// them, and no other host waits for them.
+    fn give_back_fresh(&self, entry: &Entry) {
+        let (answer, report) = oneshot::channel();
+        entry.handle.tell(Command::Describe(answer));
+        let (admin, log) = (self.admin.clone(), self.log.clone());
+        spawn_local(async move {
+            let Ok(report) = report.await else { return };
+            for device in report.devices.into_iter().filter(|d| d.fresh) {
+                if let Err(e) = admin.release(&device.exporter, &device.lease).await {
+                    warn!(log, "device not given back: {}", e);
+                }
+            }
+        });
     }
 
     async fn frontend_changed(&mut self, domid: DomId) -> Result<(), Error> {
@@ -513,7 +531,7 @@ impl<B: Backend> Daemon<B> {
             let ours = found.into_iter().filter(|(_, lease)| {
                 lease.controller == key.devid
                     && lease.holder == me
-                    && !report.taken.contains(&lease.port)
+                    && report.at(lease.port).is_none()
             });
             let ours = ours.map(|(exporter, lease)| {
                 let incoming = verdict(&lease, &me);

@@ -12,6 +12,7 @@ mod domain;
 mod exporter;
 pub mod log;
 mod socket;
+mod totals;
 mod xenbus;
 
 use anyhow::{Context, Result};

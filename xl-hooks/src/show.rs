@@ -2,7 +2,8 @@
 //! What the daemon answers, as text for people.
 
 use control::{
-    Attachment, Controller, ExportedDevice, ExporterStatus, Forecast, Outcome, Response, Status,
+    Attachment, Controller, Counters, ExportedDevice, ExporterStatus, Forecast, Outcome, Response,
+    Status,
 };
 use session::{DeviceInfo, DeviceState, LeasePhase, OnMigrate, Speed};
 
@@ -127,42 +128,43 @@ fn attachment_table(attachments: &[Attachment]) -> String {
 }
 
 fn status_text(status: &Status) -> String {
-    let counters: String = if status.attachments.is_empty() {
-        String::new()
-    } else {
-        let mut table = Table::new([
-            "DEVICE",
-            "URBS",
-            "ANSWERED",
-            "ERRORS",
-            "UNLINKED",
-            "BYTES OUT",
-            "BYTES IN",
-            "RECONNECTS",
-        ]);
-        for attachment in &status.attachments {
-            let counters = &attachment.counters;
-            table.row([
-                format!("{}/{}", attachment.exporter, attachment.device.id),
-                counters.urbs.to_string(),
-                counters.answered.to_string(),
-                counters.errors.to_string(),
-                counters.unlinked.to_string(),
-                counters.bytes_out.to_string(),
-                counters.bytes_in.to_string(),
-                counters.reconnects.to_string(),
-            ]);
-        }
-        format!("\n{}", table.render())
-    };
+    let mut counters = Table::new([
+        "DEVICE",
+        "URBS",
+        "ANSWERED",
+        "ERRORS",
+        "UNLINKED",
+        "BYTES OUT",
+        "BYTES IN",
+        "RECONNECTS",
+    ]);
+    for attachment in &status.attachments {
+        let device = format!("{}/{}", attachment.exporter, attachment.device.id);
+        counters.row(counter_row(device, &attachment.counters));
+    }
+    counters.row(counter_row("since start".into(), &status.totals));
     format!(
-        "vusbd {} on {}\n\n{}\n{}\n{}{counters}",
+        "vusbd {} on {}\n\n{}\n{}\n{}\n{}",
         printable(&status.version),
         printable(&status.host),
         exporter_table(&status.exporters),
         controller_table(&status.controllers),
         attachment_table(&status.attachments),
+        counters.render(),
     )
+}
+
+fn counter_row(of: String, counters: &Counters) -> [String; 8] {
+    [
+        of,
+        counters.urbs.to_string(),
+        counters.answered.to_string(),
+        counters.errors.to_string(),
+        counters.unlinked.to_string(),
+        counters.bytes_out.to_string(),
+        counters.bytes_in.to_string(),
+        counters.reconnects.to_string(),
+    ]
 }
 
 fn controller_table(controllers: &[Controller]) -> String {

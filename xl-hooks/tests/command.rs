@@ -377,6 +377,7 @@ fn every_answer_has_its_documented_key() {
         exporters: vec![],
         controllers: vec![],
         attachments: vec![],
+        totals: control::Counters::default(),
     };
     let answers = [
         (vec!["exporters"], Response::Exporters(vec![]), "exporters"),

@@ -4,12 +4,13 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use control::Counters;
 use handoff::{Action, Cookie, Event, Incoming, State, step};
+use session::Lease;
 use session::frame::Kind;
-use session::{Epoch, Lease};
 use slog::{Logger, debug, error, info, warn};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
@@ -24,6 +25,7 @@ use super::device::{DeviceTask, News};
 use super::node::StateNode;
 use super::serving::{Outcome, RingDetails, Serving, Signal};
 use crate::config::{self, HandOff};
+use crate::totals::Totals;
 use crate::xenbus::{Key, XenbusState};
 
 /// A cancelled transfer is answered without the exporter after this time: the guest's USB core
@@ -52,6 +54,8 @@ pub struct Setup<B> {
     pub identity: Identity,
     /// Times.
     pub hand_off: HandOff,
+    /// The daemon's counters.
+    pub totals: Arc<Totals>,
     /// Its logger.
     pub log: Logger,
 }
@@ -83,8 +87,9 @@ pub enum Command {
         Box<Lease>,
         oneshot::Sender<Result<(), String>>,
     ),
-    /// Unplug what is at a port. Answered with the exporter, the lease and its epoch.
-    Detach(PortNumber, oneshot::Sender<Option<(String, Lease, Epoch)>>),
+    /// Unplug what is at a port. Answered with the exporter's name, and the lease with its epoch of
+    /// now.
+    Detach(PortNumber, oneshot::Sender<Option<(String, Lease)>>),
     /// What is there.
     Describe(oneshot::Sender<Report>),
 }
@@ -98,10 +103,28 @@ pub struct Report {
     pub backend: XenbusState,
     /// Whether the frontend can resume.
     pub frontend_resumes: bool,
-    /// Its devices: exporter, lease as it was when attached, counters.
-    pub devices: Vec<(String, Lease, Counters)>,
-    /// Ports with a device.
-    pub taken: Vec<u8>,
+    /// Its devices.
+    pub devices: Vec<Device>,
+}
+
+/// One device of a [`Report`].
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// The exporter's name.
+    pub exporter: String,
+    /// The lease as it was when it was attached, but with its epoch of now.
+    pub lease: Lease,
+    /// Whether it was leased for this controller and never claimed: then nobody else waits for it.
+    pub fresh: bool,
+    /// What went through.
+    pub counters: Counters,
+}
+
+impl Report {
+    /// The device at a port.
+    pub fn at(&self, port: u8) -> Option<&Device> {
+        self.devices.iter().find(|d| d.lease.port == port)
+    }
 }
 
 /// The daemon's handle of a controller. The thread ends after [`Command::Gone`], or when the handle
@@ -156,6 +179,8 @@ struct Plugged {
     lease: Lease,
     task: AbortHandle,
     claimed: bool,
+    /// Leased for this controller, not brought by a guest that arrived.
+    fresh: bool,
     waiting: Option<oneshot::Sender<Result<(), String>>>,
 }
 
@@ -189,10 +214,11 @@ impl<B: Backend> Actor<B> {
             store,
             identity,
             hand_off,
+            totals,
             log,
         } = setup;
         let (news, reports) = mpsc::unbounded_channel();
-        let serving = Serving::new(platform, key.domid, port_count, log.clone());
+        let serving = Serving::new(platform, key.domid, port_count, totals, log.clone());
         Self {
             key,
             identity,
@@ -488,8 +514,13 @@ impl<B: Backend> Actor<B> {
             (None, Some(answer))
         };
         let result = self.plug(port, exporter, lease, None, waiting);
-        if let Err(e) = &result {
-            warn!(self.log, "device not attached: {}", e);
+        match &result {
+            Err(e) => warn!(self.log, "device not attached: {}", e),
+            Ok(()) => {
+                if let Some(plugged) = &mut self.plugged[port.index()] {
+                    plugged.fresh = true;
+                }
+            }
         }
         if let Some(answer) = at_once {
             let _ = answer.send(result);
@@ -543,19 +574,25 @@ impl<B: Backend> Actor<B> {
             lease,
             task,
             claimed: false,
+            fresh: false,
             waiting,
         });
         Ok(())
     }
 
-    fn detach(&mut self, port: PortNumber) -> Option<(String, Lease, Epoch)> {
-        let plugged = self.plugged[port.index()].take()?;
-        plugged.task.abort();
+    fn detach(&mut self, port: PortNumber) -> Option<(String, Lease)> {
+        let Plugged {
+            exporter,
+            mut lease,
+            task,
+            ..
+        } = self.plugged[port.index()].take()?;
+        task.abort();
         let attached = self.serving.borrow_mut().detach(port);
-        let epoch = attached
-            .and_then(|a| a.client)
-            .map_or(plugged.lease.epoch, |c| c.epoch());
-        Some((plugged.exporter.name, plugged.lease, epoch))
+        if let Some(client) = attached.and_then(|a| a.client) {
+            lease.epoch = client.epoch();
+        }
+        Some((exporter.name, lease))
     }
 
     fn device(&mut self, news: News) {
@@ -597,19 +634,17 @@ impl<B: Backend> Actor<B> {
             if let Some(client) = attached.and_then(|a| a.client.as_ref()) {
                 lease.epoch = client.epoch();
             }
-            let counters = attached.map_or(Counters::default(), |a| a.counters);
-            (p.exporter.name.clone(), lease, counters)
+            Device {
+                exporter: p.exporter.name.clone(),
+                lease,
+                fresh: p.fresh && !p.claimed,
+                counters: attached.map_or(Counters::default(), |a| a.counters),
+            }
         });
         Report {
             state: self.state,
             backend: self.backend,
             frontend_resumes: *self.frontend_resumes.borrow(),
-            taken: self
-                .plugged
-                .iter()
-                .flatten()
-                .map(|p| p.lease.port)
-                .collect(),
             devices: devices.collect(),
         }
     }

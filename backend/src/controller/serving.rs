@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use control::Counters;
 use handoff::Cookie;
@@ -24,6 +25,7 @@ use vusb_core::{Answers, Controller, Slot, UrbResult, Verdict, urb_status};
 use xen::{Access, Backend, DomId, EventChannel, EvtchnPort, GrantError, GrantRef, RingPage};
 
 use super::data;
+use crate::totals::Totals;
 
 /// Requests taken in one wake-up before others get their turn. A guest whose requests are answered
 /// at once could else keep the thread for itself.
@@ -106,6 +108,7 @@ pub struct Attached {
 pub struct Serving<B: Backend> {
     platform: B,
     domid: DomId,
+    totals: Arc<Totals>,
     log: Logger,
     /// The ports.
     pub core: Controller,
@@ -128,8 +131,15 @@ pub struct Outcome {
 
 impl<B: Backend> Serving<B> {
     /// A controller with empty ports and no rings.
-    pub fn new(platform: B, domid: DomId, port_count: u8, log: Logger) -> Self {
+    pub fn new(
+        platform: B,
+        domid: DomId,
+        port_count: u8,
+        totals: Arc<Totals>,
+        log: Logger,
+    ) -> Self {
         Self {
+            totals,
             platform,
             domid,
             log,
@@ -273,9 +283,13 @@ impl<B: Backend> Serving<B> {
                 };
                 let (port, finishing) = (urb.port, self.quiescing && !urb.transfer.is_in());
                 let Some(number) = urb.submitted else { return };
-                if let Some(attached) = self.at_mut(port) {
-                    attached.counters.unlinked += 1;
-                }
+                self.count(
+                    port,
+                    Counters {
+                        unlinked: 1,
+                        ..Counters::default()
+                    },
+                );
                 if !finishing {
                     self.cancel(port, number);
                 }
@@ -301,12 +315,24 @@ impl<B: Backend> Serving<B> {
     }
 
     fn finish(&mut self, slot: Slot, result: UrbResult) {
-        let Some(port) = self.core.urb(slot).map(|u| u.port) else {
+        let Some(urb) = self.core.urb(slot) else {
             return;
         };
-        if let Some(attached) = self.at_mut(port) {
-            attached.counters.answered += 1;
-            attached.counters.errors += u64::from(!result.status.is_ok());
+        if urb.submitted.is_some() {
+            let bytes = u64::from(result.actual_length);
+            let (bytes_in, bytes_out) = if urb.transfer.is_in() {
+                (bytes, 0)
+            } else {
+                (0, bytes)
+            };
+            let more = Counters {
+                answered: 1,
+                errors: u64::from(!result.status.is_ok()),
+                bytes_in,
+                bytes_out,
+                ..Counters::default()
+            };
+            self.count(urb.port, more);
         }
         if let Some(answers) = self.core.complete(slot, result) {
             self.answer(answers);
@@ -338,6 +364,13 @@ impl<B: Backend> Serving<B> {
         attached
     }
 
+    fn count(&mut self, port: PortNumber, more: Counters) {
+        self.totals.add(&more);
+        if let Some(attached) = self.at_mut(port) {
+            attached.counters += more;
+        }
+    }
+
     /// The device at a port.
     pub fn at(&self, port: PortNumber) -> Option<&Attached> {
         self.attached[port.index()].as_ref()
@@ -365,6 +398,13 @@ impl<B: Backend> Serving<B> {
 
     /// The connection is back: sends again what did not arrive.
     pub fn resume(&mut self, port: PortNumber, requests_received: u64) {
+        self.count(
+            port,
+            Counters {
+                reconnects: 1,
+                ..Counters::default()
+            },
+        );
         let Some(client) = self.client(port) else {
             return;
         };
@@ -374,7 +414,6 @@ impl<B: Backend> Serving<B> {
         }
         if let Some(attached) = self.at_mut(port) {
             attached.saved = None;
-            attached.counters.reconnects += 1;
             if let Some(client) = &mut attached.client {
                 client.resend_cancels();
             }
@@ -406,7 +445,6 @@ impl<B: Backend> Serving<B> {
             error_count: completion.error_count,
             start_frame: completion.start_frame,
         };
-        let is_in = urb.transfer.is_in();
         let copied = data::body_to_guest(
             &self.platform,
             self.domid,
@@ -418,13 +456,6 @@ impl<B: Backend> Serving<B> {
         if let Err(e) = copied {
             warn!(self.log, "URB's data lost"; "id" => urb.request.id, "error" => %e);
             result = UrbResult::failed(UrbStatus::INVAL);
-        }
-        if let Some(attached) = self.at_mut(port) {
-            let bytes = u64::from(result.actual_length);
-            match is_in {
-                true => attached.counters.bytes_in += bytes,
-                false => attached.counters.bytes_out += bytes,
-            }
         }
         self.finish(slot, result);
     }
@@ -505,7 +536,6 @@ impl<B: Backend> Serving<B> {
         let Some(client) = &mut attached.client else {
             return;
         };
-        attached.counters.urbs += 1;
         let submitted = client.submit(&transfer, |out| {
             data::body_from_guest(&self.platform, self.domid, request, &transfer, out)
         });
@@ -513,6 +543,13 @@ impl<B: Backend> Serving<B> {
             Ok(number) => {
                 attached.wake.notify_one();
                 self.core.submitted(slot, number);
+                self.count(
+                    port,
+                    Counters {
+                        urbs: 1,
+                        ..Counters::default()
+                    },
+                );
             }
             Err(e) => {
                 warn!(self.log, "URB refused"; "id" => request.id, "error" => %e);

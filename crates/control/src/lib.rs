@@ -153,6 +153,18 @@ pub struct Counters {
     pub reconnects: u64,
 }
 
+impl std::ops::AddAssign for Counters {
+    fn add_assign(&mut self, more: Self) {
+        self.urbs += more.urbs;
+        self.answered += more.answered;
+        self.errors += more.errors;
+        self.unlinked += more.unlinked;
+        self.bytes_out += more.bytes_out;
+        self.bytes_in += more.bytes_in;
+        self.reconnects += more.reconnects;
+    }
+}
+
 /// The daemon's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -166,6 +178,8 @@ pub struct Status {
     pub controllers: Vec<Controller>,
     /// What is attached.
     pub attachments: Vec<Attachment>,
+    /// Everything since the daemon started, also of attachments that ended.
+    pub totals: Counters,
 }
 
 /// A PV USB controller of a domain.

@@ -164,6 +164,11 @@ fn a_status_has_all_four_parts() {
             frontend_resumes: true,
         }],
         attachments: vec![attachment()],
+        totals: Counters {
+            urbs: 5000,
+            answered: 4999,
+            ..Counters::default()
+        },
     };
     assert_eq!(
         text(&Response::Status(Box::new(status))),
@@ -179,8 +184,9 @@ web     5      0     4      Connected  Connected  Serving   yes
 DOMAIN  DOMID  CTRL  PORT  DEVICE     ID         MIGRATION  PHASE    NAME
 web     5      0     1     pi4/1-1.2  0951:1666  refuse     serving  Kingston DataTraveler
 
-DEVICE     URBS  ANSWERED  ERRORS  UNLINKED  BYTES OUT  BYTES IN  RECONNECTS
-pi4/1-1.2  1200  1199      1       2         4096       65536     0
+DEVICE       URBS  ANSWERED  ERRORS  UNLINKED  BYTES OUT  BYTES IN  RECONNECTS
+pi4/1-1.2    1200  1199      1       2         4096       65536     0
+since start  5000  4999      0       0         0          0         0
 "
     );
 }

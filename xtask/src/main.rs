@@ -1,2 +1,70 @@
-//! The repository's own commands: `cargo xtask check | test | demo | lab`.
-fn main() {}
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! `cargo xtask`: the repository's own commands.
+//!
+//! It depends on nothing of the repository, so that it is built in seconds: what it runs are cargo
+//! and the programs that cargo builds.
+
+mod cargo;
+mod check;
+mod packages;
+mod step;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The repository's own commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Without Xen: a guest works on a remote USB disk while it is migrated back and forth
+    /// (--help for options)
+    #[command(disable_help_flag = true)]
+    Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Real Xen hosts under QEMU: up, run SCENARIO, shell MACHINE, down, list (--help for more)
+    #[command(disable_help_flag = true)]
+    Lab {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Formatting, clippy with warnings as errors, unit and property tests
+    Check,
+    /// Everything: check, the simulator's scenarios, a short demo, the lab's scenarios
+    Test {
+        /// Leave the lab out.
+        #[arg(long)]
+        no_lab: bool,
+    },
+    /// The benchmarks; the same as `cargo bench -p sim-scenarios`
+    Bench,
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Demo { arguments } => {
+            cargo::build_release(&cargo::DEMO_PACKAGES)?;
+            cargo::become_program("sim-demo", &arguments)
+        }
+        Command::Lab { arguments } => {
+            cargo::build_release(&["xen-vusb-lab"])?;
+            cargo::become_program("lab", &arguments)
+        }
+        Command::Check => check::run(),
+        Command::Test { no_lab } => test::run(no_lab),
+        Command::Bench => {
+            let status = cargo::cargo(&["bench", "-p", "sim-scenarios"]).status()?;
+            Ok(ExitCode::from(u8::from(!status.success())))
+        }
+    }
+}

@@ -27,7 +27,11 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
-        let stderr = OpenOptions::new().create(true).append(true).open(log).with_context(|| format!("cannot make {}", log.display()))?;
+        let stderr = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("cannot make {}", log.display()))?;
         command.stderr(stderr);
         kill_with_parent(&mut command);
         let child = command

@@ -2,8 +2,8 @@
 //! A guest on a simulated host, with a workload on the USB disk that it finds.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Parser;
 use frontend_shim::ResumeMode;
 use sim_scenarios::guest::{Machine, Options};
@@ -28,7 +28,7 @@ struct Arguments {
     stock: bool,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mode = if arguments.stock {
         ResumeMode::Stock
@@ -42,5 +42,11 @@ fn main() -> Result<()> {
         seed: arguments.seed,
         mode,
     };
-    Machine::boot(&options)?.run()
+    match Machine::boot(&options).and_then(Machine::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("sim-guest: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -172,10 +172,7 @@ impl Driver {
 
     /// URBs in flight.
     pub(super) fn in_flight(&self) -> usize {
-        self.stages
-            .iter()
-            .filter(|s| s.in_flight.is_some())
-            .count()
+        self.stages.iter().filter(|s| s.in_flight.is_some()).count()
     }
 
     /// Whether the command is carried out, and well.

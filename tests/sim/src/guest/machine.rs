@@ -147,16 +147,21 @@ impl Machine {
         let mut said = Instant::now();
         loop {
             self.take_orders()?;
-            if self.suspend_requested()? {
-                self.suspend()?;
-            }
             if self.advance()? {
                 return Ok(());
+            }
+            // Sent first, so that a suspend always comes in the middle of a command.
+            self.frontend.host().step()?;
+            if self.suspend_requested()? {
+                self.suspend()?;
             }
             self.frontend.host().wait(LOOK_AROUND)?;
             self.take_completions()?;
             if self.frontend.host().front().is_dead() {
-                bail!("the backend broke the protocol: {:?}", self.report().violations);
+                bail!(
+                    "the backend broke the protocol: {:?}",
+                    self.report().violations
+                );
             }
             let now = Instant::now();
             if let Some(blackout) = self.meter.take_blackout(now) {

@@ -25,12 +25,7 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    pub(super) fn start(
-        dir: &Path,
-        logs: &Path,
-        port: u16,
-        options: &RigOptions,
-    ) -> Result<Self> {
+    pub(super) fn start(dir: &Path, logs: &Path, port: u16, options: &RigOptions) -> Result<Self> {
         let disk = match &options.disk {
             Some(disk) => std::path::absolute(disk)?,
             None => dir.join("disk.img"),

@@ -178,7 +178,11 @@ impl Guest {
     /// As [`wait_for`](Self::wait_for).
     pub fn wait_resumed(&mut self) -> Result<(bool, Duration)> {
         let resumed = |said: &Said| matches!(said, Said::Resumed { .. });
-        match self.wait_for("goes on after its suspend", Duration::from_secs(30), resumed)? {
+        match self.wait_for(
+            "goes on after its suspend",
+            Duration::from_secs(30),
+            resumed,
+        )? {
             Said::Resumed {
                 cancelled,
                 blackout_us,

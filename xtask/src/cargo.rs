@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Cargo, and the programs that it builds.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+/// The packages whose programs the demo starts.
+pub const DEMO_PACKAGES: [&str; 4] = ["sim-scenarios", "xen-sim", "exporter", "xl-hooks"];
+
+/// The repository's root.
+pub fn root() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}
+
+/// A cargo command in the repository's root.
+pub fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// Builds the programs of these packages with optimisation; cargo shows its progress.
+///
+/// # Errors
+/// When cargo fails; it has said why.
+pub fn build_release(packages: &[&str]) -> Result<()> {
+    let mut command = cargo(&["build", "--release", "--bins"]);
+    for package in packages {
+        command.args(["-p", package]);
+    }
+    let status = command.status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo build failed");
+    }
+    Ok(())
+}
+
+/// Where a program is that was built with [`build_release`].
+pub fn program(name: &str) -> PathBuf {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    root().join(target).join("release").join(name)
+}
+
+/// Goes on as this program. There is no process in between that Ctrl-C could end too early.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn become_program(name: &str, arguments: &[String]) -> Result<ExitCode> {
+    let path = program(name);
+    let error = Command::new(&path).args(arguments).exec();
+    Err(error).with_context(|| format!("cannot start {}", path.display()))
+}

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! `cargo xtask test`: everything.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+
+use crate::cargo::{DEMO_PACKAGES, build_release, cargo, program};
+use crate::step::Tally;
+use crate::{check, packages};
+
+/// Runs it. Every step is tried, whatever became of the one before.
+pub fn run(no_lab: bool) -> Result<ExitCode> {
+    let mut tally = Tally::default();
+    if let Err(e) = packages::install() {
+        tally.fail(format!("{e:#}"));
+    }
+    check::steps(&mut tally)?;
+    let scenarios = cargo(&["test", "-p", "sim-scenarios", "--test", "*"]);
+    tally.run("scenarios on the simulator", scenarios)?;
+    if built(&mut tally, "demo", &DEMO_PACKAGES) {
+        let mut demo = Command::new(program("sim-demo"));
+        demo.args(["--migrations", "3"]);
+        tally.run("demo", demo)?;
+    }
+    if !no_lab && built(&mut tally, "lab", &["xen-vusb-lab"]) {
+        for scenario in ["disk-migrate", "stock-refuse"] {
+            let mut lab = Command::new(program("lab"));
+            lab.args(["run", scenario, "--migrations", "3"]);
+            tally.run(&format!("lab: {scenario}"), lab)?;
+        }
+        // The machines would go on computing.
+        let _ = Command::new(program("lab")).arg("down").status();
+    }
+    Ok(ExitCode::from(u8::from(!tally.finish())))
+}
+
+fn built(tally: &mut Tally, what: &str, packages: &[&str]) -> bool {
+    println!("==> building the {what}");
+    let result = build_release(packages);
+    if let Err(e) = &result {
+        tally.fail(format!("{what}: {e:#}"));
+    }
+    result.is_ok()
+}

@@ -290,8 +290,7 @@ impl<B: Backend> Actor<B> {
             }
             Command::FrontendClosed(state) => self.follow(state),
             Command::FrontendInitialising => {
-                if self.state == State::WaitingForFrontend && self.backend > XenbusState::Connected
-                {
+                if self.state == State::Closed {
                     self.switch(XenbusState::InitWait);
                 }
             }
@@ -358,7 +357,7 @@ impl<B: Backend> Actor<B> {
     /// another kernel, waits for each of these states (`xenbus_reset_frontend_state`).
     fn follow(&mut self, state: XenbusState) {
         self.event(Event::FrontendClosed);
-        if self.state == State::WaitingForFrontend {
+        if self.state == State::Closed {
             self.switch(state);
         }
     }

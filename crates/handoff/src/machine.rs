@@ -18,6 +18,8 @@ pub enum State {
     Quiescing,
     /// Nothing is in flight. The ring stays mapped: a cancelled suspend comes back to it.
     Frozen,
+    /// The frontend was connected and has closed. The leases are held; it may connect again.
+    Closed,
     /// The domain is gone from here.
     Released,
     /// The domain never ran here. The leases were not touched.
@@ -96,7 +98,7 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
             (S::Abandoned, &[A::Close])
         }
 
-        (S::WaitingForFrontend, E::FrontendConnected) => {
+        (S::WaitingForFrontend | S::Closed, E::FrontendConnected) => {
             (S::Claiming, &[A::MapRings, A::Claim, A::SwitchToConnected])
         }
         (S::Claiming, E::Claimed) => (S::Serving, &[]),
@@ -108,8 +110,10 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
         (S::Frozen, E::SuspendForgotten) => (S::Serving, &[A::Thaw, A::StopQuiescing]),
 
         (S::Claiming | S::Serving | S::Quiescing | S::Frozen, E::FrontendClosed) => {
-            (S::WaitingForFrontend, &[A::UnmapRings])
+            (S::Closed, &[A::UnmapRings])
         }
+        // A guest that shuts down in order closes its frontend first.
+        (S::Closed, E::DomainGone) => (S::Released, &[A::Orphan, A::Close]),
         (S::Claiming | S::Serving | S::Quiescing | S::Frozen, E::DomainGone) => {
             (S::Released, &[A::UnmapRings, A::Orphan, A::Close])
         }
@@ -119,13 +123,14 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
 
 impl State {
     /// Every state.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         S::Expecting,
         S::WaitingForFrontend,
         S::Claiming,
         S::Serving,
         S::Quiescing,
         S::Frozen,
+        S::Closed,
         S::Released,
         S::Abandoned,
         S::Refused,

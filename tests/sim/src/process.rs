@@ -147,12 +147,17 @@ impl Drop for Process {
     }
 }
 
-/// Has the kernel kill the child when the thread that starts it ends, however it ends.
+/// Has the kernel kill the child when the thread that starts it ends, however it ends. Signals that
+/// this thread has blocked are not blocked there.
 fn kill_with_parent(command: &mut Command) {
-    // SAFETY: prctl is async-signal-safe, and touches nothing of the parent's.
+    // SAFETY: all three calls are async-signal-safe and touch nothing of the parent's; the set is
+    // made before it is used.
     unsafe {
         command.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
             Ok(())
         });
     }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
+#![allow(dead_code, reason = "each test file is a program of its own")]
 //! An exporter in this process, over loopback TLS, and a backend's two kinds of connection to it.
 
 use std::convert::Infallible;
@@ -83,12 +84,21 @@ impl Pool {
 
     /// Starts an exporter with two simulated disks and these rules.
     pub fn start(&self, more: &str) -> Exporter {
+        self.start_exporter(more, false)
+    }
+
+    /// Like [`Pool::start`], with this machine's real devices, too.
+    pub fn start_with_usb(&self, more: &str) -> Exporter {
+        self.start_exporter(more, true)
+    }
+
+    fn start_exporter(&self, more: &str, usb: bool) -> Exporter {
         self.issue(EXPORTER);
         let dir = self.dir.display();
         let text = format!(
             "listen = '127.0.0.1:0'\nstate_dir = '{dir}/state'\n{more}\n\
              [tls]\nca = '{dir}/ca.crt'\ncert = '{dir}/{EXPORTER}.crt'\nkey = '{dir}/{EXPORTER}.key'\n\
-             [usb]\nenabled = false\n\
+             [usb]\nenabled = {usb}\n\
              [[simulated]]\nkind = 'disk'\nfile = '{dir}/disk1'\nsize_mib = 4\n\
              [[simulated]]\nkind = 'disk'\nfile = '{dir}/disk2'\nsize_mib = 4\n"
         );

@@ -605,7 +605,11 @@ impl<B: Backend> Actor<B> {
                 }
             }
             News::Lost(port, why) => {
-                warn!(self.log, "device unplugged: {}", why; "port" => port.get());
+                // What a migration ends in at its source; anywhere else it is worth a look.
+                match self.state {
+                    State::Frozen => info!(self.log, "handed over"; "port" => port.get()),
+                    _ => warn!(self.log, "device unplugged: {}", why; "port" => port.get()),
+                }
                 if let Some(Plugged {
                     waiting: Some(waiting),
                     ..

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! What a simulated device has to provide.
 
+use std::time::Duration;
+
 use session::Speed;
 
 /// A SETUP packet (USB 2.0 table 9-2).
@@ -79,6 +81,9 @@ pub struct Descriptors {
     pub qualifier: Vec<u8>,
     /// Configurations with all that belongs to them.
     pub configurations: Vec<Vec<u8>>,
+    /// What they would be at the other speed (USB 2.0 §9.6.4), with bDescriptorType 7; empty for
+    /// none.
+    pub other_speed: Vec<Vec<u8>>,
     /// Strings 1, 2, 3 …, all in English (0409h).
     pub strings: Vec<String>,
 }
@@ -102,11 +107,24 @@ pub trait Function {
     /// A bulk or interrupt IN transfer of at most `length` bytes, appended to `out`.
     fn transfer_in(&mut self, endpoint: u8, length: usize, out: &mut Vec<u8>) -> Answer;
 
+    /// A descriptor of an interface's class, for example a HID report descriptor (22h), as asked for
+    /// by GET_DESCRIPTOR to the interface.
+    fn class_descriptor(&self, interface: u8, kind: u8, index: u8) -> Option<&[u8]> {
+        let _ = (interface, kind, index);
+        None
+    }
+
     /// An isochronous transfer. The data of all packets is `data`; the device sets their actual
     /// lengths. Devices without such endpoints refuse.
     fn isochronous(&mut self, endpoint: u8, packets: &mut [IsoPacket], data: &mut [u8]) -> Answer {
         let _ = (endpoint, packets, data);
         Answer::Stall(0)
+    }
+
+    /// So many intervals of a running isochronous stream passed with no packet in them. Only told
+    /// where the [`crate::Port`] has a clock.
+    fn isochronous_missed(&mut self, endpoint: u8, intervals: u64) {
+        let _ = (endpoint, intervals);
     }
 
     /// An endpoint, as bEndpointAddress, that the last transfer halted besides its own.
@@ -122,4 +140,65 @@ pub trait Function {
 
     /// The host set a configuration, or reset the device (0).
     fn configured(&mut self, configuration: u8);
+
+    /// The host chose an alternate setting of an interface. Not called for setting 0 of all
+    /// interfaces that comes with a configuration.
+    fn interface_set(&mut self, interface: u8, setting: u8) {
+        let _ = (interface, setting);
+    }
+
+    /// It is `now`, counted from any fixed moment. It never goes back.
+    fn advance(&mut self, now: Duration) {
+        let _ = now;
+    }
+
+    /// When the device wants [`Function::advance`] at the latest.
+    fn next_event(&self) -> Option<Duration> {
+        None
+    }
+}
+
+impl<F: Function + ?Sized> Function for Box<F> {
+    fn speed(&self) -> Speed {
+        (**self).speed()
+    }
+    fn descriptors(&self) -> &Descriptors {
+        (**self).descriptors()
+    }
+    fn control(&mut self, setup: &Setup, data: &[u8], out: &mut Vec<u8>) -> Answer {
+        (**self).control(setup, data, out)
+    }
+    fn transfer_out(&mut self, endpoint: u8, data: &[u8]) -> Answer {
+        (**self).transfer_out(endpoint, data)
+    }
+    fn transfer_in(&mut self, endpoint: u8, length: usize, out: &mut Vec<u8>) -> Answer {
+        (**self).transfer_in(endpoint, length, out)
+    }
+    fn class_descriptor(&self, interface: u8, kind: u8, index: u8) -> Option<&[u8]> {
+        (**self).class_descriptor(interface, kind, index)
+    }
+    fn isochronous(&mut self, endpoint: u8, packets: &mut [IsoPacket], data: &mut [u8]) -> Answer {
+        (**self).isochronous(endpoint, packets, data)
+    }
+    fn isochronous_missed(&mut self, endpoint: u8, intervals: u64) {
+        (**self).isochronous_missed(endpoint, intervals);
+    }
+    fn take_halt(&mut self) -> Option<u8> {
+        (**self).take_halt()
+    }
+    fn clear_halt(&mut self, endpoint: u8) -> bool {
+        (**self).clear_halt(endpoint)
+    }
+    fn configured(&mut self, configuration: u8) {
+        (**self).configured(configuration);
+    }
+    fn interface_set(&mut self, interface: u8, setting: u8) {
+        (**self).interface_set(interface, setting);
+    }
+    fn advance(&mut self, now: Duration) {
+        (**self).advance(now);
+    }
+    fn next_event(&self) -> Option<Duration> {
+        (**self).next_event()
+    }
 }

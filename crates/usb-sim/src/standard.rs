@@ -20,6 +20,7 @@ const DEVICE: u8 = 1;
 const CONFIGURATION: u8 = 2;
 const STRING: u8 = 3;
 const DEVICE_QUALIFIER: u8 = 6;
+const OTHER_SPEED_CONFIGURATION: u8 = 7;
 const ENGLISH: u16 = 0x0409;
 
 /// GET_DESCRIPTOR (§9.4.3).
@@ -29,6 +30,10 @@ pub(crate) fn get_descriptor(from: &Descriptors, setup: &Setup, out: &mut Vec<u8
     match kind {
         DEVICE => give(out, setup, &from.device),
         CONFIGURATION => match from.configurations.get(at) {
+            Some(descriptor) => give(out, setup, descriptor),
+            None => Answer::Stall(0),
+        },
+        OTHER_SPEED_CONFIGURATION => match from.other_speed.get(at) {
             Some(descriptor) => give(out, setup, descriptor),
             None => Answer::Stall(0),
         },

@@ -50,6 +50,7 @@ pub(super) fn of_disk(serial: &str) -> Descriptors {
         device,
         qualifier,
         configurations: vec![configuration],
+        other_speed: Vec::new(),
         strings: vec![
             "xen-vusb".to_owned(),
             "Simulated disk".to_owned(),

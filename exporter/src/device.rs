@@ -156,8 +156,10 @@ impl Serving<'_> {
     fn handle_input(&mut self) -> Result<(), ServerError> {
         let mut taken = 0;
         let result = self.handle_frames(&mut taken);
-        self.input.copy_within(taken..self.filled, 0);
-        self.filled -= taken;
+        if taken > 0 {
+            self.input.copy_within(taken..self.filled, 0);
+            self.filled -= taken;
+        }
         result
     }
 

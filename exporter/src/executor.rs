@@ -47,6 +47,14 @@ impl Executor {
         }
     }
 
+    /// Somebody holds the device since before we were started.
+    pub(crate) fn restore(&mut self) {
+        match self {
+            Self::Simulated(disk) => disk.restore(),
+            Self::Usb(_) => (),
+        }
+    }
+
     /// Who is to be woken when [`Executor::drain`] has something.
     pub(crate) fn set_wake(&mut self, wake: Arc<Notify>) {
         match self {

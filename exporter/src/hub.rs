@@ -88,7 +88,10 @@ impl Hub {
             let same = (lent.vendor, lent.product, &lent.serial)
                 == (info.vendor, info.product, &info.serial);
             match same {
-                true => session.lend(lease.epoch),
+                true => {
+                    session.lend(lease.epoch);
+                    session.executor.restore();
+                }
                 // A lease of before a restart; meanwhile somebody plugged in something else.
                 false => drop(table.remove(&info.id)),
             }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use session::frame::Transfer;
+use session::frame::{Transfer, TransferType};
 use session::server::{Outcome, Server};
 use session::{DeviceId, DeviceInfo};
 use usb_sim::{Disk, Host, Port, Storage, StorageError};
@@ -66,6 +66,20 @@ impl SimulatedDisk {
         self.port.forget_all();
     }
 
+    /// Makes it what it was for its holder before the exporter was started again: configured. A
+    /// real device never knew that the exporter was away.
+    pub(crate) fn restore(&mut self) {
+        let set_configuration = Transfer {
+            transfer_type: TransferType::Control,
+            endpoint: 0,
+            flags: 0,
+            length: 0,
+            interval: 0,
+            setup: [0, 9, 1, 0, 0, 0, 0, 0],
+        };
+        self.port.submit(0, &set_configuration, &[], &mut Nobody);
+    }
+
     pub(crate) fn release(&mut self) {
         self.port.forget_all();
         self.port.reset(&mut Nobody);
@@ -84,16 +98,16 @@ impl Host for ToServer<'_> {
     }
 }
 
-/// Waits for no transfer.
+/// Has transfers carried out and their results dropped.
 struct Nobody;
 
 impl Host for Nobody {
     fn complete(
         &mut self,
         _request: u64,
-        _fill: &mut dyn FnMut(&mut Vec<u8>) -> Option<Outcome>,
+        fill: &mut dyn FnMut(&mut Vec<u8>) -> Option<Outcome>,
     ) -> bool {
-        false
+        fill(&mut Vec::new()).is_some()
     }
 }
 

@@ -418,6 +418,7 @@ fn leases_survive_the_exporter_and_old_epochs_do_not() {
         assert_eq!(control.ask(Request::Subscribe).await, Reply::Done);
         let lease = control.acquire(wanted("0-1", vm(1), 3)).await;
         let mut device = exporter.claim(&host, &lease).await;
+        device.configure().await;
         device.client.save_cookie(b"kept");
         device.flush().await;
         control
@@ -454,8 +455,11 @@ fn leases_survive_the_exporter_and_old_epochs_do_not() {
             matches!(opened, Opened::Refused(Refusal::Fenced { .. })),
             "{opened:?}"
         );
-        let device = exporter.claim(&host, &restored).await;
+        let mut device = exporter.claim(&host, &restored).await;
         assert!(device.client.epoch() > restored.epoch);
+        // The guest knows nothing of all this: its device is as it was.
+        let (sent, _) = device.transfer(&bulk_out(31), &cbw(1, true, 0, 1)).await;
+        assert_eq!(sent.status, TransferStatus::Completed);
     });
 }
 

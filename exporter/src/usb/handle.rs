@@ -17,8 +17,6 @@ pub(super) struct Handle {
 struct State {
     /// Interfaces that are claimed.
     claimed: Vec<u8>,
-    /// Interfaces whose kernel drivers we sent away.
-    detached: Vec<u8>,
     /// The configuration that the device had.
     original: u8,
 }
@@ -68,8 +66,7 @@ impl Handle {
         };
         for number in configuration.interfaces().map(|i| i.number()) {
             match self.usb.detach_kernel_driver(number) {
-                Ok(()) if !state.detached.contains(&number) => state.detached.push(number),
-                // No driver, or none of the kernel's.
+                // Or no driver, or none of the kernel's.
                 Ok(()) | Err(Error::NotFound | Error::InvalidParam) => (),
                 Err(e) => return Err(e),
             }
@@ -144,13 +141,16 @@ impl Handle {
     pub(super) fn give_back(&self) {
         let mut state = self.lock();
         let _ = self.usb.reset();
+        let ours = state.claimed.clone();
         self.unclaim(&mut state);
         let active = self.usb.active_configuration();
         if state.original != 0 && active.is_ok_and(|a| a != state.original) {
             // The kernel binds its drivers by itself to a configuration that it sets.
             let _ = self.usb.set_active_configuration(state.original);
         }
-        for number in state.detached.drain(..) {
+        // Of all interfaces, since an exporter that was killed may have sent a driver away before
+        // us. Where there is none that fits, this fails.
+        for number in ours {
             let _ = self.usb.attach_kernel_driver(number);
         }
     }

@@ -15,6 +15,7 @@
 
 mod audio;
 mod descriptor;
+mod device;
 mod disk;
 mod function;
 mod keyboard;
@@ -27,6 +28,7 @@ mod storage;
 mod testing;
 
 pub use audio::{Audio, FRAME_LEN, RATE, Samples, StreamCheck, StreamCounts};
+pub use device::Device;
 pub use disk::Disk;
 pub use function::{Answer, Descriptors, Function, IsoPacket, Setup};
 pub use keyboard::{Keyboard, KeysFull};

@@ -4,16 +4,18 @@ use session::Speed;
 
 use super::*;
 use crate::testing::{Bus, iso, ms};
-use crate::{Audio, Descriptors, Disk, Keyboard, MemoryStorage, Pattern, SerialLoop, SourceSink};
+use crate::{
+    Audio, Descriptors, Device, Disk, Keyboard, MemoryStorage, Pattern, SerialLoop, SourceSink,
+};
 
-fn devices() -> Vec<Box<dyn Function>> {
+fn devices() -> Vec<Device> {
     vec![
-        Box::new(Disk::new(MemoryStorage::new(1 << 20), "1")),
-        Box::new(Keyboard::new("1")),
-        Box::new(SerialLoop::new("1")),
-        Box::new(SourceSink::new(Pattern::Mod63, Speed::High, "1")),
-        Box::new(SourceSink::new(Pattern::Zero, Speed::Full, "1")),
-        Box::new(Audio::new("1")),
+        Device::Disk(Disk::new(MemoryStorage::new(1 << 20), "1")),
+        Device::Keyboard(Keyboard::new("1")),
+        Device::Serial(SerialLoop::new("1")),
+        Device::SourceSink(SourceSink::new(Pattern::Mod63, Speed::High, "1")),
+        Device::SourceSink(SourceSink::new(Pattern::Zero, Speed::Full, "1")),
+        Device::Audio(Audio::new("1")),
     ]
 }
 

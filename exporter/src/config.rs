@@ -124,7 +124,7 @@ fn default_size_mib() -> u64 {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}")]
     Unreadable {
         /// Which file.
         path: PathBuf,
@@ -132,7 +132,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// It is not what it should be; the text has the line and the key.
-    #[error("{path}: {source}")]
+    #[error("{path} is not a configuration")]
     Invalid {
         /// Which file.
         path: PathBuf,

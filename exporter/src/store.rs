@@ -55,3 +55,33 @@ impl Store {
         fs::write(self.dir.join("port"), format!("{port}\n"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use session::Epoch;
+
+    use super::*;
+
+    #[test]
+    fn what_was_saved_last_is_loaded_and_nonsense_is_not_taken_for_nothing() {
+        let name = format!("exporter-store-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        let store = Store::open(&dir).unwrap();
+        assert_eq!(store.load().unwrap(), Saved::default());
+        for epoch in [3, 4] {
+            let saved = Saved {
+                epoch: Epoch(epoch),
+                leases: vec![],
+            };
+            store.save(&saved).unwrap();
+            assert_eq!(store.load().unwrap(), saved);
+        }
+        // A crash while saving leaves the new file half written, and the old one whole.
+        fs::write(dir.join("leases.json.new"), "{").unwrap();
+        assert_eq!(store.load().unwrap().epoch, Epoch(4));
+        fs::write(dir.join(FILE), "{").unwrap();
+        let error = store.load().unwrap_err();
+        assert!(error.to_string().contains("holds no leases"), "{error}");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -2,7 +2,9 @@
 use super::*;
 
 fn parse(text: &str) -> Result<Config, String> {
-    Config::parse(text, Path::new("exporter.toml")).map_err(|e| e.to_string())
+    // As the program prints it.
+    let parsed = Config::parse(text, Path::new("exporter.toml"));
+    parsed.map_err(|e| format!("{:#}", anyhow::Error::new(e)))
 }
 
 #[test]

@@ -82,6 +82,8 @@ pub struct DeviceTask<B: Backend> {
     pub(super) wake: Rc<Notify>,
     /// True once the guest runs here: only then is the lease claimed. False again tells nothing.
     pub(super) may_claim: watch::Receiver<bool>,
+    /// Whether it has held the lease.
+    pub(super) held: bool,
     /// Whether the frontend can resume.
     pub(super) frontend_resumes: watch::Receiver<bool>,
     pub(super) news: mpsc::UnboundedSender<News>,
@@ -124,8 +126,8 @@ impl<B: Backend> DeviceTask<B> {
         // Connected ahead of time; the rest of the hand-off is one round trip.
         let running = self.may_claim.wait_for(|&may| may).await.map(|_| ());
         running.map_err(|_| Broken::Gone)?;
-        let how = match (*epoch, self.serving.borrow_mut().client(self.port)) {
-            (Some(_), Some(client)) => client.resume(),
+        let how = match self.serving.borrow_mut().client(self.port) {
+            Some(client) if *epoch == Some(client.epoch()) => client.resume(),
             _ => How::Claim {
                 seen: self.lease.epoch,
             },
@@ -141,10 +143,21 @@ impl<B: Backend> DeviceTask<B> {
         match transport::receive::<Opened>(&mut stream).await? {
             // The epoch has grown since the lease was read, for example because the source was
             // restarted. The frontend is connected here, so here is where the guest runs.
+            // A task that has held it before does not do this: who fenced it off is where the guest
+            // is.
             Opened::Refused(Refusal::Fenced { current, .. })
-                if matches!(how, How::Claim { .. }) && current > self.lease.epoch =>
+                if matches!(how, How::Claim { .. }) && !self.held && current > self.lease.epoch =>
             {
                 self.lease.epoch = current;
+                return Err(Broken::Outdated(current));
+            }
+            // The exporter was restarted and knows nothing of what was in flight, or somebody else
+            // holds the lease. A claim tells: only the holder of before may make it with its old
+            // epoch.
+            Opened::Refused(Refusal::Fenced { current, .. })
+                if matches!(how, How::Resume { .. }) =>
+            {
+                self.lease.epoch = epoch.take().unwrap_or(self.lease.epoch);
                 return Err(Broken::Outdated(current));
             }
             Opened::Refused(refusal) => return Err(Broken::Refused(refusal)),
@@ -158,6 +171,8 @@ impl<B: Backend> DeviceTask<B> {
                 if let How::Claim { .. } = how {
                     info!(self.log, "lease claimed"; "epoch" => now.0);
                     *epoch = Some(now);
+                    self.held = true;
+                    serving.fail_submitted(self.port);
                     serving.open(self.port, Client::new(now));
                     serving.flush();
                     let _ = self.news.send(News::Claimed(self.port));

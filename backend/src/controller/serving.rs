@@ -396,6 +396,19 @@ impl<B: Backend> Serving<B> {
         }
     }
 
+    /// Answers what was submitted in an epoch that has ended with an error: whether the device saw
+    /// it is unknown, and it must not see it twice.
+    pub fn fail_submitted(&mut self, port: PortNumber) {
+        let submitted: arrayvec::ArrayVec<Slot, 16> = self
+            .core
+            .unanswered(port)
+            .filter(|&slot| self.core.urb(slot).is_some_and(|u| u.submitted.is_some()))
+            .collect();
+        for slot in submitted {
+            self.finish(slot, UrbResult::failed(UrbStatus::IOERROR));
+        }
+    }
+
     /// The connection is back: sends again what did not arrive.
     pub fn resume(&mut self, port: PortNumber, requests_received: u64) {
         self.count(

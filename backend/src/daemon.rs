@@ -50,6 +50,8 @@ struct Daemon<B: Backend> {
     gathered: mpsc::UnboundedSender<Gathered>,
     /// Domains that exporters were told to expect.
     expected: BTreeMap<DomId, Domain>,
+    /// Controllers that were told to end and may still hold the guest's pages.
+    leaving: BTreeMap<Key, Rc<Entry>>,
 }
 
 /// Runs the daemon; see [`crate::run`].
@@ -84,6 +86,7 @@ pub async fn serve<B: Backend>(
         log: log.clone(),
         gathered,
         expected: BTreeMap::new(),
+        leaving: BTreeMap::new(),
     };
     daemon.watch().await.context("cannot watch xenstore")?;
     spawn_local(socket::serve(listener, admin, log.clone()));
@@ -238,10 +241,13 @@ impl<B: Backend> Daemon<B> {
         let online = self.store.read_optional(&format!("{base}/online")).await?;
         let removed = online.as_deref() == Some("0")
             || (state == XenbusState::Unknown && !self.store.exists(&base).await?);
+        self.leaving.retain(|_, entry| entry.handle.is_running());
         match self.admin.entry(key) {
             Some(_) if removed => self.end(key).await,
             Some(_) => {}
             None if !removed && state == XenbusState::Initialising => self.begin(key).await?,
+            // Its thread says so when it has let go of everything.
+            None if self.leaving.contains_key(&key) => {}
             // Nobody serves it, for example because it came and went while we were away: what is
             // waited for is Closed.
             None if state == XenbusState::Closing && removed => {
@@ -314,6 +320,7 @@ impl<B: Backend> Daemon<B> {
         };
         self.give_back_fresh(&entry);
         entry.handle.tell(Command::Gone);
+        self.leaving.insert(key, entry);
         let domid = key.domid;
         if self.admin.controllers_of(domid).is_empty() {
             let frontend = format!("{TOKEN_FRONTEND}{domid}");

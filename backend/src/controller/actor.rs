@@ -141,6 +141,11 @@ impl Handle {
         self.commands.send(command).is_ok()
     }
 
+    /// Whether it has not ended yet.
+    pub fn is_running(&self) -> bool {
+        !self.commands.is_closed()
+    }
+
     /// Asks what is there; `None` when it has ended.
     pub async fn describe(&self) -> Option<Report> {
         let (answer, report) = oneshot::channel();
@@ -271,6 +276,8 @@ impl<B: Backend> Actor<B> {
         }
         self.say_goodbye().await;
         info!(self.log, "controller ended"; "state" => %self.state);
+        // The toolstack waits for the last state.
+        self.node.finish().await;
     }
 
     // ---- what is told
@@ -560,6 +567,7 @@ impl<B: Backend> Actor<B> {
             identity: self.identity.clone(),
             wake,
             may_claim: self.may_claim.subscribe(),
+            held: false,
             frontend_resumes: self.frontend_resumes.subscribe(),
             news: self.news.clone(),
             log: self.log.new(slog::o!(

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use slog::{Logger, debug, warn};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 use xen::xenstore::{Error, XenStore};
 
 use crate::xenbus::{Key, XenbusState};
@@ -16,18 +17,25 @@ use crate::xenbus::{Key, XenbusState};
 const INIT_WAIT_STANDS: Duration = Duration::from_millis(500);
 
 /// Writes states in the order in which they are sent to it.
-#[derive(Clone, Debug)]
-pub struct StateNode(mpsc::UnboundedSender<Option<XenbusState>>);
+#[derive(Debug)]
+pub struct StateNode {
+    states: mpsc::UnboundedSender<Option<XenbusState>>,
+    writer: JoinHandle<()>,
+}
 
 impl StateNode {
     /// Starts the writer on the current `LocalSet`.
     pub fn start(store: XenStore, key: Key, log: Logger) -> Self {
         let (sender, mut states) = mpsc::unbounded_channel();
-        tokio::task::spawn_local(async move {
+        let writer = tokio::task::spawn_local(async move {
             let mut init_wait_until = Instant::now();
-            while let Some(state) = states.recv().await {
-                if state == Some(XenbusState::Connected) {
-                    sleep_until(init_wait_until).await;
+            while let Some(mut state) = states.recv().await {
+                // What comes after Connected does not wait with it.
+                while state == Some(XenbusState::Connected) {
+                    match timeout_at(init_wait_until, states.recv()).await {
+                        Ok(Some(newer)) => state = newer,
+                        Ok(None) | Err(_) => break,
+                    }
                 }
                 match write(&store, key, state).await {
                     Ok(true) => debug!(log, "state written"; "state" => ?state),
@@ -39,17 +47,27 @@ impl StateNode {
                 }
             }
         });
-        Self(sender)
+        Self {
+            states: sender,
+            writer,
+        }
     }
 
     /// Switches to a state.
     pub fn switch(&self, state: XenbusState) {
-        let _ = self.0.send(Some(state));
+        let _ = self.states.send(Some(state));
     }
 
     /// Removes the node: libxl gives up waiting at once.
     pub fn remove(&self) {
-        let _ = self.0.send(None);
+        let _ = self.states.send(None);
+    }
+
+    /// Waits until everything is written.
+    pub async fn finish(self) {
+        drop(self.states);
+        // An error: it panicked, and has said so.
+        let _ = self.writer.await;
     }
 }
 

@@ -64,6 +64,20 @@ impl<F: Function> Export<F> {
         result
     }
 
+    /// Tells an attached device the time, then does `step`.
+    fn step(
+        &self,
+        now: Duration,
+        step: impl FnOnce(&mut Attachment, &mut Port<F>) -> Result<(), ProtocolError>,
+    ) -> io::Result<()> {
+        let Some(attachment) = &mut *self.attachment.borrow_mut() else {
+            return Ok(());
+        };
+        let mut port = self.port.borrow_mut();
+        attachment.advance(&mut port, now);
+        step(attachment, &mut port).map_err(invalid)
+    }
+
     /// Unplugs it (its client loses the connection; nobody can attach it), or plugs it in again.
     pub fn set_unplugged(&self, unplugged: bool) {
         self.unplugged.set(unplugged);
@@ -187,26 +201,15 @@ async fn attached<F: Function>(
     stream: TcpStream,
     input: &[u8],
 ) -> io::Result<()> {
-    let with =
-        |step: &mut dyn FnMut(&mut Attachment, &mut Port<F>) -> Result<(), ProtocolError>| {
-            match &mut *export.attachment.borrow_mut() {
-                Some(attachment) => {
-                    let mut port = export.port.borrow_mut();
-                    attachment.advance(&mut port, exports.now());
-                    step(attachment, &mut port).map_err(invalid)
-                }
-                None => Ok(()),
-            }
-        };
     let mut buffer = vec![0; READ_LEN];
-    with(&mut |attachment, port| attachment.handle_input(port, input))?;
+    export.step(exports.now(), |attachment, port| {
+        attachment.handle_input(port, input)
+    })?;
     while !export.unplugged.get() {
-        let mut written = Ok(());
-        with(&mut |attachment, _| {
-            written = write(&stream, attachment);
-            Ok(())
-        })?;
-        written?;
+        export.step(exports.now(), |_, _| Ok(()))?;
+        if let Some(attachment) = &mut *export.attachment.borrow_mut() {
+            write(&stream, attachment)?;
+        }
         let waiting = output_len(export);
         let event = export.port.borrow().next_event();
         let timer = async {
@@ -224,7 +227,9 @@ async fn attached<F: Function>(
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
                     Err(e) => return Err(e),
                 };
-                with(&mut |attachment, port| attachment.handle_input(port, &buffer[..len]))?;
+                export.step(exports.now(), |attachment, port| {
+                    attachment.handle_input(port, &buffer[..len])
+                })?;
             }
             ready = stream.writable(), if waiting > 0 => ready?,
             () = timer => (),

@@ -260,7 +260,8 @@ static void vusb_backend_changed(struct xenbus_device *dev, enum xenbus_state st
 		break;
 
 	case XenbusStateClosed:
-		if (dev->state == XenbusStateClosed)
+		/* Initialising: it has yet to see that we begin anew. */
+		if (dev->state == XenbusStateClosed || dev->state == XenbusStateInitialising)
 			break;
 		fallthrough;
 	case XenbusStateClosing:

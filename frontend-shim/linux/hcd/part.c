@@ -162,7 +162,7 @@ static void refill(struct work_struct *work)
 	if (page)
 		vusb_urb_send(vusb);
 	else if (!vusb->dead)
-		mod_delayed_work(system_wq, &vusb->refill, HZ / 10);
+		schedule_delayed_work(&vusb->refill, HZ / 10);
 	spin_unlock_irq(&vusb->lock);
 }
 

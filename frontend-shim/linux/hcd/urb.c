@@ -224,7 +224,7 @@ static bool send_round(struct vusb *vusb)
 			list_move_tail(&endpoint->node, &vusb->ready);
 		} else if (send_part(vusb, endpoint, vurb)) {
 			/* No memory for bounce pages. */
-			mod_delayed_work(system_wq, &vusb->refill, 0);
+			schedule_delayed_work(&vusb->refill, 0);
 			list_move_tail(&endpoint->node, &vusb->ready);
 		} else {
 			sent = true;
@@ -298,6 +298,7 @@ int vusb_urb_enqueue(struct usb_hcd *hcd, struct urb *urb, gfp_t mem_flags)
 	}
 	endpoint = urb->ep->hcpriv;
 	urb->hcpriv = vurb;
+	urb->error_count = 0;
 	if (list_empty(&endpoint->queue))
 		list_add_tail(&endpoint->node, &vusb->ready);
 	list_add_tail(&vurb->node, &endpoint->queue);

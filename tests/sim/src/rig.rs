@@ -4,10 +4,12 @@
 mod exporter;
 mod guest;
 mod host;
+mod proxy;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use control::{Attachment, Response, Status};
@@ -17,6 +19,7 @@ use xl_hooks::pool;
 pub use exporter::{EXPORTER, Exporter};
 pub use guest::{Guest, GuestOptions};
 pub use host::Host;
+pub use proxy::Proxy;
 
 use crate::programs;
 use crate::scratch::ScratchDir;
@@ -37,6 +40,8 @@ pub struct RigOptions {
     pub exporter_port: Option<u16>,
     /// The `[[allow]]` sections of the exporter's configuration.
     pub policy: String,
+    /// Whether the exporter's certificate is of another pool.
+    pub foreign_exporter: bool,
     /// Where the programs' logs go, instead of into the rig's own directory.
     pub logs: Option<PathBuf>,
 }
@@ -49,6 +54,7 @@ impl Default for RigOptions {
             exporter_address: None,
             exporter_port: None,
             policy: "[[allow]]\ndevice = \"*\"\nvm = \"*\"\nhost = \"*\"\n".into(),
+            foreign_exporter: false,
             logs: None,
         }
     }
@@ -77,9 +83,17 @@ impl Rig {
         std::fs::create_dir_all(&logs)?;
         let pool_dir = dir.join("pool");
         pool::init(&pool_dir, "simulator")?;
-        for name in HOSTS.iter().chain([&EXPORTER]) {
+        for name in HOSTS {
             pool::issue(&pool_dir, name, None)?;
         }
+        let exporters_pool = match options.foreign_exporter {
+            true => dir.join("other-pool"),
+            false => pool_dir.clone(),
+        };
+        if options.foreign_exporter {
+            pool::init(&exporters_pool, "another")?;
+        }
+        pool::issue(&exporters_pool, EXPORTER, Some(&pool_dir.join(EXPORTER)))?;
         let port = match options.exporter_port {
             Some(port) => port,
             None => free_port()?,
@@ -95,12 +109,33 @@ impl Rig {
             let first_domid = 1 + 20 * index as u16;
             hosts.push(Host::start(dir, &logs, name, first_domid, seed, &address)?);
         }
-        Ok(Self {
+        let rig = Self {
             hosts,
             exporter,
             logs,
             scratch,
-        })
+        };
+        if !options.foreign_exporter {
+            rig.wait_for_exporter()?;
+        }
+        Ok(rig)
+    }
+
+    /// Waits until every host is connected to the exporter.
+    ///
+    /// # Errors
+    /// When one is not, after a while.
+    pub fn wait_for_exporter(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        for host in 0..self.hosts.len() {
+            while let Some(error) = &self.status(host)?.exporters[0].error {
+                if Instant::now() > deadline {
+                    bail!("{} is not connected: {error}", HOSTS[host]);
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Ok(())
     }
 
     /// The rig's own directory, gone with it.

@@ -2,6 +2,7 @@
 //! vusbd over a simulated host: the daemon of `backend`, with the simulator in Linux's place.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use backend::config::Config;
@@ -23,7 +24,17 @@ struct Arguments {
     verbose: u8,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("vusbd: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let arguments = Arguments::parse();
     let config = Config::load(&arguments.config)?;
     let identity = backend::load_identity(&config)?;

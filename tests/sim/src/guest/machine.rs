@@ -28,6 +28,8 @@ use crate::random::Random;
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the backend's signal, to look at the rest of the world.
 const LOOK_AROUND: Duration = Duration::from_millis(5);
+/// How long after "no such device" the port may still say that there is one.
+const NEWS_TIMEOUT: Duration = Duration::from_secs(1);
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// Largest disk that the model keeps in memory.
 const MAX_DISK_BYTES: u64 = 1 << 30;
@@ -72,6 +74,8 @@ pub struct Machine {
     /// The next block to learn; the workload begins when all are known.
     learning: u32,
     stopping: bool,
+    /// The device is gone by what its answers say; the news on the port may come a moment later.
+    gone: Option<(Instant, anyhow::Error)>,
 }
 
 impl Machine {
@@ -119,6 +123,7 @@ impl Machine {
             operation: None,
             learning: 0,
             stopping: false,
+            gone: None,
         })
     }
 
@@ -210,7 +215,7 @@ impl Machine {
             }
             return Ok(self.stopping && !plugged);
         };
-        if driver.in_flight() > 0 {
+        if driver.in_flight() > 0 || self.gone.is_some() {
             return Ok(false);
         }
         if let Some(operation) = self.operation {
@@ -334,7 +339,6 @@ impl Machine {
 
     fn take_completions(&mut self) -> Result<()> {
         let now = Instant::now();
-        let mut broken = None;
         while let Some(completion) = self.frontend.host().next_completion() {
             match completion.result {
                 Ok(()) => self.meter.completed(now),
@@ -343,8 +347,14 @@ impl Machine {
                 Err(TransferError::Shutdown) => self.report.lost += 1,
                 Err(_) => self.report.errors += 1,
             }
-            if let Some(driver) = &mut self.driver {
-                broken = broken.or(driver.completed(&completion).err());
+            let Some(driver) = &mut self.driver else {
+                continue;
+            };
+            if let Err(e) = driver.completed(&completion) {
+                if completion.result != Err(TransferError::NoDevice) {
+                    return Err(e);
+                }
+                self.gone.get_or_insert((now, e));
             }
         }
         let mut pulled = false;
@@ -352,17 +362,19 @@ impl Machine {
             pulled |= change.port == self.port && change.was != Speed::None;
         }
         if pulled {
+            self.gone = None;
             say(&Said::Unplugged)?;
             return self.drop_disk();
         }
-        match broken {
-            // The answers of a device that is gone may come before the news of its going.
-            Some(e) if self.frontend.host().front().speed(self.port) != Speed::None => {
-                let errors = self.report.errors;
-                Err(e.context(format!("{errors} URBs failed")))
-            }
-            _ => Ok(()),
+        if self
+            .gone
+            .as_ref()
+            .is_some_and(|(since, _)| since.elapsed() > NEWS_TIMEOUT)
+            && let Some((_, error)) = self.gone.take()
+        {
+            return Err(error);
         }
+        Ok(())
     }
 
     /// The device is gone: waits until everything is given back.

@@ -12,7 +12,7 @@ use session::Speed;
 use crate::function::{Answer, Descriptors, Function, Setup};
 use crate::standard::give;
 use crate::storage::Storage;
-use descriptors::{BULK_IN, BULK_OUT, MAX_PACKET};
+use descriptors::{BULK_IN, BULK_OUT, MAX_PACKET, SUPER_MAX_PACKET};
 use scsi::{Data, Scsi};
 
 const CBW_LEN: usize = 31;
@@ -64,6 +64,9 @@ enum Phase {
 pub struct Disk<S> {
     scsi: Scsi<S>,
     descriptors: Descriptors,
+    speed: Speed,
+    /// 1 is UAS.
+    setting: u8,
     phase: Phase,
     /// An endpoint to be halted after this transfer.
     halt: Option<u8>,
@@ -76,8 +79,28 @@ impl<S: Storage> Disk<S> {
         Self {
             scsi: Scsi::new(storage, serial),
             descriptors: descriptors::of_disk(serial),
+            speed: Speed::High,
+            setting: 0,
             phase: Phase::Command,
             halt: None,
+        }
+    }
+
+    /// The same at SuperSpeed. With `with_uas` it also has the descriptors of a UAS setting, whose
+    /// endpoints only stall: nobody is to use it.
+    pub fn super_speed(storage: S, serial: &str, with_uas: bool) -> Self {
+        Self {
+            descriptors: descriptors::of_super_speed_disk(serial, with_uas),
+            speed: Speed::Super,
+            ..Self::new(storage, serial)
+        }
+    }
+
+    /// Of the bulk endpoints.
+    fn max_packet(&self) -> usize {
+        match self.speed {
+            Speed::Super => SUPER_MAX_PACKET,
+            _ => MAX_PACKET,
         }
     }
 
@@ -174,7 +197,7 @@ impl<S: Storage> Disk<S> {
 
 impl<S: Storage> Function for Disk<S> {
     fn speed(&self) -> Speed {
-        Speed::High
+        self.speed
     }
 
     fn descriptors(&self) -> &Descriptors {
@@ -194,7 +217,10 @@ impl<S: Storage> Function for Disk<S> {
     }
 
     fn transfer_out(&mut self, endpoint: u8, bytes: &[u8]) -> Answer {
-        debug_assert_eq!(endpoint, BULK_OUT);
+        let max_packet = self.max_packet();
+        if endpoint != BULK_OUT || self.setting != 0 {
+            return Answer::Stall(0);
+        }
         match &mut self.phase {
             Phase::Command => self.command(bytes),
             Phase::Out {
@@ -211,7 +237,7 @@ impl<S: Storage> Function for Disk<S> {
                 }
                 *unused += (taken - used) as u64;
                 *host -= taken as u64;
-                let is_short = bytes.is_empty() || !bytes.len().is_multiple_of(MAX_PACKET);
+                let is_short = bytes.is_empty() || !bytes.len().is_multiple_of(max_packet);
                 if *host == 0 || is_short {
                     self.phase = Phase::Status {
                         tag: *tag,
@@ -227,7 +253,9 @@ impl<S: Storage> Function for Disk<S> {
     }
 
     fn transfer_in(&mut self, endpoint: u8, length: usize, out: &mut Vec<u8>) -> Answer {
-        debug_assert_eq!(endpoint, BULK_IN);
+        if endpoint != BULK_IN || self.setting != 0 {
+            return Answer::Stall(0);
+        }
         match &mut self.phase {
             Phase::In {
                 data,
@@ -272,9 +300,16 @@ impl<S: Storage> Function for Disk<S> {
     }
 
     fn configured(&mut self, _configuration: u8) {
+        self.setting = 0;
         self.phase = Phase::Command;
         self.halt = None;
         self.scsi.reset();
+    }
+
+    fn interface_set(&mut self, _interface: u8, setting: u8) {
+        self.setting = setting;
+        self.phase = Phase::Command;
+        self.halt = None;
     }
 }
 

@@ -84,6 +84,8 @@ pub struct Descriptors {
     /// What they would be at the other speed (USB 2.0 §9.6.4), with bDescriptorType 7; empty for
     /// none.
     pub other_speed: Vec<Vec<u8>>,
+    /// The binary device object store with all that belongs to it (USB 3.2 §9.6.2); empty for none.
+    pub bos: Vec<u8>,
     /// Strings 1, 2, 3 …, all in English (0409h).
     pub strings: Vec<String>,
 }

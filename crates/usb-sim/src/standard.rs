@@ -12,15 +12,20 @@ pub(crate) const GET_CONFIGURATION: u8 = 8;
 pub(crate) const SET_CONFIGURATION: u8 = 9;
 pub(crate) const GET_INTERFACE: u8 = 10;
 pub(crate) const SET_INTERFACE: u8 = 11;
+pub(crate) const SET_SEL: u8 = 48;
+pub(crate) const SET_ISOCH_DELAY: u8 = 49;
 
 /// Feature selector.
 pub(crate) const ENDPOINT_HALT: u16 = 0;
+/// U1_ENABLE, U2_ENABLE, LTM_ENABLE (USB 3.2 table 9-7).
+pub(crate) const LINK_FEATURES: std::ops::RangeInclusive<u16> = 48..=50;
 
 const DEVICE: u8 = 1;
 const CONFIGURATION: u8 = 2;
 const STRING: u8 = 3;
 const DEVICE_QUALIFIER: u8 = 6;
 const OTHER_SPEED_CONFIGURATION: u8 = 7;
+const BOS: u8 = 15;
 const ENGLISH: u16 = 0x0409;
 
 /// GET_DESCRIPTOR (§9.4.3).
@@ -37,6 +42,7 @@ pub(crate) fn get_descriptor(from: &Descriptors, setup: &Setup, out: &mut Vec<u8
             Some(descriptor) => give(out, setup, descriptor),
             None => Answer::Stall(0),
         },
+        BOS if !from.bos.is_empty() => give(out, setup, &from.bos),
         DEVICE_QUALIFIER if !from.qualifier.is_empty() => give(out, setup, &from.qualifier),
         STRING if at == 0 => {
             let [low, high] = ENGLISH.to_le_bytes();

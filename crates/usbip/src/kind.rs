@@ -9,10 +9,19 @@ use usb_sim::{Audio, Device, Disk, Keyboard, MemoryStorage, Pattern, SerialLoop,
 /// A device to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    Disk { mib: usize },
+    Disk {
+        mib: usize,
+    },
+    /// At SuperSpeed, with descriptors for UAS.
+    SuperDisk {
+        mib: usize,
+    },
     Keyboard,
     Serial,
-    SourceSink { pattern: Pattern, speed: Speed },
+    SourceSink {
+        pattern: Pattern,
+        speed: Speed,
+    },
     Audio,
 }
 
@@ -30,12 +39,14 @@ impl FromStr for Kind {
             Some("none") => Ok(Pattern::None),
             Some(other) => Err(format!("no pattern '{other}': zero, mod63, none")),
         };
+        let mib = || match option.map(str::parse) {
+            None => Ok(64),
+            Some(Ok(mib @ 1..=65_536)) => Ok(mib),
+            Some(_) => Err(format!("no size in MiB in '{text}'")),
+        };
         match (name, option) {
-            ("disk", None) => Ok(Self::Disk { mib: 64 }),
-            ("disk", Some(mib)) => match mib.parse() {
-                Ok(mib @ 1..=65_536) => Ok(Self::Disk { mib }),
-                _ => Err(format!("no size in MiB: '{mib}'")),
-            },
+            ("disk", _) => Ok(Self::Disk { mib: mib()? }),
+            ("super-disk", _) => Ok(Self::SuperDisk { mib: mib()? }),
             ("keyboard", None) => Ok(Self::Keyboard),
             ("serial", None) => Ok(Self::Serial),
             ("audio", None) => Ok(Self::Audio),
@@ -60,6 +71,10 @@ impl Kind {
             Self::Disk { mib } => {
                 let storage = MemoryStorage::new(mib << 20);
                 Device::Disk(Disk::new(storage, &serial))
+            }
+            Self::SuperDisk { mib } => {
+                let storage = MemoryStorage::new(mib << 20);
+                Device::Disk(Disk::super_speed(storage, &serial, true))
             }
             Self::Keyboard => Device::Keyboard(Keyboard::new(&serial)),
             Self::Serial => Device::Serial(SerialLoop::new(&serial)),

@@ -27,7 +27,7 @@ struct Arguments {
     /// Address and port to listen on. There is no authentication.
     #[arg(long, default_value = "127.0.0.1:3240")]
     listen: SocketAddr,
-    /// Devices, with the bus ids 1-1, 1-2 …: disk[:MIB], keyboard, serial,
+    /// Devices, with the bus ids 1-1, 1-2 …: disk[:MIB], super-disk[:MIB], keyboard, serial,
     /// source-sink[:zero|mod63|none], source-sink-full[:…], audio
     #[arg(required = true)]
     devices: Vec<Kind>,

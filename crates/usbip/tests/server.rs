@@ -127,14 +127,21 @@ fn reply(stream: &mut TcpStream, is_in: bool) -> ([u32; 10], Vec<u8>) {
 
 #[test]
 fn the_list_ends_with_the_connection() {
-    let program = Program::start(&["disk:1", "keyboard", "serial", "source-sink:mod63", "audio"]);
+    let program = Program::start(&[
+        "disk:1",
+        "keyboard",
+        "serial",
+        "source-sink:mod63",
+        "audio",
+        "super-disk:1",
+    ]);
     let mut stream = program.connect();
     stream.write_all(&[1, 0x11, 0x80, 5, 0, 0, 0, 0]).unwrap();
     let mut list = Vec::new();
     stream.read_to_end(&mut list).unwrap();
-    assert_eq!(list[..12], [1, 0x11, 0, 5, 0, 0, 0, 0, 0, 0, 0, 5]);
-    // One, one, two, one and three interfaces
-    assert_eq!(list.len(), 12 + 5 * 0x138 + 8 * 4);
+    assert_eq!(list[..12], [1, 0x11, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6]);
+    // One, one, two, one, three and one interfaces
+    assert_eq!(list.len(), 12 + 6 * 0x138 + 9 * 4);
 }
 
 #[test]

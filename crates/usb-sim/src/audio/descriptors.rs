@@ -107,6 +107,7 @@ pub(super) fn of_audio(serial: &str) -> Descriptors {
             ],
         )],
         other_speed: Vec::new(),
+        bos: Vec::new(),
         strings: descriptor::strings("Simulated headset", serial),
     }
 }

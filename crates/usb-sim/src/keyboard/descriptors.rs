@@ -72,6 +72,7 @@ pub(super) fn of_keyboard(serial: &str) -> Descriptors {
             ],
         )],
         other_speed: Vec::new(),
+        bos: Vec::new(),
         strings: descriptor::strings("Simulated keyboard", serial),
     }
 }

@@ -11,6 +11,7 @@ use crate::{
 fn devices() -> Vec<Device> {
     vec![
         Device::Disk(Disk::new(MemoryStorage::new(1 << 20), "1")),
+        Device::Disk(Disk::super_speed(MemoryStorage::new(1 << 20), "1", true)),
         Device::Keyboard(Keyboard::new("1")),
         Device::Serial(SerialLoop::new("1")),
         Device::SourceSink(SourceSink::new(Pattern::Mod63, Speed::High, "1")),
@@ -52,6 +53,7 @@ fn check_configuration(configuration: &[u8], kind: u8, speed: Speed) {
                 endpoints_left -= 1;
                 let size = u16::from_le_bytes([part[4], part[5]]);
                 match (part[3] & 3, speed) {
+                    (2, Speed::Super) => assert_eq!(size, 1024),
                     (2, Speed::High) => assert_eq!(size, 512),
                     (2, _) => assert_eq!(size, 64),
                     (3, Speed::Low) => assert!(size <= 8 && part[6] >= 10),
@@ -74,6 +76,7 @@ fn descriptors_are_well_formed() {
             qualifier,
             configurations,
             other_speed,
+            bos,
             strings,
         } = function.descriptors();
         let speed = function.speed();
@@ -85,6 +88,12 @@ fn descriptors_are_well_formed() {
         if speed == Speed::High {
             assert_eq!(device[7], 64);
             assert_eq!(qualifier.len(), 10);
+        }
+        if speed == Speed::Super {
+            assert_eq!(device[7], 9);
+            assert_eq!(usize::from(bos[2]), bos.len());
+        } else {
+            assert!(bos.is_empty());
         }
         for configuration in configurations {
             check_configuration(configuration, 2, speed);
@@ -264,7 +273,7 @@ proptest! {
     /// none.
     #[test]
     fn every_transfer_is_answered_once(
-        which in 0_usize..6,
+        which in 0_usize..7,
         clock in any::<bool>(),
         steps in prop::collection::vec(step(), 1..80),
     ) {
@@ -302,4 +311,44 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn what_a_super_speed_host_says_about_the_link() {
+    let disk = |super_speed| match super_speed {
+        true => Disk::super_speed(MemoryStorage::new(4096), "1", true),
+        false => Disk::new(MemoryStorage::new(4096), "1"),
+    };
+    for super_speed in [true, false] {
+        let mut bus = Bus::configured(disk(super_speed), 1);
+        let expected = match super_speed {
+            true => Ok(()),
+            false => Err(TransferStatus::Stall),
+        };
+        assert_eq!(bus.control_out(0, 48, 0, 0, &[1, 2, 3, 0, 4, 0]), expected);
+        assert_eq!(bus.control_out(0, 49, 40, 0, &[]), expected);
+        assert_eq!(bus.control_out(0, 3, 48, 0, &[]), expected);
+        assert_eq!(bus.control_out(0, 1, 49, 0, &[]), expected);
+        let bos = bus.control_in(0x80, 6, 0x0f00, 0, 255).map(|b| b.len());
+        assert_eq!(bos, expected.map(|()| 22));
+    }
+}
+
+#[test]
+fn the_setting_for_uas_only_stalls() {
+    let disk = Disk::super_speed(MemoryStorage::new(4096), "1", true);
+    let mut bus = Bus::configured(disk, 1);
+    let mut test_unit_ready = [0; 31];
+    test_unit_ready[..4].copy_from_slice(b"USBC");
+    test_unit_ready[14] = 6;
+    assert_eq!(bus.control_out(1, 11, 1, 0, &[]), Ok(()));
+    for endpoint in [0x02, 0x04] {
+        let answer = bus.write(endpoint, &test_unit_ready);
+        assert_eq!(answer, Err(TransferStatus::Stall));
+    }
+    assert_eq!(bus.read(0x83, 13), Err(TransferStatus::Stall));
+    // Back to bulk-only
+    assert_eq!(bus.control_out(1, 11, 0, 0, &[]), Ok(()));
+    assert_eq!(bus.write(0x02, &test_unit_ready), Ok(()));
+    assert_eq!(bus.read(0x81, 13).unwrap()[..4], *b"USBS");
 }

@@ -51,6 +51,7 @@ pub(super) fn of_serial(serial: &str) -> Descriptors {
             ],
         )],
         other_speed: Vec::new(),
+        bos: Vec::new(),
         strings: descriptor::strings("Simulated serial loop", serial),
     }
 }

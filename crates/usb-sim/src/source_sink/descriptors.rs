@@ -122,6 +122,7 @@ pub(super) fn of_source_sink(speed: Speed, serial: &str) -> Descriptors {
         qualifier: device.qualifier(),
         configurations: configurations(speed),
         other_speed: other_speed.map(descriptor::other_speed).collect(),
+        bos: Vec::new(),
         strings: descriptor::strings("Simulated source and sink", serial),
     }
 }

@@ -17,9 +17,10 @@ use crate::switch::link_sockets;
 use crate::tree::Tree;
 
 /// Extended processor state (XSAVE and what needs it) is broken for Xen PV guests in this
-/// emulation: random programs die. PVH guests crash on RDTSCP.
+/// emulation: random programs die. PVH guests crash on RDTSCP. SHA instructions work on another
+/// domain's registers after a switch between domains (docs/lab.md, "What the emulator gets wrong").
 const CPU: &str =
-    "max,-rdtscp,-xsave,-xsaveopt,-xsavec,-xsaves,-avx,-avx2,-fma,-f16c,-vaes,-vpclmulqdq";
+    "max,-rdtscp,-xsave,-xsaveopt,-xsavec,-xsaves,-avx,-avx2,-fma,-f16c,-vaes,-vpclmulqdq,-sha-ni";
 
 /// Name of the snapshot in a machine's state file.
 const SNAPSHOT: &str = "ready";

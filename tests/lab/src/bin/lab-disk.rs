@@ -188,7 +188,12 @@ impl Writer {
                 .direct
                 .read_exact_at(aligned.block(), (block * BLOCK_BYTES) as u64)
             {
-                Ok(()) => read.update(&*aligned.block()),
+                Ok(()) => {
+                    if aligned.block() != wanted {
+                        self.reporter.report.mismatches += 1;
+                    }
+                    read.update(&*aligned.block());
+                }
                 Err(error) => self.reporter.failed("final read", &error),
             }
         }

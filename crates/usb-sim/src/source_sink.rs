@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! A test device in the manner of Linux's gadget zero, as its driver `usbtest` expects it.
 //!
-//! Configuration 3 is source and sink: IN endpoints always have data, OUT endpoints take all.
+//! Configuration 3 is source and sink: IN endpoints always have data, OUT endpoints take all. Setting
+//! 0 of its interface has bulk endpoints; setting 1 also isochronous ones, setting 2 interrupt ones,
+//! and setting 3 both. (`usbtest` takes the first setting, unless told by `alt=3`.)
 //! Configuration 2 is a loop: what comes is given back.
 
 mod descriptors;

@@ -22,7 +22,12 @@ use crate::kind::Kind;
 /// Simulated USB devices, served with USB/IP. Commands on standard input are answered on standard
 /// output; `help` lists them.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(
+    version,
+    after_help = "To have a device on this machine's bus: modprobe vhci-hcd, then \
+        usbip attach -r 127.0.0.1 -b 1-1. usbtest finds all endpoints of source-sink with \
+        modprobe usbtest alt=3."
+)]
 struct Arguments {
     /// Address and port to listen on. There is no authentication.
     #[arg(long, default_value = "127.0.0.1:3240")]

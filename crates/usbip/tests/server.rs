@@ -49,13 +49,10 @@ impl Program {
 
     /// Repeats `stats` until it has this pair.
     fn await_stat(&mut self, bus_id: &str, pair: &str) {
-        loop {
+        until(|| {
             let stats = self.command(&format!("stats {bus_id}"));
-            if stats.split(' ').any(|p| p == pair) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+            stats.split(' ').any(|p| p == pair)
+        });
     }
 
     fn connect(&self) -> TcpStream {
@@ -89,6 +86,17 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Waits; a test that would wait for ever fails.
+fn until(mut reached: impl FnMut() -> bool) {
+    for _ in 0..6000 {
+        if reached() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("not reached");
 }
 
 fn submit(sequence: u32, is_in: bool, endpoint: u32, length: u32, setup: [u8; 8]) -> Vec<u8> {
@@ -153,9 +161,7 @@ fn one_client_at_a_time() {
     assert_eq!(program.import("1-9").1, [1, 0x11, 0, 3, 0, 0, 0, 4]);
     drop(stream);
     // The server learns it when it gets to it.
-    while program.import("1-1").1[7] != 0 {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until(|| program.import("1-1").1[7] == 0);
 }
 
 #[test]

@@ -83,8 +83,10 @@ pub fn destroy(lab: &Lab) -> Result<()> {
 pub fn migrate(lab: &Lab, from: &str, to: &str) -> Result<(Output, Duration)> {
     let target = Machine::named(to)?.ip();
     let start = Instant::now();
+    // -t: when the receiving end has closed, the sending one must hear of it soon, as it would from
+    // ssh. With a long time a refused guest stays suspended for as long.
     let output = lab.agent(from)?.exec_for(
-        &format!("xl migrate -s '' {NAME} 'socat -b 262144 -t 600 - TCP:{target}:8002' 2>&1"),
+        &format!("xl migrate -s '' {NAME} 'socat -b 262144 -t 5 - TCP:{target}:8002' 2>&1"),
         Duration::from_secs(900),
     )?;
     Ok((output, start.elapsed()))

@@ -38,6 +38,8 @@ pub struct Entry {
     pub frontend: Cell<XenbusState>,
     /// Whether its leases were asked for.
     pub decided: Cell<bool>,
+    /// Names of exporters that did not answer then.
+    pub silent: RefCell<Vec<String>>,
 }
 
 impl Entry {
@@ -49,6 +51,7 @@ impl Entry {
             domain,
             frontend,
             decided: Cell::new(false),
+            silent: RefCell::default(),
         }
     }
 }
@@ -534,12 +537,12 @@ fn forecast(attachment: Attachment) -> Forecast {
         ),
         (false, OnMigrate::Replug) => (
             Outcome::Replug,
-            format!("{stock}; load the xen-vusb module in the guest to avoid it"),
+            format!("{stock}; load the xen-vusb-resume module in the guest to avoid it"),
         ),
         (false, OnMigrate::Refuse) => (
             Outcome::Refused,
             format!(
-                "{stock}; load the xen-vusb module in the guest, or `xl-vusb detach {vm_name} \
+                "{stock}; load the xen-vusb-resume module in the guest, or `xl-vusb detach {vm_name} \
                  {port}` first, or attach the device with --on-migrate replug"
             ),
         ),

@@ -13,7 +13,7 @@ use slog::{Logger, debug, error, info, o, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use transport::Identity;
 use xen::xenstore::{Endpoint, Error, WatchEvent, XenStore};
 use xen::{Backend, DomId, EvtchnPort, GrantRef};
@@ -29,6 +29,9 @@ use crate::xenbus::{BACKENDS, Key, XenbusState, frontends};
 /// Longest wait for the exporters' leases when a controller appears. libxl waits 10 s for us.
 const LEASES_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Pause before an exporter that is not connected is asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
 const TOKEN_BACKEND: &str = "backend";
 const TOKEN_DOMAINS: &str = "domains";
 const TOKEN_FRONTEND: &str = "frontend/";
@@ -38,6 +41,8 @@ const TOKEN_SHUTDOWN: &str = "shutdown/";
 struct Gathered {
     key: Key,
     leases: Vec<(config::Exporter, Lease)>,
+    /// Names of exporters that did not answer.
+    silent: Vec<String>,
 }
 
 struct Daemon<B: Backend> {
@@ -404,31 +409,52 @@ impl<B: Backend> Daemon<B> {
             domid: key.domid.0,
         };
         let (gathered, log) = (self.gathered.clone(), self.log.clone());
+        // A guest on its way surely has its devices somewhere; a new one is not kept waiting.
+        let arriving = domain.is_incoming();
         spawn_local(async move {
             let asked: Vec<_> = exporters
                 .into_iter()
                 .map(|exporter| {
-                    let request = request.clone();
-                    spawn_local(async move { leases(exporter, request).await })
+                    let (request, name) = (request.clone(), exporter.name().to_owned());
+                    let task = spawn_local(async move {
+                        match arriving {
+                            true => leases_with_patience(exporter, request).await,
+                            false => leases(exporter, request).await,
+                        }
+                    });
+                    (name, task)
                 })
                 .collect();
-            let mut leases = Vec::new();
-            for task in asked {
+            let (mut leases, mut silent) = (Vec::new(), Vec::new());
+            for (name, task) in asked {
                 match task.await {
                     Ok(Ok(found)) => leases.extend(found),
-                    Ok(Err(e)) => warn!(log, "leases unknown: {}", e; "controller" => %key),
+                    Ok(Err(e)) => {
+                        warn!(log, "leases unknown: {}", e; "controller" => %key);
+                        silent.push(name);
+                    }
                     Err(e) => error!(log, "leases unknown: {}", e),
                 }
             }
             leases.retain(|(_, lease)| lease.controller == key.devid);
-            let _ = gathered.send(Gathered { key, leases });
+            let _ = gathered.send(Gathered {
+                key,
+                leases,
+                silent,
+            });
         });
     }
 
-    async fn decide(&mut self, Gathered { key, leases }: Gathered) {
+    async fn decide(&mut self, gathered: Gathered) {
+        let Gathered {
+            key,
+            leases,
+            silent,
+        } = gathered;
         let Some(entry) = self.admin.entry(key) else {
             return;
         };
+        entry.silent.replace(silent);
         let me = Holder {
             host: self.identity.name().into(),
             domid: key.domid.0,
@@ -469,7 +495,7 @@ impl<B: Backend> Daemon<B> {
         } = lease;
         let text = format!(
             "migration of VM {vm_name} ({vm}) to {} refused: device {}/{} ({}) at port {port} may \
-             not be interrupted and the guest's frontend cannot resume. Load the xen-vusb module \
+             not be interrupted and the guest's frontend cannot resume. Load the xen-vusb-resume module \
              in the guest, or `xl-vusb detach {vm_name} {port}` first, or attach the device with \
              --on-migrate replug",
             self.identity.name(),
@@ -529,23 +555,46 @@ impl<B: Backend> Daemon<B> {
             vm: Some(domain.vm),
         };
         spawn_local(async move {
+            let name = exporter.name().to_owned();
             let Ok(found) = leases(exporter, request).await else {
                 return;
             };
             let Some(report) = entry.handle.describe().await else {
                 return;
             };
+            // One that was silent when the guest arrived still has the source as holder.
+            let missed = entry.silent.borrow().contains(&name);
             let ours = found.into_iter().filter(|(_, lease)| {
                 lease.controller == key.devid
-                    && lease.holder == me
+                    && (lease.holder == me || missed)
                     && report.at(lease.port).is_none()
             });
             let ours = ours.map(|(exporter, lease)| {
-                let incoming = verdict(&lease, &me);
+                let incoming = match verdict(&lease, &me) {
+                    // Too late to keep the guest from coming.
+                    Incoming::Refuse => Incoming::Replug,
+                    incoming => incoming,
+                };
                 (exporter, lease, incoming)
             });
             entry.handle.tell(Command::Leases(ours.collect()));
         });
+    }
+}
+
+/// As [`leases`], but again until the time is up when the connection is (still) lost.
+async fn leases_with_patience(
+    exporter: Exporter,
+    request: Request,
+) -> Result<Vec<(config::Exporter, Lease)>, crate::exporter::AskError> {
+    let until = Instant::now() + LEASES_TIMEOUT;
+    loop {
+        match leases(exporter.clone(), request.clone()).await {
+            Err(crate::exporter::AskError::Unreachable { .. }) if Instant::now() < until => {
+                sleep(ASK_AGAIN_AFTER).await;
+            }
+            result => return result,
+        }
     }
 }
 

@@ -41,6 +41,11 @@ impl Domain {
         }))
     }
 
+    /// Whether `xl migrate` is still bringing it here (`migrate_receive` in `xl_migrate.c`).
+    pub fn is_incoming(&self) -> bool {
+        self.name.ends_with("--incoming")
+    }
+
     /// The domids of this host, dom0 left out.
     pub async fn all(store: &XenStore) -> Result<Vec<DomId>, Error> {
         let names = store.directory(DOMAINS).await?;

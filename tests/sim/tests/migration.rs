@@ -212,7 +212,11 @@ fn a_stock_guest_with_storage_is_refused_and_goes_on() {
     guest.wait_commands(20).unwrap();
     let status = rig.status(0).unwrap();
     let note = status.attachments[0].note.clone().unwrap();
-    for part in ["exporter/0-1", "xl-vusb detach stock 1", "xen-vusb module"] {
+    for part in [
+        "exporter/0-1",
+        "xl-vusb detach stock 1",
+        "xen-vusb-resume module",
+    ] {
         assert!(note.contains(part), "{note}");
     }
     end_unnoticed(rig, guest);

@@ -79,7 +79,7 @@ impl Rig {
     pub fn start(options: &RigOptions) -> Result<Self> {
         let scratch = ScratchDir::new().context("cannot make a directory for the run")?;
         let dir = scratch.path();
-        let logs = options.logs.clone().unwrap_or_else(|| dir.join("logs"));
+        let logs = options.logs.clone().unwrap_or_else(|| kept_logs(dir));
         std::fs::create_dir_all(&logs)?;
         let pool_dir = dir.join("pool");
         pool::init(&pool_dir, "simulator")?;
@@ -238,6 +238,14 @@ impl Rig {
         }
         text.push_str(&format!("--- exporter\n{}\n", self.exporter.log_tail()));
         text
+    }
+}
+
+/// In the rig's own directory, or below `XEN_VUSB_SIM_LOGS`, to look at after a scenario failed.
+fn kept_logs(dir: &Path) -> PathBuf {
+    match (std::env::var_os("XEN_VUSB_SIM_LOGS"), dir.file_name()) {
+        (Some(logs), Some(name)) => Path::new(&logs).join(name),
+        _ => dir.join("logs"),
     }
 }
 

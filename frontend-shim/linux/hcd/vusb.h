@@ -111,7 +111,7 @@ struct vusb_port {
 	/* wPortStatus and wPortChange (USB 2.0, 11.24.2.7). */
 	u16 status;
 	u16 change;
-	/* XENUSB_SPEED_*: what the backend says is plugged in, whether or not the port has power. */
+	/* XENUSB_SPEED_*: what the backend says is plugged in, also into a port without power. */
 	u8 speed;
 	/* Clearing of USB_PORT_STAT_SUSPEND has been asked for. */
 	bool resuming;
@@ -122,6 +122,7 @@ struct vusb_port {
 /* A controller: the private part of its usb_hcd. */
 struct vusb {
 	struct xenbus_device *xbdev;
+	/* Of everything here; see above. */
 	spinlock_t lock;
 
 	/* The rings exist. Not while a resumed domain waits for its new backend. */

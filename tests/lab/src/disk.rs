@@ -148,9 +148,9 @@ pub fn finish(guest: &Agent) -> Result<Account> {
         if report.finished {
             break report;
         }
-        if start.elapsed() > Duration::from_secs(180) {
+        if start.elapsed() > Duration::from_secs(600) {
             bail!(
-                "the writer does not end: it hangs in the kernel\n{}",
+                "the writer does not end; the end of the guest's kernel log:\n{}",
                 guest.must("dmesg | tail -n 20")?
             );
         }

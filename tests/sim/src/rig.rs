@@ -127,10 +127,10 @@ impl Rig {
     /// When one is not, after a while.
     pub fn wait_for_exporter(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
-        for host in 0..self.hosts.len() {
+        for (host, name) in HOSTS.iter().enumerate() {
             while let Some(error) = &self.status(host)?.exporters[0].error {
                 if Instant::now() > deadline {
-                    bail!("{} is not connected: {error}", HOSTS[host]);
+                    bail!("{name} is not connected: {error}");
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }

@@ -224,7 +224,7 @@ mod tests {
             |s| s.violations.push("x".into()),
             |s| s.sha256_matches = Some(false),
             |s| s.sha256_matches = None,
-            |s| drop(s.blackouts_us.pop()),
+            |s| s.blackouts_us.truncate(2),
         ];
         for (n, fault) in faults.into_iter().enumerate() {
             let mut summary = good();

@@ -93,7 +93,7 @@ impl Model {
         // Both fit: READ and WRITE (10) have 32-bit addresses, and a command is at most 256 KiB.
         let block = self.random.below(blocks - count + 1) as u32;
         let count = count as u16;
-        if kind % 2 == 0 {
+        if kind.is_multiple_of(2) {
             Operation::Read { block, count }
         } else {
             let seed = self.random.next_u64();

@@ -2,6 +2,8 @@
 //! The program behind `cargo xtask demo`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 use sim_scenarios::demo::{self, DemoOptions};
@@ -19,14 +21,22 @@ struct Arguments {
 fn main() -> anyhow::Result<ExitCode> {
     let Arguments { demo } = Arguments::parse();
     let signals = StopSignals::block();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let interruption = interrupted.clone();
     std::thread::spawn(move || {
         signals.wait();
+        interruption.store(true, Ordering::SeqCst);
         // The children die with this process (see `process`); files do not.
         ScratchDir::remove_all();
         eprintln!("interrupted");
         std::process::exit(130);
     });
-    let summary = demo::run(&demo)?;
+    let result = demo::run(&demo);
+    while interrupted.load(Ordering::SeqCst) {
+        // The run fails when its files are taken away. How the process ends is for who took them.
+        std::thread::park();
+    }
+    let summary = result?;
     if demo.json {
         println!("{:#}", summary.to_json());
     } else {

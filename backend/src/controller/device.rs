@@ -29,6 +29,12 @@ const PING_AFTER: Duration = Duration::from_secs(2);
 /// Silence after which the connection counts as lost.
 const LOST_AFTER: Duration = Duration::from_secs(6);
 
+/// Completions are acknowledged in passing by the next request. A message of their own, which costs
+/// both ends a wake-up, they get only when no request comes for this long…
+const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(5);
+/// … or when more than this many have gathered: the exporter keeps them and their data.
+const ACKNOWLEDGE_ABOVE: u64 = 16;
+
 /// What becomes of an attached device.
 #[derive(Debug)]
 pub enum News {
@@ -202,6 +208,7 @@ impl<B: Backend> DeviceTask<B> {
         let mut buffer = Vec::with_capacity(4 * (HEADER_LEN + MAX_BODY_LEN));
         let mut heard = Instant::now();
         let mut asked = false;
+        let mut owing = false;
         loop {
             let patience = if asked { LOST_AFTER } else { PING_AFTER };
             tokio::select! {
@@ -216,6 +223,11 @@ impl<B: Backend> DeviceTask<B> {
                         // At most a part of one frame.
                         false => drop(buffer.drain(..taken)),
                     }
+                    owing = true;
+                }
+                () = sleep_until(heard + ACKNOWLEDGE_AFTER), if owing => {
+                    self.acknowledge();
+                    owing = false;
                 }
                 () = sleep_until(heard + patience) => {
                     if asked {
@@ -256,12 +268,21 @@ impl<B: Backend> DeviceTask<B> {
         }
         serving.flush();
         if let Some(client) = serving.client(self.port) {
-            client.acknowledge();
+            if client.unacknowledged() > ACKNOWLEDGE_ABOVE {
+                client.acknowledge();
+            }
             if !client.output().is_empty() {
                 self.wake.notify_one();
             }
         }
         end.map_or(Ok(taken), Err)
+    }
+
+    fn acknowledge(&self) {
+        if let Some(client) = self.serving.borrow_mut().client(self.port) {
+            client.acknowledge();
+            self.wake.notify_one();
+        }
     }
 
     /// Sends the session's output whenever there is some.

@@ -3,7 +3,7 @@
 //!
 //! Calling contract: encode with [`Client::submit`], [`Client::cancel`] and the others, send what
 //! [`Client::output`] holds; feed what arrives to [`Client::next_event`] until it answers `None`,
-//! then call [`Client::acknowledge`]. When the connection is lost, call [`Client::lost`], connect
+//! then, before long, [`Client::acknowledge`]. When the connection is lost, call [`Client::lost`], connect
 //! again, send an `Open` with [`Client::resume`], hand the answer to [`Client::resumed`], and send
 //! every request again that it names.
 //!
@@ -235,8 +235,13 @@ impl Client {
         Ok(Some((event, HEADER_LEN + body.len())))
     }
 
-    /// Acknowledges completions that no request has acknowledged in passing. Call it once per
-    /// batch of input, after the ring was looked at: then a new request often carries it.
+    /// Completions received that are not acknowledged yet. Every request acknowledges all in
+    /// passing; [`Client::acknowledge`] is for when none comes, or too many have gathered.
+    pub fn unacknowledged(&self) -> u64 {
+        self.completions_received - self.acknowledged
+    }
+
+    /// Acknowledges completions that no request has acknowledged in passing.
     pub fn acknowledge(&mut self) {
         if self.acknowledged != self.completions_received {
             self.plain(Kind::Ack, 0, &[]);

@@ -5,8 +5,10 @@
 mod actor;
 mod data;
 mod device;
+mod handle;
 mod node;
+mod rings;
 mod serving;
 
-pub use actor::{Command, Device, Handle, Report, Setup, spawn};
-pub use serving::RingDetails;
+pub use handle::{Command, Device, Handle, Report, Setup, spawn};
+pub use rings::RingDetails;

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The devices of a controller: plugged in, unplugged, and the news of their tasks.
+
+use std::rc::Rc;
+
+use control::Counters;
+use handoff::{Cookie, Event, Incoming, State};
+use session::Lease;
+use slog::{info, warn};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::{AbortHandle, spawn_local};
+use usbif::{DeviceAddress, PortNumber, Speed};
+use vusb_core::PortState;
+use xen::Backend;
+
+use super::Actor;
+use crate::config;
+use crate::controller::device::{DeviceTask, News};
+use crate::controller::handle::{Device, Report};
+
+/// A device at a port.
+pub(super) struct Plugged {
+    exporter: config::Exporter,
+    lease: Lease,
+    task: AbortHandle,
+    claimed: bool,
+    /// Leased for this controller, not brought by a guest that arrived.
+    fresh: bool,
+    waiting: Option<oneshot::Sender<Result<(), String>>>,
+}
+
+impl<B: Backend> Actor<B> {
+    pub(super) fn plug_arriving(
+        &mut self,
+        exporter: config::Exporter,
+        lease: Lease,
+        incoming: Incoming,
+    ) {
+        let Some(port) = PortNumber::new(lease.port) else {
+            return;
+        };
+        let carried = match (incoming, Cookie::decode(&lease.cookie)) {
+            (Incoming::Seamless, Ok(cookie)) => cookie,
+            (Incoming::Seamless, Err(e)) => {
+                warn!(self.log, "device will be replugged: {}", e; "port" => lease.port);
+                None
+            }
+            _ => None,
+        };
+        let state = carried.map(|c| PortState {
+            speed: Speed::from_wire(c.speed).unwrap_or_default(),
+            address: DeviceAddress::new(c.address).filter(|a| !a.is_default()),
+        });
+        if let Err(e) = self.plug(port, exporter, lease, state, None) {
+            warn!(self.log, "lease ignored: {}", e);
+            return;
+        }
+        if carried.is_none() {
+            self.serving.borrow_mut().core.replug(port);
+        }
+    }
+
+    pub(super) fn attach(
+        &mut self,
+        exporter: config::Exporter,
+        lease: Lease,
+        answer: oneshot::Sender<Result<(), String>>,
+    ) {
+        let Some(port) = PortNumber::new(lease.port) else {
+            let _ = answer.send(Err(format!("port {} is not 1 to 31", lease.port)));
+            return;
+        };
+        let running = *self.may_claim.borrow();
+        let (waiting, at_once) = if running {
+            (Some(answer), None)
+        } else {
+            (None, Some(answer))
+        };
+        let result = self.plug(port, exporter, lease, None, waiting);
+        match &result {
+            Err(e) => warn!(self.log, "device not attached: {}", e),
+            Ok(()) => {
+                if let Some(plugged) = &mut self.plugged[port.index()] {
+                    plugged.fresh = true;
+                }
+            }
+        }
+        if let Some(answer) = at_once {
+            let _ = answer.send(result);
+        }
+    }
+
+    fn plug(
+        &mut self,
+        port: PortNumber,
+        exporter: config::Exporter,
+        lease: Lease,
+        carried: Option<PortState>,
+        waiting: Option<oneshot::Sender<Result<(), String>>>,
+    ) -> Result<(), String> {
+        let speed = match lease.device.speed {
+            session::Speed::Low => Speed::Low,
+            session::Speed::Full => Speed::Full,
+            session::Speed::High | session::Speed::Super => Speed::High,
+        };
+        let wake = Rc::new(Notify::new());
+        {
+            let mut serving = self.serving.borrow_mut();
+            if let Err(e) = serving.core.plug(port, speed, carried) {
+                let text = e.to_string();
+                if let Some(waiting) = waiting {
+                    let _ = waiting.send(Err(text.clone()));
+                }
+                return Err(text);
+            }
+            serving.attach(port, wake.clone());
+        }
+        let task = DeviceTask {
+            serving: self.serving.clone(),
+            port,
+            lease: lease.clone(),
+            domid: self.key.domid.0,
+            exporter: exporter.clone(),
+            identity: self.identity.clone(),
+            wake,
+            may_claim: self.may_claim.subscribe(),
+            held: false,
+            frontend_resumes: self.frontend_resumes.subscribe(),
+            news: self.news.clone(),
+            log: self.log.new(slog::o!(
+                "port" => port.get(),
+                "device" => format!("{}/{}", exporter.name, lease.device.id),
+            )),
+        };
+        let task = spawn_local(task.run()).abort_handle();
+        self.plugged[port.index()] = Some(Plugged {
+            exporter,
+            lease,
+            task,
+            claimed: false,
+            fresh: false,
+            waiting,
+        });
+        Ok(())
+    }
+
+    pub(super) fn detach(&mut self, port: PortNumber) -> Option<(String, Lease)> {
+        let Plugged {
+            exporter,
+            mut lease,
+            task,
+            ..
+        } = self.plugged[port.index()].take()?;
+        task.abort();
+        let attached = self.serving.borrow_mut().detach(port);
+        if let Some(client) = attached.and_then(|a| a.client) {
+            lease.epoch = client.epoch();
+        }
+        Some((exporter.name, lease))
+    }
+
+    pub(super) fn device(&mut self, news: News) {
+        match news {
+            News::Claimed(port) => {
+                if let Some(plugged) = &mut self.plugged[port.index()] {
+                    plugged.claimed = true;
+                    if let Some(waiting) = plugged.waiting.take() {
+                        let _ = waiting.send(Ok(()));
+                    }
+                }
+            }
+            News::Lost(port, why) => {
+                // What a migration ends in at its source; anywhere else it is worth a look.
+                match self.state {
+                    State::Frozen => info!(self.log, "handed over"; "port" => port.get()),
+                    _ => warn!(self.log, "device unplugged: {}", why; "port" => port.get()),
+                }
+                if let Some(Plugged {
+                    waiting: Some(waiting),
+                    ..
+                }) = self.plugged[port.index()].take()
+                {
+                    let _ = waiting.send(Err(why));
+                }
+                self.serving.borrow_mut().detach(port);
+            }
+        }
+        self.look_claimed();
+    }
+
+    pub(super) fn look_claimed(&mut self) {
+        if self.state == State::Claiming && self.plugged.iter().flatten().all(|p| p.claimed) {
+            self.event(Event::Claimed);
+        }
+    }
+
+    pub(super) fn report(&self) -> Report {
+        let serving = self.serving.borrow();
+        let devices = self.plugged.iter().flatten().map(|p| {
+            let mut lease = p.lease.clone();
+            let attached = PortNumber::new(lease.port).and_then(|port| serving.at(port));
+            if let Some(client) = attached.and_then(|a| a.client.as_ref()) {
+                lease.epoch = client.epoch();
+            }
+            Device {
+                exporter: p.exporter.name.clone(),
+                lease,
+                fresh: p.fresh && !p.claimed,
+                counters: attached.map_or(Counters::default(), |a| a.counters),
+            }
+        });
+        Report {
+            state: self.state,
+            backend: self.backend,
+            frontend_resumes: *self.frontend_resumes.borrow(),
+            devices: devices.collect(),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A controller as the daemon sees it: what it is made of, what it is told, what it answers.
+
+use std::sync::Arc;
+
+use control::Counters;
+use handoff::{Incoming, State};
+use session::Lease;
+use slog::{Logger, error};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::LocalSet;
+use transport::Identity;
+use usbif::PortNumber;
+use xen::Backend;
+use xen::xenstore::XenStore;
+
+use super::actor::Actor;
+use super::rings::RingDetails;
+use crate::config::{self, HandOff};
+use crate::totals::Totals;
+use crate::xenbus::{Key, XenbusState};
+
+/// What a controller is made of.
+pub struct Setup<B> {
+    /// Which.
+    pub key: Key,
+    /// Its number of ports.
+    pub port_count: u8,
+    /// Xen.
+    pub platform: B,
+    /// Its nodes.
+    pub store: XenStore,
+    /// Our certificate.
+    pub identity: Identity,
+    /// Times.
+    pub hand_off: HandOff,
+    /// The daemon's counters.
+    pub totals: Arc<Totals>,
+    /// Its logger.
+    pub log: Logger,
+}
+
+/// What the daemon tells a controller.
+#[derive(Debug)]
+pub enum Command {
+    /// The VM's leases for this controller, with the exporter of each, and what is to become of
+    /// them. libxl is waiting.
+    Leases(Vec<(config::Exporter, Lease, Incoming)>),
+    /// A lease forbids that the guest moves here.
+    Refuse,
+    /// The frontend has connected with these rings.
+    FrontendConnected(RingDetails),
+    /// The frontend is Closing or Closed; the state it has.
+    FrontendClosed(XenbusState),
+    /// The frontend starts anew, from Initialising.
+    FrontendInitialising,
+    /// The frontend says that it can resume, or not.
+    FrontendResumes(bool),
+    /// `control/shutdown` was set to `suspend`.
+    Suspend,
+    /// The domain or the controller goes away.
+    Gone,
+    /// Plug in a device that was just leased. Answered when its lease is claimed; at once where
+    /// the frontend has not connected yet.
+    Attach(
+        config::Exporter,
+        Box<Lease>,
+        oneshot::Sender<Result<(), String>>,
+    ),
+    /// Unplug what is at a port. Answered with the exporter's name, and the lease with its epoch of
+    /// now.
+    Detach(PortNumber, oneshot::Sender<Option<(String, Lease)>>),
+    /// What is there.
+    Describe(oneshot::Sender<Report>),
+}
+
+/// What a controller says of itself.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Where its hand-off is.
+    pub state: State,
+    /// The state that its backend node has, or will have in a moment.
+    pub backend: XenbusState,
+    /// Whether the frontend can resume.
+    pub frontend_resumes: bool,
+    /// Its devices.
+    pub devices: Vec<Device>,
+}
+
+/// One device of a [`Report`].
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// The exporter's name.
+    pub exporter: String,
+    /// The lease as it was when it was attached, but with its epoch of now.
+    pub lease: Lease,
+    /// Whether it was leased for this controller and never claimed: then nobody else waits for it.
+    pub fresh: bool,
+    /// What went through.
+    pub counters: Counters,
+}
+
+impl Report {
+    /// The device at a port.
+    pub fn at(&self, port: u8) -> Option<&Device> {
+        self.devices.iter().find(|d| d.lease.port == port)
+    }
+}
+
+/// The daemon's handle of a controller. The thread ends after [`Command::Gone`], or when the handle
+/// is dropped.
+pub struct Handle {
+    commands: mpsc::UnboundedSender<Command>,
+    /// How many ports it has.
+    pub port_count: u8,
+}
+
+impl Handle {
+    /// Tells it something. False when it has ended.
+    pub fn tell(&self, command: Command) -> bool {
+        self.commands.send(command).is_ok()
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&self) -> bool {
+        !self.commands.is_closed()
+    }
+
+    /// Asks what is there; `None` when it has ended.
+    pub async fn describe(&self) -> Option<Report> {
+        let (answer, report) = oneshot::channel();
+        self.tell(Command::Describe(answer)).then_some(())?;
+        report.await.ok()
+    }
+}
+
+/// Starts a controller's thread.
+pub fn spawn<B: Backend>(setup: Setup<B>) -> std::io::Result<Handle> {
+    let (commands, inbox) = mpsc::unbounded_channel();
+    let port_count = setup.port_count;
+    let log = setup.log.clone();
+    std::thread::Builder::new()
+        .name(setup.key.to_string())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            match runtime {
+                Ok(runtime) => {
+                    LocalSet::new()
+                        .block_on(&runtime, async { Actor::new(setup).run(inbox).await });
+                }
+                Err(e) => error!(log, "controller not started: {}", e),
+            }
+        })?;
+    Ok(Handle {
+        commands,
+        port_count,
+    })
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The rings of a frontend: where they are, and the mapped ones.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use tokio::io::unix::AsyncFd;
+use usbif::{BackRing, Conn, Urb};
+use xen::{Backend, EventChannel, EvtchnPort, GrantError, GrantRef, RingPage};
+
+/// What the frontend's directory says of its rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingDetails {
+    /// `urb-ring-ref`.
+    pub urb: GrantRef,
+    /// `conn-ring-ref`.
+    pub conn: GrantRef,
+    /// `event-channel`.
+    pub channel: EvtchnPort,
+}
+
+/// Why the rings of a frontend cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// A ring page.
+    #[error("cannot map the rings: {0}")]
+    Map(#[from] GrantError),
+    /// The event channel.
+    #[error("cannot bind event channel {port}: {source}")]
+    Channel {
+        /// The guest's port.
+        port: EvtchnPort,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// The mapped rings.
+pub(super) struct Rings<B: Backend> {
+    pub(super) urb: BackRing<RingPage<B::Mapping>, Urb>,
+    pub(super) conn: BackRing<RingPage<B::Mapping>, Conn>,
+    pub(super) channel: Rc<B::Channel>,
+}
+
+/// Resolves whenever the frontend has signalled.
+pub struct Signal<B: Backend> {
+    pub(super) watched: AsyncFd<OwnedFd>,
+    pub(super) channel: Rc<B::Channel>,
+}
+
+impl<B: Backend> Signal<B> {
+    /// Waits for an event and takes it.
+    pub async fn wait(&self) -> std::io::Result<()> {
+        let mut guard = self.watched.readable().await?;
+        // First, so that an event between the two is not forgotten.
+        guard.clear_ready();
+        self.channel.take_event().map(drop)
+    }
+}

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The sessions' side of [`Serving`]: what is submitted, and what completes.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+
+use control::Counters;
+use handoff::Cookie;
+use session::client::Client;
+use session::frame::{Completion, Transfer, TransferStatus, TransferType};
+use slog::warn;
+use tokio::sync::Notify;
+use usbif::{PortNumber, RingKind, Speed, Urb, UrbStatus};
+use vusb_core::{Slot, UrbResult, urb_status};
+use xen::Backend;
+
+use super::{Attached, Serving};
+use crate::controller::data;
+
+/// A bulk transfer of no bytes on endpoint 0: invalid by USB 2.0 §5.8, so nothing happens.
+const NOTHING: Transfer = Transfer {
+    transfer_type: TransferType::Bulk,
+    endpoint: 0x80,
+    flags: 0,
+    length: 0,
+    interval: 0,
+    setup: [0; 8],
+};
+
+impl<B: Backend> Serving<B> {
+    /// A device was plugged into the core at this port.
+    pub fn attach(&mut self, port: PortNumber, wake: Rc<Notify>) {
+        self.attached[port.index()] = Some(Attached {
+            client: None,
+            wake,
+            counters: Counters::default(),
+            saved: None,
+            reset: None,
+        });
+    }
+
+    /// Unplugs a device: the guest is told, and everything unanswered is answered.
+    pub fn detach(&mut self, port: PortNumber) -> Option<Attached> {
+        self.core.unplug(port);
+        let slots: arrayvec::ArrayVec<Slot, 16> = self.core.unanswered(port).collect();
+        for slot in slots {
+            self.finish(slot, UrbResult::failed(UrbStatus::NODEV));
+        }
+        let attached = self.attached[port.index()].take();
+        self.flush();
+        attached
+    }
+
+    pub(super) fn count(&mut self, port: PortNumber, more: Counters) {
+        self.totals.add(&more);
+        if let Some(attached) = self.at_mut(port) {
+            attached.counters += more;
+        }
+    }
+
+    /// The device at a port.
+    pub fn at(&self, port: PortNumber) -> Option<&Attached> {
+        self.attached[port.index()].as_ref()
+    }
+
+    /// The device at a port.
+    pub fn at_mut(&mut self, port: PortNumber) -> Option<&mut Attached> {
+        self.attached[port.index()].as_mut()
+    }
+
+    /// The session of the device at a port.
+    pub fn client(&mut self, port: PortNumber) -> Option<&mut Client> {
+        self.at_mut(port)?.client.as_mut()
+    }
+
+    /// The lease is claimed: requests go to this session from now on, those held first.
+    pub fn open(&mut self, port: PortNumber, client: Client) {
+        if let Some(attached) = self.at_mut(port) {
+            attached.client = Some(client);
+            attached.saved = None;
+            attached.reset = None;
+            self.release(port);
+        }
+    }
+
+    /// Answers what was submitted in an epoch that has ended with an error: whether the device saw
+    /// it is unknown, and it must not see it twice.
+    pub fn fail_submitted(&mut self, port: PortNumber) {
+        let submitted: arrayvec::ArrayVec<Slot, 16> = self
+            .core
+            .unanswered(port)
+            .filter(|&slot| self.core.urb(slot).is_some_and(|u| u.submitted.is_some()))
+            .collect();
+        for slot in submitted {
+            self.finish(slot, UrbResult::failed(UrbStatus::IOERROR));
+        }
+    }
+
+    /// The connection is back: sends again what did not arrive.
+    pub fn resume(&mut self, port: PortNumber, requests_received: u64) {
+        self.count(
+            port,
+            Counters {
+                reconnects: 1,
+                ..Counters::default()
+            },
+        );
+        let Some(client) = self.client(port) else {
+            return;
+        };
+        let unsent: arrayvec::ArrayVec<u64, 32> = client.unsent(requests_received).collect();
+        for number in unsent {
+            self.resend(port, number);
+        }
+        if let Some(attached) = self.at_mut(port) {
+            attached.saved = None;
+            if let Some(client) = &mut attached.client {
+                client.resend_cancels();
+            }
+        }
+        self.flush();
+    }
+
+    /// A transfer is over. Call [`Serving::flush`] after the last of a batch.
+    pub fn completed(&mut self, port: PortNumber, completion: &Completion, body: &[u8]) {
+        if let Some(attached) = self.at_mut(port)
+            && attached.reset == Some(completion.request)
+        {
+            attached.reset = None;
+            if completion.status != TransferStatus::Completed {
+                warn!(self.log, "device reset failed"; "status" => ?completion.status);
+            }
+            self.release(port);
+            return;
+        }
+        let Some(slot) = self.core.by_number(port, completion.request) else {
+            return;
+        };
+        let Some(urb) = self.core.urb(slot) else {
+            return;
+        };
+        let mut result = UrbResult {
+            status: urb_status(completion.status),
+            actual_length: completion.actual_length,
+            error_count: completion.error_count,
+            start_frame: completion.start_frame,
+        };
+        let copied = data::body_to_guest(
+            &self.platform,
+            self.domid,
+            &urb.request,
+            &urb.transfer,
+            completion.actual_length,
+            body,
+        );
+        if let Err(e) = copied {
+            warn!(self.log, "URB's data lost"; "id" => urb.request.id, "error" => %e);
+            result = UrbResult::failed(UrbStatus::INVAL);
+        }
+        self.finish(slot, result);
+    }
+
+    /// After a batch of completions: whatever they led to goes out.
+    pub fn flush(&mut self) {
+        if let Err(e) = self.tell_connections() {
+            warn!(self.log, "connection ring is corrupt: {}", e);
+        }
+        self.save_cookies();
+        self.publish();
+    }
+
+    /// Cancels a transfer; its completion answers. Nothing happens when it is over.
+    pub fn cancel(&mut self, port: PortNumber, number: u64) {
+        if let Some(attached) = self.at_mut(port)
+            && let Some(client) = &mut attached.client
+        {
+            client.cancel(number);
+            attached.wake.notify_one();
+        }
+    }
+
+    /// Answers a transfer that was cancelled and has not completed for too long. Its completion,
+    /// if one comes, finds no request.
+    pub fn give_up(&mut self, port: PortNumber, number: u64) {
+        if let Some(slot) = self.core.by_number(port, number) {
+            warn!(self.log, "exporter did not answer a cancellation in time";
+                "port" => port.get(), "request" => number);
+            self.finish(slot, UrbResult::failed(UrbStatus::IOERROR));
+            self.publish();
+        }
+    }
+
+    /// Whether every slot of the URB ring waits for an answer.
+    pub fn is_full(&self) -> bool {
+        let rings = self.rings.as_ref();
+        rings.is_some_and(|r| r.urb.unanswered() >= <Urb as RingKind>::SLOTS)
+    }
+
+    /// Cancels every IN transfer but control ones: those that only wait for data. See
+    /// [`super::actor`] for when.
+    pub fn cancel_waiting(&mut self) {
+        for port in self.core.ports() {
+            let waiting: arrayvec::ArrayVec<u64, 16> = self
+                .core
+                .unanswered(port)
+                .filter_map(|slot| self.core.urb(slot))
+                .filter(|u| u.transfer.is_in())
+                .filter(|u| u.transfer.transfer_type != TransferType::Control)
+                .filter_map(|u| u.submitted)
+                .collect();
+            for number in waiting {
+                self.cancel(port, number);
+            }
+        }
+    }
+
+    pub(super) fn release(&mut self, port: PortNumber) {
+        self.core.release(port);
+        for slot in self.core.held_requests(port) {
+            self.submit(slot);
+        }
+    }
+
+    pub(super) fn submit(&mut self, slot: Slot) {
+        let Some(urb) = self.core.urb(slot) else {
+            return;
+        };
+        let (port, request, transfer) = (urb.port, &urb.request, urb.transfer);
+        let attached = self.attached[port.index()].as_mut();
+        let Some(attached) = attached.filter(|a| a.client.as_ref().is_some_and(Client::has_room))
+        else {
+            // A device without a session is held; 16 slots fit into the session's window.
+            self.finish(slot, UrbResult::failed(UrbStatus::NODEV));
+            return;
+        };
+        let Some(client) = &mut attached.client else {
+            return;
+        };
+        let submitted = client.submit(&transfer, |out| {
+            data::body_from_guest(&self.platform, self.domid, request, &transfer, out)
+        });
+        match submitted {
+            Ok(number) => {
+                attached.wake.notify_one();
+                self.core.submitted(slot, number);
+                self.count(
+                    port,
+                    Counters {
+                        urbs: 1,
+                        ..Counters::default()
+                    },
+                );
+            }
+            Err(e) => {
+                warn!(self.log, "URB refused"; "id" => request.id, "error" => %e);
+                self.finish(slot, UrbResult::failed(UrbStatus::INVAL));
+            }
+        }
+    }
+
+    fn resend(&mut self, port: PortNumber, number: u64) {
+        let urb = self
+            .core
+            .by_number(port, number)
+            .and_then(|slot| self.core.urb(slot));
+        let Some(attached) = self.attached[port.index()].as_mut() else {
+            return;
+        };
+        let Some(client) = &mut attached.client else {
+            return;
+        };
+        if attached.reset == Some(number) {
+            client.resend_reset(number);
+            return;
+        }
+        let sent = urb.is_some_and(|urb| {
+            let (request, transfer) = (&urb.request, &urb.transfer);
+            let sent = client.resend(number, transfer, |out| {
+                data::body_from_guest(&self.platform, self.domid, request, transfer, out)
+            });
+            if let Err(e) = &sent {
+                warn!(self.log, "URB lost with its pages"; "id" => urb.request.id, "error" => %e);
+            }
+            sent.is_ok()
+        });
+        if !sent {
+            // Answered meanwhile, or its pages are gone. Numbers have no gaps, so its place is
+            // taken by a transfer that no device can carry out.
+            let Ok(()) = client.resend(number, &NOTHING, |_| Ok::<_, Infallible>(()));
+        }
+    }
+
+    pub(super) fn reset(&mut self, port: PortNumber) {
+        match self.at_mut(port) {
+            Some(Attached {
+                client: Some(client),
+                wake,
+                reset,
+                ..
+            }) if client.has_room() => {
+                *reset = Some(client.reset());
+                wake.notify_one();
+            }
+            _ => self.release(port),
+        }
+    }
+
+    /// Saves what a hand-off needs as soon as it changes, so that it is true also when this host
+    /// dies without notice.
+    pub(super) fn save_cookies(&mut self) {
+        for port in self.core.ports() {
+            let state = self.core.port_state(port);
+            if state.speed == Speed::None {
+                continue;
+            }
+            let cookie = Cookie {
+                address: state.address.map_or(0, |a| a.get()),
+                speed: state.speed.to_wire(),
+            };
+            let Some(attached) = &mut self.attached[port.index()] else {
+                continue;
+            };
+            let Some(client) = &mut attached.client else {
+                continue;
+            };
+            if attached.saved != Some(cookie) && client.is_connected() {
+                client.save_cookie(&cookie.encode());
+                attached.saved = Some(cookie);
+                attached.wake.notify_one();
+            }
+        }
+    }
+}

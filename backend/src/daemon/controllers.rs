@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Controllers come and go, and so do their frontends.
+
+use slog::{error, info, o, warn};
+use tokio::sync::oneshot;
+use tokio::task::spawn_local;
+use xen::xenstore::Error;
+use xen::{Backend, DomId, EvtchnPort, GrantRef};
+
+use super::{Daemon, TOKEN_FRONTEND, TOKEN_SHUTDOWN};
+use crate::admin::Entry;
+use crate::controller::{self, Command, RingDetails, Setup};
+use crate::domain::{DOMAINS, Domain};
+use crate::xenbus::{BACKENDS, Key, XenbusState, frontends};
+
+impl<B: Backend> Daemon<B> {
+    pub(super) async fn backends_changed(&mut self) -> Result<(), Error> {
+        let list = async |path: String| match self.store.directory(&path).await {
+            Err(e) if e.is_not_found() => Ok(Vec::new()),
+            other => other,
+        };
+        let mut keys = self.admin.keys();
+        for domid in list(BACKENDS.into()).await? {
+            for devid in list(format!("{BACKENDS}/{domid}")).await? {
+                keys.extend(Key::of_backend_path(&format!("{BACKENDS}/{domid}/{devid}")));
+            }
+        }
+        keys.sort();
+        keys.dedup();
+        for key in keys {
+            self.backend_changed(key).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn backend_changed(&mut self, key: Key) -> Result<(), Error> {
+        let base = key.backend();
+        let state = self.store.read_optional(&format!("{base}/state")).await?;
+        let state = state
+            .as_deref()
+            .map_or(XenbusState::Unknown, XenbusState::parse);
+        let online = self.store.read_optional(&format!("{base}/online")).await?;
+        let removed = online.as_deref() == Some("0")
+            || (state == XenbusState::Unknown && !self.store.exists(&base).await?);
+        self.leaving.retain(|_, entry| entry.handle.is_running());
+        match self.admin.entry(key) {
+            Some(_) if removed => self.end(key).await,
+            Some(_) => {}
+            None if !removed && state == XenbusState::Initialising => self.begin(key).await?,
+            // Its thread says so when it has let go of everything.
+            None if self.leaving.contains_key(&key) => {}
+            // Nobody serves it, for example because it came and went while we were away: what is
+            // waited for is Closed.
+            None if state == XenbusState::Closing && removed => {
+                self.store
+                    .write(&format!("{base}/state"), XenbusState::Closed.as_str())
+                    .await?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    async fn begin(&mut self, key: Key) -> Result<(), Error> {
+        let log = self.log.new(o!("controller" => key.to_string()));
+        let Some(domain) = Domain::read(&self.store, key.domid).await? else {
+            warn!(log, "controller without a domain");
+            return Ok(());
+        };
+        let ports = self
+            .store
+            .read_optional(&format!("{}/num-ports", key.backend()))
+            .await?;
+        let Some(port_count @ 1..=31) = ports.and_then(|p| p.trim().parse().ok()) else {
+            error!(
+                log,
+                "num-ports is not 1 to 31; correct the usbctrl line of the domain"
+            );
+            return Ok(());
+        };
+        info!(log, "controller appeared"; "vm" => %domain.vm, "name" => &domain.name);
+        let setup = Setup {
+            key,
+            port_count,
+            platform: self.platform.clone(),
+            store: self.store.clone(),
+            identity: self.identity.clone(),
+            hand_off: self.config.hand_off,
+            totals: self.admin.totals.clone(),
+            log: log.clone(),
+        };
+        let handle = match controller::spawn(setup) {
+            Ok(handle) => handle,
+            Err(e) => {
+                error!(log, "cannot start the controller's thread: {}", e);
+                return Ok(());
+            }
+        };
+        let first = self.admin.controllers_of(key.domid).is_empty();
+        self.admin.insert(key, Entry::new(handle, domain.clone()));
+        self.gather(key, &domain);
+        if first {
+            let domid = key.domid;
+            let set = async {
+                self.store
+                    .watch(&frontends(domid), &format!("{TOKEN_FRONTEND}{domid}"))
+                    .await?;
+                let shutdown = format!("{DOMAINS}/{domid}/control/shutdown");
+                self.store
+                    .watch(&shutdown, &format!("{TOKEN_SHUTDOWN}{domid}"))
+                    .await
+            };
+            set.await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn end(&mut self, key: Key) {
+        let Some(entry) = self.admin.remove(key) else {
+            return;
+        };
+        self.give_back_fresh(&entry);
+        entry.handle.tell(Command::Gone);
+        self.leaving.insert(key, entry);
+        let domid = key.domid;
+        if self.admin.controllers_of(domid).is_empty() {
+            let frontend = format!("{TOKEN_FRONTEND}{domid}");
+            let shutdown = format!("{TOKEN_SHUTDOWN}{domid}");
+            let path = format!("{DOMAINS}/{domid}/control/shutdown");
+            let _ = self.store.unwatch(&frontends(domid), &frontend).await;
+            let _ = self.store.unwatch(&path, &shutdown).await;
+        }
+    }
+
+    /// Devices that were leased for a controller whose frontend never connected: no guest knows
+    /// them, and no other host waits for them.
+    fn give_back_fresh(&self, entry: &Entry) {
+        let (answer, report) = oneshot::channel();
+        entry.handle.tell(Command::Describe(answer));
+        let (admin, log) = (self.admin.clone(), self.log.clone());
+        spawn_local(async move {
+            let Ok(report) = report.await else { return };
+            for device in report.devices.into_iter().filter(|d| d.fresh) {
+                if let Err(e) = admin.release(&device.exporter, &device.lease).await {
+                    warn!(log, "device not given back: {}", e);
+                }
+            }
+        });
+    }
+
+    pub(super) async fn frontend_changed(&mut self, domid: DomId) -> Result<(), Error> {
+        for (key, entry) in self.admin.controllers_of(domid) {
+            let base = key.frontend();
+            let read = async |name: &str| self.store.read_optional(&format!("{base}/{name}")).await;
+            let state = read("state").await?;
+            let state = state
+                .as_deref()
+                .map_or(XenbusState::Unknown, XenbusState::parse);
+            let resumes = read("feature-resume").await?.as_deref() == Some("1");
+            entry.handle.tell(Command::FrontendResumes(resumes));
+            let before = entry.frontend.replace(state);
+            if before == state {
+                continue;
+            }
+            match state {
+                XenbusState::Initialised | XenbusState::Connected
+                    if before != XenbusState::Initialised =>
+                {
+                    let number = async |name: &str| {
+                        Ok::<_, Error>(read(name).await?.and_then(|n| n.trim().parse().ok()))
+                    };
+                    let urb = number("urb-ring-ref").await?;
+                    let conn = number("conn-ring-ref").await?;
+                    let channel = number("event-channel").await?;
+                    let (Some(urb), Some(conn), Some(channel)) = (urb, conn, channel) else {
+                        warn!(self.log, "frontend connected without its rings";
+                            "controller" => key.to_string());
+                        continue;
+                    };
+                    entry.handle.tell(Command::FrontendConnected(RingDetails {
+                        urb: GrantRef(urb),
+                        conn: GrantRef(conn),
+                        channel: EvtchnPort(channel),
+                    }));
+                }
+                XenbusState::Closing | XenbusState::Closed => {
+                    entry.handle.tell(Command::FrontendClosed(state));
+                }
+                XenbusState::Initialising => {
+                    entry.handle.tell(Command::FrontendInitialising);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! What the exporters know of a VM, and what becomes of it here.
+
+use std::time::Duration;
+
+use handoff::{Incoming, verdict};
+use session::control::{Event, Reply, Request};
+use session::{Holder, Lease};
+use slog::{debug, error, info, warn};
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep, timeout};
+use xen::Backend;
+
+use super::Daemon;
+use crate::config;
+use crate::controller::Command;
+use crate::domain::Domain;
+use crate::exporter::Exporter;
+use crate::xenbus::{Key, XenbusState};
+
+/// Longest wait for the exporters' leases when a controller appears. libxl waits 10 s for us.
+const LEASES_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Pause before an exporter that is not connected is asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// Leases gathered for a controller.
+pub(super) struct Gathered {
+    key: Key,
+    leases: Vec<(config::Exporter, Lease)>,
+    /// Names of exporters that did not answer.
+    silent: Vec<String>,
+}
+
+impl<B: Backend> Daemon<B> {
+    /// Asks all exporters at once what a VM holds, and comes back to [`Daemon::decide`].
+    pub(super) fn gather(&self, key: Key, domain: &Domain) {
+        let exporters = self.admin.exporters().to_vec();
+        let request = Request::Expect {
+            vm: domain.vm,
+            domid: key.domid.0,
+        };
+        let (gathered, log) = (self.gathered.clone(), self.log.clone());
+        // A guest on its way surely has its devices somewhere; a new one is not kept waiting.
+        let arriving = domain.is_incoming();
+        spawn_local(async move {
+            let asked: Vec<_> = exporters
+                .into_iter()
+                .map(|exporter| {
+                    let (request, name) = (request.clone(), exporter.name().to_owned());
+                    let task = spawn_local(async move {
+                        match arriving {
+                            true => leases_with_patience(exporter, request).await,
+                            false => leases(exporter, request).await,
+                        }
+                    });
+                    (name, task)
+                })
+                .collect();
+            let (mut leases, mut silent) = (Vec::new(), Vec::new());
+            for (name, task) in asked {
+                match task.await {
+                    Ok(Ok(found)) => leases.extend(found),
+                    Ok(Err(e)) => {
+                        warn!(log, "leases unknown: {}", e; "controller" => %key);
+                        silent.push(name);
+                    }
+                    Err(e) => error!(log, "leases unknown: {}", e),
+                }
+            }
+            leases.retain(|(_, lease)| lease.controller == key.devid);
+            let _ = gathered.send(Gathered {
+                key,
+                leases,
+                silent,
+            });
+        });
+    }
+
+    pub(super) async fn decide(&mut self, gathered: Gathered) {
+        let Gathered {
+            key,
+            leases,
+            silent,
+        } = gathered;
+        let Some(entry) = self.admin.entry(key) else {
+            return;
+        };
+        entry.silent.replace(silent);
+        let me = Holder {
+            host: self.identity.name().into(),
+            domid: key.domid.0,
+        };
+        let leases: Vec<_> = leases
+            .into_iter()
+            .map(|(exporter, lease)| {
+                let incoming = verdict(&lease, &me);
+                (exporter, lease, incoming)
+            })
+            .collect();
+        if leases
+            .iter()
+            .any(|(_, _, incoming)| *incoming == Incoming::Refuse)
+        {
+            for (exporter, lease, _) in leases.iter().filter(|l| l.2 == Incoming::Refuse) {
+                self.refuse(exporter, lease);
+            }
+            entry.handle.tell(Command::Refuse);
+        } else {
+            entry.handle.tell(Command::Leases(leases));
+        }
+        entry.decided.set(true);
+        // The frontend may have been quicker than the exporters, and was not listened to then.
+        entry.frontend.set(XenbusState::Unknown);
+        if let Err(e) = self.frontend_changed(key.domid).await {
+            warn!(self.log, "xenstore: {}", e);
+        }
+    }
+
+    fn refuse(&self, exporter: &config::Exporter, lease: &Lease) {
+        let Lease {
+            vm_name,
+            vm,
+            port,
+            device,
+            ..
+        } = lease;
+        let text = format!(
+            "migration of VM {vm_name} ({vm}) to {} refused: device {}/{} ({}) at port {port} may \
+             not be interrupted and the guest's frontend cannot resume. Load the xen-vusb-resume module \
+             in the guest, or `xl-vusb detach {vm_name} {port}` first, or attach the device with \
+             --on-migrate replug",
+            self.identity.name(),
+            exporter.name,
+            device.id,
+            device.name,
+        );
+        error!(self.log, "{}", text);
+        let found = self
+            .admin
+            .exporters()
+            .iter()
+            .find(|e| e.name() == exporter.name);
+        let Some(exporter) = found.cloned() else {
+            return;
+        };
+        let request = Request::Note {
+            device: device.id.clone(),
+            vm: *vm,
+            text,
+        };
+        spawn_local(async move { drop(exporter.ask(request).await) });
+    }
+
+    pub(super) fn exporter_event(&self, exporter: &str, event: Option<Event>) {
+        match event {
+            // Leases that we could not be told of while it was away.
+            None => {
+                for key in self.admin.keys() {
+                    let Some(entry) = self.admin.entry(key) else {
+                        continue;
+                    };
+                    if entry.decided.get() {
+                        self.gather_again(key, exporter, &entry.domain);
+                    }
+                }
+            }
+            Some(Event::Released { device, vm, reason }) => {
+                info!(self.log, "lease ended: {}", reason;
+                    "exporter" => exporter, "device" => %device, "vm" => %vm);
+            }
+            Some(event) => debug!(self.log, "exporter"; "exporter" => exporter, "event" => ?event),
+        }
+    }
+
+    /// After an exporter came back: plugs in what is ours there and not plugged in yet.
+    fn gather_again(&self, key: Key, exporter: &str, domain: &Domain) {
+        let found = self.admin.exporters().iter().find(|e| e.name() == exporter);
+        let (Some(exporter), Some(entry)) = (found.cloned(), self.admin.entry(key)) else {
+            return;
+        };
+        let me = Holder {
+            host: self.identity.name().into(),
+            domid: key.domid.0,
+        };
+        let request = Request::Leases {
+            vm: Some(domain.vm),
+        };
+        spawn_local(async move {
+            let name = exporter.name().to_owned();
+            let Ok(found) = leases(exporter, request).await else {
+                return;
+            };
+            let Some(report) = entry.handle.describe().await else {
+                return;
+            };
+            // One that was silent when the guest arrived still has the source as holder.
+            let missed = entry.silent.borrow().contains(&name);
+            let ours = found.into_iter().filter(|(_, lease)| {
+                lease.controller == key.devid
+                    && (lease.holder == me || missed)
+                    && report.at(lease.port).is_none()
+            });
+            let ours = ours.map(|(exporter, lease)| {
+                let incoming = match verdict(&lease, &me) {
+                    // Too late to keep the guest from coming.
+                    Incoming::Refuse => Incoming::Replug,
+                    incoming => incoming,
+                };
+                (exporter, lease, incoming)
+            });
+            entry.handle.tell(Command::Leases(ours.collect()));
+        });
+    }
+}
+
+/// As [`leases`], but again until the time is up when the connection is (still) lost.
+async fn leases_with_patience(
+    exporter: Exporter,
+    request: Request,
+) -> Result<Vec<(config::Exporter, Lease)>, crate::exporter::AskError> {
+    let until = Instant::now() + LEASES_TIMEOUT;
+    loop {
+        match leases(exporter.clone(), request.clone()).await {
+            Err(crate::exporter::AskError::Unreachable { .. }) if Instant::now() < until => {
+                sleep(ASK_AGAIN_AFTER).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn leases(
+    exporter: Exporter,
+    request: Request,
+) -> Result<Vec<(config::Exporter, Lease)>, crate::exporter::AskError> {
+    let reply = timeout(LEASES_TIMEOUT, exporter.ask(request)).await;
+    match reply.map_err(|_| exporter.too_slow(LEASES_TIMEOUT))?? {
+        Reply::Leases(leases) => Ok(leases
+            .into_iter()
+            .map(|lease| (exporter.config().clone(), lease))
+            .collect()),
+        _ => Err(exporter.nonsense()),
+    }
+}

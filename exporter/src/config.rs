@@ -35,6 +35,9 @@ pub struct Config {
     /// Simulated devices, at the places 0-1, 0-2 …
     #[serde(default)]
     pub simulated: Vec<Simulated>,
+    /// A socket on which whoever may open it presses the keys of simulated devices, pulls them out
+    /// and so on; none by default.
+    pub simulated_control: Option<PathBuf>,
     /// Real devices.
     #[serde(default)]
     pub usb: Usb,
@@ -69,8 +72,8 @@ impl Default for Tls {
 pub struct Simulated {
     /// What it is.
     pub kind: SimulatedKind,
-    /// The file with its blocks; it is made if it does not exist.
-    pub file: PathBuf,
+    /// The file with a disk's blocks; it is made if it does not exist. Only disks have one.
+    pub file: Option<PathBuf>,
     /// Size of a file that is made. An existing one keeps its size.
     #[serde(default = "default_size_mib")]
     pub size_mib: u64,
@@ -80,14 +83,65 @@ pub struct Simulated {
     /// survives the exporter, but not this machine.
     #[serde(default)]
     pub sync: bool,
+    /// What a source/sink gives and checks.
+    #[serde(default)]
+    pub pattern: SimulatedPattern,
+    /// Whether time on the bus passes by itself, or as the control socket says.
+    #[serde(default)]
+    pub clock: SimulatedClock,
 }
 
 /// What is simulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum SimulatedKind {
-    /// A mass-storage disk.
+    /// A mass-storage disk, at high speed.
     Disk,
+    /// The same at SuperSpeed, with a setting for UAS.
+    SuperDisk,
+    /// A keyboard, at low speed.
+    Keyboard,
+    /// A serial adapter that gives back what it is sent, at full speed.
+    Serial,
+    /// Linux's gadget zero, at high speed.
+    SourceSink,
+    /// The same at full speed.
+    SourceSinkFull,
+    /// A headset, at high speed.
+    Audio,
+    /// A hub, which is not lent.
+    Hub,
+}
+
+impl SimulatedKind {
+    /// Whether it has blocks.
+    pub fn is_disk(self) -> bool {
+        matches!(self, Self::Disk | Self::SuperDisk)
+    }
+}
+
+/// The data of a source/sink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SimulatedPattern {
+    /// All zero.
+    #[default]
+    Zero,
+    /// Each byte is its place in its packet, modulo 63.
+    Mod63,
+    /// Zeroes are given, and nothing is checked.
+    None,
+}
+
+/// Time on a simulated device's bus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SimulatedClock {
+    /// It passes.
+    #[default]
+    Real,
+    /// It stands still, until the control socket lets it go on.
+    Manual,
 }
 
 /// `[usb]`.
@@ -183,8 +237,24 @@ impl Config {
         }
         for simulated in &self.simulated {
             let Simulated {
-                size_mib, serial, ..
+                kind,
+                file,
+                size_mib,
+                serial,
+                ..
             } = simulated;
+            match (kind.is_disk(), file.is_some()) {
+                (true, false) => {
+                    return Err((
+                        "simulated.file",
+                        "a disk keeps its blocks in one".to_owned(),
+                    ));
+                }
+                (false, true) => {
+                    return Err(("simulated.file", "only disks have one".to_owned()));
+                }
+                _ => (),
+            }
             if !(1..=MAX_SIZE_MIB).contains(size_mib) {
                 let reason = format!("{size_mib} is not within 1 to {MAX_SIZE_MIB}");
                 return Err(("simulated.size_mib", reason));

@@ -11,14 +11,14 @@ use slog::{Logger, info, warn};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::task::LocalSet;
+use tokio::task::{LocalSet, spawn_local};
 use transport::{Acceptor, Identity};
 
 use crate::Config;
 use crate::connection;
 use crate::executor::Executor;
 use crate::hub::Hub;
-use crate::sim::SimulatedDisk;
+use crate::sim::{self, SimulatedDevice};
 use crate::store::Store;
 use crate::usb::{Bus, Change, UsbDevice};
 
@@ -83,9 +83,14 @@ impl Daemon {
         let hub = Hub::new(log.clone(), config.policy(), hold, store.clone())?;
         let hub = Rc::new(hub);
         for (at, simulated) in config.simulated.iter().enumerate() {
-            let disk = SimulatedDisk::open(simulated, at + 1)
-                .with_context(|| format!("simulated disk {}", simulated.file.display()))?;
-            hub.add_device(Executor::Simulated(Box::new(disk)));
+            let device =
+                SimulatedDevice::open(simulated, at + 1).with_context(|| {
+                    match &simulated.file {
+                        Some(file) => format!("simulated disk {}", file.display()),
+                        None => format!("simulated device 0-{}", at + 1),
+                    }
+                })?;
+            hub.add_device(Executor::Simulated(Box::new(device)));
         }
         let (changes, mut changed) = unbounded_channel();
         // Ends its threads when we end.
@@ -101,6 +106,12 @@ impl Daemon {
             bail!(refusal);
         }
 
+        if let Some(path) = &config.simulated_control {
+            // Before the listener: whoever sees us listen may use it.
+            let control = sim::Control::bind(path)
+                .with_context(|| format!("cannot make {}", path.display()))?;
+            spawn_local(control.serve(hub.clone(), config.simulated.clone()));
+        }
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("cannot listen on {}", config.listen))?;

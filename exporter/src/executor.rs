@@ -8,12 +8,15 @@ use session::frame::{Transfer, TransferStatus};
 use session::server::{Outcome, Server};
 use tokio::sync::Notify;
 
-use crate::sim::SimulatedDisk;
+use crate::sim::SimulatedDevice;
 use crate::usb::{self, UsbDevice};
+
+/// Why a hub is not lent.
+pub(crate) const HUB_REASON: &str = "it is a hub; lend the devices that are plugged into it";
 
 /// A device that can be lent.
 pub(crate) enum Executor {
-    Simulated(Box<SimulatedDisk>),
+    Simulated(Box<SimulatedDevice>),
     Usb(Box<UsbDevice>),
 }
 
@@ -21,7 +24,7 @@ impl Executor {
     /// The device as it is listed.
     pub(crate) fn info(&self) -> &DeviceInfo {
         match self {
-            Self::Simulated(disk) => disk.info(),
+            Self::Simulated(device) => device.info(),
             Self::Usb(device) => device.info(),
         }
     }
@@ -50,7 +53,7 @@ impl Executor {
     /// Somebody holds the device since before we were started.
     pub(crate) fn restore(&mut self) {
         match self {
-            Self::Simulated(disk) => disk.restore(),
+            Self::Simulated(device) => device.restore(),
             Self::Usb(_) => (),
         }
     }
@@ -58,8 +61,7 @@ impl Executor {
     /// Who is to be woken when [`Executor::drain`] has something.
     pub(crate) fn set_wake(&mut self, wake: Arc<Notify>) {
         match self {
-            // It completes transfers at once.
-            Self::Simulated(_) => (),
+            Self::Simulated(device) => device.set_wake(wake),
             Self::Usb(device) => device.set_wake(wake),
         }
     }
@@ -73,7 +75,7 @@ impl Executor {
         body: &[u8],
     ) {
         match self {
-            Self::Simulated(disk) => disk.submit(server, request, transfer, body),
+            Self::Simulated(device) => device.submit(server, request, transfer, body),
             Self::Usb(device) => device.submit(server, request, transfer, body),
         }
     }
@@ -81,7 +83,7 @@ impl Executor {
     /// Cancels a transfer; it still completes.
     pub(crate) fn cancel(&mut self, server: &mut Server, request: u64) {
         match self {
-            Self::Simulated(disk) => disk.cancel(server, request),
+            Self::Simulated(device) => device.cancel(server, request),
             Self::Usb(device) => device.cancel(server.epoch(), request),
         }
     }
@@ -89,8 +91,8 @@ impl Executor {
     /// Resets the device for `request`.
     pub(crate) fn reset(&mut self, server: &mut Server, request: u64) {
         match self {
-            Self::Simulated(disk) => {
-                disk.reset(server);
+            Self::Simulated(device) => {
+                device.reset(server);
                 let outcome = Outcome::new(TransferStatus::Completed, 0);
                 server.complete(server.epoch(), request, outcome, |_| ());
             }
@@ -101,7 +103,7 @@ impl Executor {
     /// Hands what is over to `server`.
     pub(crate) fn drain(&mut self, server: &mut Server) {
         match self {
-            Self::Simulated(_) => (),
+            Self::Simulated(device) => device.drain(server),
             Self::Usb(device) => device.drain(server),
         }
     }
@@ -109,7 +111,7 @@ impl Executor {
     /// Cancels everything; nobody waits for it any more.
     pub(crate) fn abandon(&mut self) {
         match self {
-            Self::Simulated(disk) => disk.abandon(),
+            Self::Simulated(device) => device.abandon(),
             Self::Usb(device) => device.abandon(),
         }
     }
@@ -117,7 +119,7 @@ impl Executor {
     /// The lease ended: cancels everything and resets the device.
     pub(crate) fn release(&mut self) {
         match self {
-            Self::Simulated(disk) => disk.release(),
+            Self::Simulated(device) => device.release(),
             Self::Usb(device) => device.release(),
         }
     }

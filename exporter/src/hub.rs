@@ -120,7 +120,8 @@ impl Hub {
         infos.collect()
     }
 
-    fn session(&self, device: &DeviceId) -> Option<SharedSession> {
+    /// The session of a device that is plugged in.
+    pub(crate) fn session(&self, device: &DeviceId) -> Option<SharedSession> {
         self.devices.borrow().get(device).cloned()
     }
 

@@ -1,46 +1,78 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Simulated devices.
 
-use std::fs::{File, OpenOptions, TryLockError};
+mod alarm;
+mod control;
+mod present;
+mod storage;
+
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use session::frame::{Transfer, TransferType};
 use session::server::{Outcome, Server};
-use session::{DeviceId, DeviceInfo};
-use usb_sim::{Disk, Host, Port, Storage, StorageError};
+use session::{DeviceId, DeviceInfo, DeviceState, Speed};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use usb_sim::{
+    Audio, Device, Disk, Function, Host, Hub, Keyboard, Pattern, Port, SerialLoop, SourceSink,
+};
 
-use crate::config::{Simulated, SimulatedKind};
+use crate::config::{Simulated, SimulatedClock, SimulatedKind, SimulatedPattern};
+use crate::executor::HUB_REASON;
+use alarm::Alarm;
+pub(crate) use control::Control;
+use storage::FileStorage;
 
-/// A disk, its blocks in a file.
-pub(crate) struct SimulatedDisk {
-    port: Port<Disk<FileStorage>>,
-    info: DeviceInfo,
+/// Time on a device's bus.
+enum Clock {
+    /// Since a moment.
+    Real(Instant),
+    Manual(Duration),
 }
 
-impl SimulatedDisk {
-    /// The device of the `number`th entry, from 1.
+/// A simulated device, plugged in.
+pub(crate) struct SimulatedDevice {
+    port: Port<Device<FileStorage>>,
+    info: DeviceInfo,
+    clock: Clock,
+    alarm: Alarm,
+}
+
+impl SimulatedDevice {
+    /// The device of the `number`th entry, from 1. To be called in a `LocalSet`.
     pub(crate) fn open(config: &Simulated, number: usize) -> io::Result<Self> {
-        let Simulated {
-            kind: SimulatedKind::Disk,
-            file,
-            size_mib,
-            serial,
-            sync,
-        } = config;
-        let storage = FileStorage::open(file, size_mib << 20, *sync)?;
-        let serial = match serial {
+        let serial = match &config.serial {
             Some(serial) => serial.clone(),
             None => format!("{number:012X}"),
         };
-        let port = Port::new(Disk::new(storage, &serial));
-        let info = port.info(DeviceId(format!("0-{number}")));
-        Ok(Self { port, info })
+        let mut port = Port::new(function(config, &serial)?);
+        let clock = match config.clock {
+            SimulatedClock::Real => Clock::Real(Instant::now()),
+            SimulatedClock::Manual => Clock::Manual(Duration::ZERO),
+        };
+        port.start_clock(Duration::ZERO);
+        let mut info = port.info(place(number));
+        if config.kind == SimulatedKind::Hub {
+            info.state = DeviceState::Unavailable {
+                reason: HUB_REASON.to_owned(),
+            };
+        }
+        Ok(Self {
+            port,
+            info,
+            clock,
+            alarm: Alarm::new(),
+        })
     }
 
     pub(crate) fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    pub(crate) fn set_wake(&mut self, wake: Arc<Notify>) {
+        self.alarm.set_wake(wake);
     }
 
     pub(crate) fn submit(
@@ -50,16 +82,43 @@ impl SimulatedDisk {
         transfer: &Transfer,
         body: &[u8],
     ) {
+        match transfer.transfer_type {
+            TransferType::Isochronous | TransferType::Interrupt => {
+                // It begins now, not when time was looked at last.
+                self.port.advance(self.now(), &mut ToServer(server));
+            }
+            TransferType::Control if self.info.speed == Speed::Super => {
+                present::submit(&mut self.port, server, request, transfer, body);
+                return;
+            }
+            TransferType::Control | TransferType::Bulk => (),
+        }
         self.port
             .submit(request, transfer, body, &mut ToServer(server));
+        self.set_alarm();
     }
 
     pub(crate) fn cancel(&mut self, server: &mut Server, request: u64) {
+        // What is over by now is over.
+        self.port.advance(self.now(), &mut ToServer(server));
         self.port.cancel(request, &mut ToServer(server));
+        self.set_alarm();
     }
 
     pub(crate) fn reset(&mut self, server: &mut Server) {
         self.port.reset(&mut ToServer(server));
+        self.set_alarm();
+    }
+
+    /// Completes what is due.
+    pub(crate) fn drain(&mut self, server: &mut Server) {
+        if let Some(due) = self.port.next_event() {
+            let now = self.now();
+            if due <= now {
+                self.port.advance(now, &mut ToServer(server));
+            }
+            self.set_alarm();
+        }
     }
 
     pub(crate) fn abandon(&mut self) {
@@ -69,13 +128,15 @@ impl SimulatedDisk {
     /// Makes it what it was for its holder before the exporter was started again: configured. A
     /// real device never knew that the exporter was away.
     pub(crate) fn restore(&mut self) {
+        let configurations = &self.port.function().descriptors().configurations;
+        let value = configurations.first().and_then(|c| c.get(5)).copied();
         let set_configuration = Transfer {
             transfer_type: TransferType::Control,
             endpoint: 0,
             flags: 0,
             length: 0,
             interval: 0,
-            setup: [0, 9, 1, 0, 0, 0, 0, 0],
+            setup: [0, 9, value.unwrap_or(0), 0, 0, 0, 0, 0],
         };
         self.port.submit(0, &set_configuration, &[], &mut Nobody);
     }
@@ -84,6 +145,48 @@ impl SimulatedDisk {
         self.port.forget_all();
         self.port.reset(&mut Nobody);
     }
+
+    fn now(&self) -> Duration {
+        match self.clock {
+            Clock::Real(start) => start.elapsed(),
+            Clock::Manual(now) => now,
+        }
+    }
+
+    fn set_alarm(&self) {
+        if let Clock::Real(start) = self.clock {
+            self.alarm.set(self.port.next_event().map(|at| start + at));
+        }
+    }
+}
+
+/// Where the `number`th device is.
+fn place(number: usize) -> DeviceId {
+    DeviceId(format!("0-{number}"))
+}
+
+fn function(config: &Simulated, serial: &str) -> io::Result<Device<FileStorage>> {
+    let storage = || {
+        let file = config.file.as_deref();
+        let file = file.ok_or_else(|| io::Error::other("a disk without a file"))?;
+        FileStorage::open(file, config.size_mib << 20, config.sync)
+    };
+    let pattern = match config.pattern {
+        SimulatedPattern::Zero => Pattern::Zero,
+        SimulatedPattern::Mod63 => Pattern::Mod63,
+        SimulatedPattern::None => Pattern::None,
+    };
+    let source_sink = |speed| Device::SourceSink(SourceSink::new(pattern, speed, serial));
+    Ok(match config.kind {
+        SimulatedKind::Disk => Device::Disk(Disk::new(storage()?, serial)),
+        SimulatedKind::SuperDisk => Device::Disk(Disk::super_speed(storage()?, serial, true)),
+        SimulatedKind::Keyboard => Device::Keyboard(Keyboard::new(serial)),
+        SimulatedKind::Serial => Device::Serial(SerialLoop::new(serial)),
+        SimulatedKind::SourceSink => source_sink(Speed::High),
+        SimulatedKind::SourceSinkFull => source_sink(Speed::Full),
+        SimulatedKind::Audio => Device::Audio(Audio::new(serial)),
+        SimulatedKind::Hub => Device::Hub(Hub::new(serial)),
+    })
 }
 
 struct ToServer<'a>(&'a mut Server);
@@ -109,62 +212,4 @@ impl Host for Nobody {
     ) -> bool {
         fill(&mut Vec::new()).is_some()
     }
-}
-
-/// A disk's blocks in a file, or in a block device.
-///
-/// Reads and writes go to the page cache, so they do not hold up the thread for long.
-#[derive(Debug)]
-struct FileStorage {
-    file: File,
-    len_bytes: u64,
-    sync: bool,
-}
-
-impl FileStorage {
-    fn open(path: &Path, new_len_bytes: u64, sync: bool) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(path)?;
-        // Two exporters on one file would destroy what is in it.
-        file.try_lock().map_err(|e| match e {
-            TryLockError::Error(e) => e,
-            TryLockError::WouldBlock => io::Error::other("another process uses it"),
-        })?;
-        let mut len_bytes = io::Seek::seek(&mut &file, io::SeekFrom::End(0))?;
-        if len_bytes == 0 {
-            file.set_len(new_len_bytes)?;
-            len_bytes = new_len_bytes;
-        }
-        Ok(Self {
-            file,
-            len_bytes,
-            sync,
-        })
-    }
-}
-
-impl Storage for FileStorage {
-    fn len_bytes(&self) -> u64 {
-        self.len_bytes
-    }
-
-    fn read(&mut self, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
-        self.file.read_exact_at(into, offset).map_err(failed)
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), StorageError> {
-        self.file.write_all_at(data, offset).map_err(failed)
-    }
-
-    fn flush(&mut self) -> Result<(), StorageError> {
-        match self.sync {
-            true => self.file.sync_data().map_err(failed),
-            false => Ok(()),
-        }
-    }
-}
-
-fn failed(error: io::Error) -> StorageError {
-    StorageError(error.to_string())
 }

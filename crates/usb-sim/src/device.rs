@@ -6,7 +6,7 @@ use std::time::Duration;
 use session::Speed;
 
 use crate::function::{Answer, Descriptors, Function, IsoPacket, Setup};
-use crate::{Audio, Disk, Keyboard, MemoryStorage, SerialLoop, SourceSink, Storage};
+use crate::{Audio, Disk, Hub, Keyboard, MemoryStorage, SerialLoop, SourceSink, Storage};
 
 /// One of the simulated devices.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub enum Device<S = MemoryStorage> {
     SourceSink(SourceSink),
     /// A headset.
     Audio(Audio),
+    /// A hub.
+    Hub(Hub),
 }
 
 impl<S: Storage> Device<S> {
@@ -31,6 +33,7 @@ impl<S: Storage> Device<S> {
             Self::Serial(serial) => serial,
             Self::SourceSink(device) => device,
             Self::Audio(audio) => audio,
+            Self::Hub(hub) => hub,
         }
     }
 
@@ -41,6 +44,52 @@ impl<S: Storage> Device<S> {
             Self::Serial(serial) => serial,
             Self::SourceSink(device) => device,
             Self::Audio(audio) => audio,
+            Self::Hub(hub) => hub,
+        }
+    }
+}
+
+impl<S> Device<S> {
+    /// What it has counted, by name, for whoever checks a run.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::Disk(_) | Self::Hub(_) => Vec::new(),
+            Self::Keyboard(keyboard) => vec![
+                ("fetched", keyboard.fetched()),
+                ("waiting", keyboard.waiting() as u64),
+                ("leds", keyboard.leds().into()),
+            ],
+            Self::Serial(serial) => vec![
+                ("received", serial.received()),
+                ("sent", serial.sent()),
+                ("ready", serial.is_ready().into()),
+                ("rate", serial.line_coding().rate.into()),
+            ],
+            Self::SourceSink(device) => {
+                let traffic = device.traffic();
+                vec![
+                    ("given", traffic.given),
+                    ("taken", traffic.taken),
+                    ("wrong-transfers", traffic.wrong_transfers),
+                    ("wrong-packets", traffic.wrong_packets),
+                    ("missed-packets", traffic.missed_packets),
+                ]
+            }
+            Self::Audio(audio) => {
+                let heard = audio.heard();
+                let (record_missed, playback_missed) = audio.missed_packets();
+                vec![
+                    ("good", heard.good),
+                    ("silent", heard.silent),
+                    ("dropped", heard.dropped),
+                    ("doubled", heard.doubled),
+                    ("started", heard.started),
+                    ("malformed", heard.malformed),
+                    ("recorded", audio.recorded().into()),
+                    ("record-missed-packets", record_missed),
+                    ("playback-missed-packets", playback_missed),
+                ]
+            }
         }
     }
 }

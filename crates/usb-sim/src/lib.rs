@@ -7,7 +7,8 @@
 //!   - [`Keyboard`], a boot keyboard at low speed, whose keys the owner presses;
 //!   - [`SerialLoop`], a CDC-ACM adapter at full speed that gives back what it is sent;
 //!   - [`SourceSink`], bulk, interrupt and isochronous endpoints for Linux's `usbtest`;
-//!   - [`Audio`], a UAC2 headset whose samples are numbered.
+//!   - [`Audio`], a UAC2 headset whose samples are numbered;
+//!   - [`Hub`], which is not to be lent.
 //! - a [`Port`] is the host controller's side: standard requests (USB 2.0 chapter 9), alternate
 //!   settings, halted endpoints, the transfers that wait because the device answers NAK, and, with
 //!   a clock, the time that isochronous packets take.
@@ -18,6 +19,7 @@ mod descriptor;
 mod device;
 mod disk;
 mod function;
+mod hub;
 mod keyboard;
 mod port;
 mod serial;
@@ -31,6 +33,7 @@ pub use audio::{Audio, FRAME_LEN, RATE, Samples, StreamCheck, StreamCounts};
 pub use device::Device;
 pub use disk::Disk;
 pub use function::{Answer, Descriptors, Function, IsoPacket, Setup};
+pub use hub::Hub;
 pub use keyboard::{Keyboard, KeysFull};
 pub use port::{Endpoint, Host, Port};
 pub use serial::{LineCoding, SerialLoop};

@@ -2,6 +2,7 @@
 //! A device that is plugged in, as the host controller sees it.
 
 mod endpoints;
+mod faults;
 mod requests;
 mod schedule;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use crate::function::{Answer, Function, IsoPacket};
 use crate::standard;
 pub use endpoints::Endpoint;
 use endpoints::Settings;
+use faults::Faults;
 use schedule::{Schedule, Slot};
 
 /// Where completed transfers go.
@@ -52,6 +54,7 @@ pub struct Port<F> {
     schedule: Option<Schedule>,
     /// Halted endpoints: bit = number, plus 16 for IN.
     halted: u32,
+    faults: Faults,
     waiting: Vec<Waiting>,
 }
 
@@ -64,6 +67,7 @@ impl<F: Function> Port<F> {
             settings: Settings::default(),
             schedule: None,
             halted: 0,
+            faults: Faults::default(),
             waiting: Vec::new(),
         }
     }
@@ -79,6 +83,18 @@ impl<F: Function> Port<F> {
         let result = change(&mut self.function);
         self.retry(host);
         result
+    }
+
+    /// Lets the next `count` bulk or interrupt transfers, or isochronous packets, of an endpoint
+    /// fail on the bus. The device does not see them.
+    pub fn fail_next(&mut self, endpoint: u8, count: u32) {
+        self.faults.add(endpoint, count);
+    }
+
+    /// Transfers of an endpoint that wait: for the device, or for their time.
+    pub fn waiting(&self, endpoint: u8) -> usize {
+        let of_endpoint = |w: &&Waiting| w.transfer.endpoint == endpoint;
+        self.waiting.iter().filter(of_endpoint).count()
     }
 
     /// bConfigurationValue of the active configuration, 0 for none.
@@ -312,6 +328,9 @@ impl<F: Function> Port<F> {
         if self.halted & endpoint_bit(endpoint) != 0 {
             return Some(Outcome::new(TransferStatus::Stall, 0));
         }
+        if self.faults.strike(endpoint) {
+            return Some(Outcome::new(TransferStatus::Protocol, 0));
+        }
         let answer = match transfer.is_in() {
             true => self
                 .function
@@ -359,30 +378,62 @@ impl<F: Function> Port<F> {
         }
         let mut buffer = data.to_vec();
         buffer.resize(buffer_len, 0);
-        match self
-            .function
-            .isochronous(transfer.endpoint, &mut packets, &mut buffer)
-        {
-            Answer::Nak => return None,
-            Answer::Stall(_) | Answer::Babble => return Some(invalid),
-            Answer::Done(_) => (),
-        }
+        let failed = match self.packets(transfer.endpoint, &mut packets, &mut buffer) {
+            Ok(failed) => failed,
+            Err(Answer::Nak) => return None,
+            Err(_) => return Some(invalid),
+        };
         let mut actual = 0;
-        for packet in &packets {
-            actual += packet.actual_len.min(packet.len);
+        for (at, packet) in packets.iter().enumerate() {
+            let actual_len = packet.actual_len.min(packet.len);
+            let status = match failed.contains(&at) {
+                true => TransferStatus::Protocol,
+                false => TransferStatus::Completed,
+            };
+            actual += actual_len;
             for field in [
-                packet.offset,
-                packet.len,
-                packet.actual_len.min(packet.len),
-                0,
+                packet.offset as u32,
+                packet.len as u32,
+                actual_len as u32,
+                status as u32,
             ] {
-                out.extend_from_slice(&(field as u32).to_le_bytes());
+                out.extend_from_slice(&field.to_le_bytes());
             }
         }
         if transfer.is_in() {
             out.extend_from_slice(&buffer);
         }
-        Some(Outcome::new(TransferStatus::Completed, actual as u32))
+        Some(Outcome {
+            error_count: failed.len() as u32,
+            ..Outcome::new(TransferStatus::Completed, actual as u32)
+        })
+    }
+
+    /// Has the device carry out isochronous packets, but for those that fail on the bus; answers
+    /// which do.
+    fn packets(
+        &mut self,
+        endpoint: u8,
+        packets: &mut [IsoPacket],
+        buffer: &mut [u8],
+    ) -> Result<Vec<usize>, Answer> {
+        let mut failed = Vec::new();
+        let mut done = 0;
+        while self.faults.threaten(endpoint) && done < packets.len() {
+            self.faults.strike(endpoint);
+            // For the device this interval had no packet.
+            self.function.isochronous_missed(endpoint, 1);
+            failed.push(done);
+            done += 1;
+        }
+        let rest = &mut packets[done..];
+        if rest.is_empty() {
+            return Ok(failed);
+        }
+        match self.function.isochronous(endpoint, rest, buffer) {
+            Answer::Done(_) => Ok(failed),
+            other => Err(other),
+        }
     }
 }
 

@@ -115,49 +115,7 @@ fn start_typing(export: Rc<Export<Device>>, usage: u8, count: u64, interval: Dur
 
 fn stats(export: &Export<Device>, typists: &Typists) -> String {
     let mut pairs = vec![("attached", u64::from(export.is_attached()))];
-    export.inspect(|device| match device {
-        Device::Disk(_) => (),
-        Device::Keyboard(keyboard) => {
-            pairs.extend([
-                ("fetched", keyboard.fetched()),
-                ("waiting", keyboard.waiting() as u64),
-                ("leds", keyboard.leds().into()),
-            ]);
-        }
-        Device::Serial(serial) => {
-            pairs.extend([
-                ("received", serial.received()),
-                ("sent", serial.sent()),
-                ("ready", serial.is_ready().into()),
-                ("rate", serial.line_coding().rate.into()),
-            ]);
-        }
-        Device::SourceSink(device) => {
-            let traffic = device.traffic();
-            pairs.extend([
-                ("given", traffic.given),
-                ("taken", traffic.taken),
-                ("wrong-transfers", traffic.wrong_transfers),
-                ("wrong-packets", traffic.wrong_packets),
-                ("missed-packets", traffic.missed_packets),
-            ]);
-        }
-        Device::Audio(audio) => {
-            let heard = audio.heard();
-            let (record_missed, playback_missed) = audio.missed_packets();
-            pairs.extend([
-                ("good", heard.good),
-                ("silent", heard.silent),
-                ("dropped", heard.dropped),
-                ("doubled", heard.doubled),
-                ("started", heard.started),
-                ("malformed", heard.malformed),
-                ("recorded", audio.recorded().into()),
-                ("record-missed-packets", record_missed),
-                ("playback-missed-packets", playback_missed),
-            ]);
-        }
-    });
+    export.inspect(|device| pairs.extend(device.counters()));
     if let Some(typist) = typists.borrow().get(&export.bus_id()) {
         pairs.push(("typed", typist.typed.get()));
         pairs.push(("refused", typist.refused.get()));

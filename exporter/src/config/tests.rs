@@ -24,6 +24,7 @@ fn everything_can_be_said() {
         listen = "127.0.0.1:0"
         state_dir = "/tmp/x"
         hold_seconds = 5
+        simulated_control = "/run/sim.sock"
         [tls]
         ca = "/ca"
         cert = "/cert"
@@ -42,13 +43,18 @@ fn everything_can_be_said() {
         size_mib = 8
         serial = "0123456789AB"
         sync = true
+        [[simulated]]
+        kind = "source-sink"
+        pattern = "mod63"
+        clock = "manual"
         [usb]
         enabled = false
         "#,
     )
     .unwrap();
     assert_eq!(config.allow.len(), 2);
-    assert_eq!(config.simulated.len(), 1);
+    assert_eq!(config.simulated.len(), 2);
+    assert_eq!(config.simulated[1].clock, SimulatedClock::Manual);
     assert!(!config.usb.enabled);
 }
 
@@ -80,4 +86,11 @@ fn errors_name_the_line_and_the_key() {
     }
     let error = parse("[[simulated]]\nkind = 'disk'\nfile = '/d'\nsize_mib = 0").unwrap_err();
     assert!(error.contains("simulated.size_mib"), "{error}");
+    for text in [
+        "[[simulated]]\nkind = 'super-disk'",
+        "[[simulated]]\nkind = 'keyboard'\nfile = '/d'",
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(error.contains("simulated.file"), "{error}");
+    }
 }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use rusb::{Context, Device};
 use session::{DeviceId, DeviceInfo, DeviceState, Speed};
 
+use crate::executor::HUB_REASON;
+
 const HUB: u8 = 9;
 
 /// The device at `id` as it is listed; `None` for one that has just gone.
@@ -83,7 +85,7 @@ fn speed(speed: rusb::Speed) -> Option<Speed> {
 /// Why it can never be lent.
 fn unavailable(speed: Option<Speed>, classes: &[u8]) -> Option<String> {
     if classes.contains(&HUB) {
-        return Some("it is a hub; lend the devices that are plugged into it".to_owned());
+        return Some(HUB_REASON.to_owned());
     }
     let reason = match speed? {
         Speed::Super => {

@@ -5,7 +5,7 @@ use session::Speed;
 use super::*;
 use crate::testing::{Bus, iso, ms};
 use crate::{
-    Audio, Descriptors, Device, Disk, Keyboard, MemoryStorage, Pattern, SerialLoop, SourceSink,
+    Audio, Descriptors, Device, Disk, Hub, Keyboard, MemoryStorage, Pattern, SerialLoop, SourceSink,
 };
 
 fn devices() -> Vec<Device> {
@@ -17,6 +17,7 @@ fn devices() -> Vec<Device> {
         Device::SourceSink(SourceSink::new(Pattern::Mod63, Speed::High, "1")),
         Device::SourceSink(SourceSink::new(Pattern::Zero, Speed::Full, "1")),
         Device::Audio(Audio::new("1")),
+        Device::Hub(Hub::new("1")),
     ]
 }
 
@@ -351,4 +352,32 @@ fn the_setting_for_uas_only_stalls() {
     assert_eq!(bus.control_out(1, 11, 0, 0, &[]), Ok(()));
     assert_eq!(bus.write(0x02, &test_unit_ready), Ok(()));
     assert_eq!(bus.read(0x81, 13).unwrap()[..4], *b"USBS");
+}
+
+#[test]
+fn transfers_and_packets_that_fail_on_the_bus() {
+    let mut bus = isochronous();
+    bus.port.fail_next(0x81, 2);
+    for expected in [Err(TransferStatus::Protocol), Err(TransferStatus::Protocol)] {
+        assert_eq!(bus.read(0x81, 512), expected);
+    }
+    assert_eq!(bus.read(0x81, 512).unwrap().len(), 512);
+    bus.port.fail_next(ISO_IN, 3);
+    let id = bus.isochronous(ISO_IN, 8, &[0; 8 * 100]);
+    assert_eq!(bus.port.waiting(ISO_IN), 1);
+    bus.advance(ms(108));
+    let (outcome, body) = bus.take(id).unwrap();
+    assert_eq!(outcome.status, TransferStatus::Completed);
+    assert_eq!((outcome.error_count, outcome.actual_length), (3, 500));
+    for (at, packet) in body[..8 * ISO_PACKET_LEN]
+        .chunks_exact(ISO_PACKET_LEN)
+        .enumerate()
+    {
+        let expected = match at {
+            0..3 => [0, 0, 0, 0, TransferStatus::Protocol as u8, 0, 0, 0],
+            _ => [100, 0, 0, 0, 0, 0, 0, 0],
+        };
+        assert_eq!(packet[8..], expected, "packet {at}");
+    }
+    assert_eq!(bus.port.function().traffic().missed_packets, 3);
 }

@@ -27,5 +27,5 @@ pub use front::{
 pub use frontend::{BusEvent, Frontend, FrontendOptions, ResumeMode, Resumed};
 pub use host::{
     BufferId, BufferSlice, ControlData, Device, DeviceDescriptor, Endpoint, HostOptions, Interface,
-    RingGrants, Target, Urb, UsbHost, ViolationHook,
+    IsochronousUrb, RingGrants, Target, Urb, UsbHost, ViolationHook,
 };

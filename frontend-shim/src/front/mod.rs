@@ -98,6 +98,18 @@ pub struct Completion {
     pub result: Result<(), TransferError>,
     /// Bytes transferred, at most the buffer's length. Counts also after an error.
     pub actual_length: usize,
+    /// Isochronous: packets that failed.
+    pub error_count: u32,
+    /// Isochronous: the frame in which it started.
+    pub start_frame: u16,
+}
+
+/// What a response says besides its status.
+#[derive(Clone, Copy, Debug, Default)]
+struct Extent {
+    actual_length: usize,
+    error_count: u32,
+    start_frame: u16,
 }
 
 /// What has been counted since the machine was made.
@@ -185,7 +197,7 @@ impl Front {
         }
         entry.unlinking = Unlinking::Queued;
         match entry.progress {
-            Progress::Queued => self.complete(urb, Err(TransferError::Unlinked), 0),
+            Progress::Queued => self.complete(urb, Err(TransferError::Unlinked), Extent::default()),
             Progress::InFlight(_) => self.to_unlink.push_back(urb),
         }
         true
@@ -293,7 +305,12 @@ impl Front {
             Ok(()) if short => Err(TransferError::Short),
             result => result,
         };
-        self.complete(urb, result, actual_length);
+        let extent = Extent {
+            actual_length,
+            error_count: response.error_count,
+            start_frame: response.start_frame,
+        };
+        self.complete(urb, result, extent);
     }
 
     /// An event from the connection ring.
@@ -379,7 +396,7 @@ impl Front {
                     Unlinking::No => TransferError::Shutdown,
                     Unlinking::Queued | Unlinking::Sent => TransferError::Unlinked,
                 };
-                self.complete(urb, Err(error), 0);
+                self.complete(urb, Err(error), Extent::default());
             }
         }
         self.in_flight = 0;
@@ -389,7 +406,7 @@ impl Front {
     pub fn shut_down(&mut self) {
         self.start_over();
         while let Some(urb) = self.to_submit.pop_front() {
-            self.complete(urb, Err(TransferError::Shutdown), 0);
+            self.complete(urb, Err(TransferError::Shutdown), Extent::default());
         }
         self.dead = true;
     }
@@ -424,12 +441,7 @@ impl Front {
         self.counters
     }
 
-    fn complete(
-        &mut self,
-        urb: UrbHandle,
-        result: Result<(), TransferError>,
-        actual_length: usize,
-    ) {
+    fn complete(&mut self, urb: UrbHandle, result: Result<(), TransferError>, extent: Extent) {
         let Some(submission) = self.urbs.remove(urb) else {
             return;
         };
@@ -442,7 +454,9 @@ impl Front {
             urb,
             tag,
             result,
-            actual_length,
+            actual_length: extent.actual_length,
+            error_count: extent.error_count,
+            start_frame: extent.start_frame,
         });
     }
 

@@ -171,12 +171,12 @@ impl<G: Guest> Buffers<G> {
     }
 
     pub(super) fn done(&mut self, urb: UrbHandle) {
-        let Some(at) = self.users.iter().position(|(user, _)| *user == urb) else {
-            return;
-        };
-        let (_, id) = self.users.swap_remove(at);
-        if let Some(Some(buffer)) = self.buffers.get_mut(id.0 as usize) {
-            buffer.users -= 1;
+        // Isochronous URBs have two: data and frame descriptors.
+        while let Some(at) = self.users.iter().position(|(user, _)| *user == urb) {
+            let (_, id) = self.users.swap_remove(at);
+            if let Some(Some(buffer)) = self.buffers.get_mut(id.0 as usize) {
+                buffer.users -= 1;
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod buffers;
 mod enumerate;
+mod isochronous;
 mod link;
 mod poll;
 mod transfer;
@@ -18,6 +19,7 @@ use xen::{DomId, EvtchnPort, GrantRef, Guest};
 
 pub use buffers::{BufferId, BufferSlice};
 pub use enumerate::{Device, DeviceDescriptor, Endpoint, Interface};
+pub use isochronous::IsochronousUrb;
 pub use transfer::ControlData;
 
 use crate::{

@@ -106,10 +106,12 @@ fn client_config(
     Ok(client)
 }
 
-/// The first DNS name of a certificate.
-pub(crate) fn host_name(certificate: &CertificateDer<'_>) -> Option<String> {
+/// A host's name in the pool: the first DNS name of its certificate, if it has any. A pattern
+/// (`*.example.org`) names no host.
+pub fn host_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
-    parsed.valid_dns_names().next().map(str::to_owned)
+    let mut names = parsed.valid_dns_names();
+    names.find(|name| !name.contains('*')).map(str::to_owned)
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {

@@ -20,7 +20,7 @@ mod socket;
 pub use accept::Acceptor;
 pub use connect::connect;
 pub use error::Error;
-pub use identity::Identity;
+pub use identity::{Identity, host_name};
 pub use message::{MessageReader, greet, greeted, receive, send};
 
 /// An authenticated connection, either end.

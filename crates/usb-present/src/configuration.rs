@@ -32,9 +32,7 @@ pub fn configuration(bytes: &mut [u8]) -> usize {
     else {
         return bytes.len();
     };
-    let header_len = usize::from(header_len).clamp(HEADER_LEN, bytes.len());
-    let total = usize::from(u16::from_le_bytes([low, high]));
-    let end = total.clamp(header_len, bytes.len());
+    let (header_len, end) = bounds(header_len, [low, high], bytes.len());
     let (mut read, mut write) = (header_len, header_len);
     let mut hidden = false;
     let mut present = Numbers::default();
@@ -90,9 +88,23 @@ pub fn uas_only_interface(bytes: &[u8]) -> Option<u8> {
         .find(|number| !other.contains(*number))
 }
 
+/// Where the descriptors that follow the configuration's own begin and end, out of its bLength and
+/// wTotalLength, which may be anything, and the length of what there is.
+fn bounds(header_len: u8, total: [u8; 2], len: usize) -> (usize, usize) {
+    let start = usize::from(header_len).clamp(HEADER_LEN, len);
+    let end = usize::from(u16::from_le_bytes(total)).clamp(start, len);
+    (start, end)
+}
+
 /// Every setting of every interface: its number, and whether it is for UAS.
 fn interfaces(bytes: &[u8]) -> impl Iterator<Item = (u8, bool)> {
-    let mut rest = bytes;
+    let mut rest = match bytes.first_chunk::<HEADER_LEN>() {
+        Some(&[header_len, _, low, high, ..]) => {
+            let (start, end) = bounds(header_len, [low, high], bytes.len());
+            &bytes[start..end]
+        }
+        None => &[],
+    };
     core::iter::from_fn(move || {
         loop {
             let part = part(rest)?;

@@ -116,7 +116,11 @@ impl Config {
         Self::parse(&text, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+    /// Reads a text; `path` is for the errors.
+    ///
+    /// # Errors
+    /// [`ConfigError`], for the administrator.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|e| ConfigError::Parse {
             path: path.into(),
             source: Box::new(e),

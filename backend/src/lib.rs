@@ -13,7 +13,7 @@ mod exporter;
 pub mod log;
 mod socket;
 mod totals;
-mod xenbus;
+pub mod xenbus;
 
 use anyhow::{Context, Result};
 use slog::Logger;

@@ -218,7 +218,11 @@ impl Config {
         Self::parse(&text, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+    /// Checks a text; `path` is for the errors.
+    ///
+    /// # Errors
+    /// [`ConfigError`], for the administrator.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|source| ConfigError::Invalid {
             path: path.to_owned(),
             source: Box::new(source),

@@ -39,11 +39,39 @@ pub fn build_release(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Builds a program with optimisation and with all checks (profile `checked`), and goes on as it.
+///
+/// # Errors
+/// When cargo fails, or the program cannot be started.
+pub fn become_checked(package: &str, name: &str, arguments: &[String]) -> Result<ExitCode> {
+    let build = [
+        "build",
+        "--profile",
+        "checked",
+        "-p",
+        package,
+        "--bin",
+        name,
+    ];
+    if !cargo(&build)
+        .status()
+        .context("cannot run cargo")?
+        .success()
+    {
+        bail!("cargo build failed");
+    }
+    become_path(&built("checked", name), arguments)
+}
+
 /// Where a program is that was built with [`build_release`].
 pub fn program(name: &str) -> PathBuf {
+    built("release", name)
+}
+
+fn built(profile: &str, name: &str) -> PathBuf {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    root().join(target).join("release").join(name)
+    root().join(target).join(profile).join(name)
 }
 
 /// Goes on as this program. There is no process in between that Ctrl-C could end too early.
@@ -51,7 +79,10 @@ pub fn program(name: &str) -> PathBuf {
 /// # Errors
 /// When it cannot be started.
 pub fn become_program(name: &str, arguments: &[String]) -> Result<ExitCode> {
-    let path = program(name);
-    let error = Command::new(&path).args(arguments).exec();
+    become_path(&program(name), arguments)
+}
+
+fn become_path(path: &Path, arguments: &[String]) -> Result<ExitCode> {
+    let error = Command::new(path).args(arguments).exec();
     Err(error).with_context(|| format!("cannot start {}", path.display()))
 }

@@ -38,6 +38,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// What guests, peers, files and devices may say: tries inputs on the shipping code (--seconds N
+    /// for each target, default 60; --help for more)
+    #[command(disable_help_flag = true)]
+    Fuzz {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Formatting, clippy with warnings as errors, unit and property tests
     Check,
     /// Everything: check, the simulator's scenarios, a short demo, the lab's scenarios
@@ -60,6 +67,7 @@ fn main() -> Result<ExitCode> {
             cargo::build_release(&["xen-vusb-lab"])?;
             cargo::become_program("lab", &arguments)
         }
+        Command::Fuzz { arguments } => cargo::become_checked("fuzz", "fuzz", &arguments),
         Command::Check => check::run(),
         Command::Test { no_lab } => test::run(no_lab),
         Command::Bench => {

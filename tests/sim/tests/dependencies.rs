@@ -27,7 +27,7 @@ enum Layer {
 
 use Layer::*;
 
-const LAYERS: [(&str, Layer); 19] = [
+const LAYERS: [(&str, Layer); 20] = [
     ("usbif", Wire),
     ("vusb-core", Pure),
     ("session", Pure),
@@ -46,6 +46,7 @@ const LAYERS: [(&str, Layer); 19] = [
     ("usbip", Program),
     ("sim-scenarios", Driver),
     ("xen-vusb-lab", Driver),
+    ("fuzz", Driver),
     ("xtask", Driver),
 ];
 

@@ -18,4 +18,19 @@
 #include <asm/unaligned.h>
 #endif
 
+#include <linux/mm.h>
+
+/*
+ * A large kmalloc() is whole pages, but since 6.15 it is no more kept by references to them than a
+ * small one is, and taking one is warned about.
+ */
+static inline bool vusb_page_of_kmalloc(struct page *page)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 15, 0)
+	return folio_test_large_kmalloc(page_folio(page));
+#else
+	return false;
+#endif
+}
+
 #endif

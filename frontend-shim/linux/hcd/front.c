@@ -14,8 +14,10 @@
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/dma-mapping.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 
 #include <xen/xen.h>
@@ -80,6 +82,16 @@ static int read_backend(struct xenbus_device *dev, const char *node, unsigned in
 	return found == 1 ? 0 : found < 0 ? found : -EINVAL;
 }
 
+static void vusb_put(struct usb_hcd *hcd)
+{
+	struct vusb *vusb = hcd_to_vusb(hcd);
+	struct device *dev = &vusb->xbdev->dev;
+
+	if (dev->dma_parms == &vusb->dma_parms)
+		dev->dma_parms = NULL;
+	usb_put_hcd(hcd);
+}
+
 static struct usb_hcd *vusb_create(struct xenbus_device *dev)
 {
 	unsigned int i, ports, version;
@@ -112,8 +124,15 @@ static struct usb_hcd *vusb_create(struct xenbus_device *dev)
 	hcd->has_tt = version == XENUSB_VER_USB20;
 	hcd->self.sg_tablesize = VUSB_SG_ENTRIES;
 	hcd->self.no_sg_constraint = 1;
+	/*
+	 * Nothing is mapped for DMA, but drivers that want memory for it (uvcvideo) ask with the
+	 * controller's device, and the xenbus has not prepared it for that.
+	 */
+	dma_coerce_mask_and_coherent(&dev->dev, DMA_BIT_MASK(64));
 
 	vusb = hcd_to_vusb(hcd);
+	if (!dev->dev.dma_parms)
+		dev->dev.dma_parms = &vusb->dma_parms;
 	vusb->xbdev = dev;
 	vusb->n_ports = ports;
 	vusb->usb11 = version == XENUSB_VER_USB11;
@@ -122,13 +141,14 @@ static struct usb_hcd *vusb_create(struct xenbus_device *dev)
 	spin_lock_init(&vusb->lock);
 	INIT_LIST_HEAD(&vusb->ready);
 	INIT_LIST_HEAD(&vusb->unlinks);
+	INIT_WORK(&vusb->report, vusb_report_violation);
 	for (i = 0; i < VUSB_SLOTS; i++)
 		INIT_LIST_HEAD(&vusb->slots[i].unlink);
 
 	err = vusb_pool_init(vusb);
 	if (err) {
 		xenbus_dev_fatal(dev, err, "reserving grant references");
-		usb_put_hcd(hcd);
+		vusb_put(hcd);
 		return NULL;
 	}
 	return hcd;
@@ -164,7 +184,7 @@ static void vusb_free(struct usb_hcd *hcd)
 
 	vusb_rings_teardown(vusb);
 	vusb_pool_free(vusb);
-	usb_put_hcd(hcd);
+	vusb_put(hcd);
 }
 
 /* A controller that there was not before. */
@@ -280,6 +300,7 @@ static int vusb_resume(struct xenbus_device *dev)
 	unsigned int state = XenbusStateUnknown;
 	struct vusb *vusb;
 	unsigned long flags;
+	unsigned int noio;
 
 	if (!hcd)
 		return 0;
@@ -293,10 +314,14 @@ static int vusb_resume(struct xenbus_device *dev)
 
 	/* xl lets a domain run only when its backends wait for it; others may not. */
 	if (!read_backend(dev, "state", &state) &&
-	    (state == XenbusStateInitWait || state == XenbusStateInitialised))
+	    (state == XenbusStateInitWait || state == XenbusStateInitialised)) {
+		/* Memory must not be made free by writing to a disk that we are about to resume. */
+		noio = memalloc_noio_save();
 		vusb_connect(dev);
-	else
+		memalloc_noio_restore(noio);
+	} else {
 		dev_info(&dev->dev, "the backend is in state %u, URBs wait for it\n", state);
+	}
 	return 0;
 }
 

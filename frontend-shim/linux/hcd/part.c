@@ -109,13 +109,14 @@ static void walk_copy(struct walk *walk, struct page *page, u32 bytes, bool to_p
 }
 
 /*
- * May the backend have this page itself? A page that the slab allocator manages cannot be kept
- * alive by a reference, and one that another domain has granted to us is not ours to grant. (The
- * flag for that has other meanings for pages of other kinds; those are merely copied.)
+ * May the backend have this page itself? A page that kmalloc() manages cannot be kept alive by a
+ * reference, and one that another domain has granted to us is not ours to grant. (The flag for that
+ * has other meanings for pages of other kinds; those are merely copied.)
  */
 static bool grantable(const struct run *run)
 {
 	return run->page && run->length == PAGE_SIZE && sendpage_ok(run->page) &&
+	       !vusb_page_of_kmalloc(run->page) &&
 	       (PageCompound(run->page) || !PageForeign(run->page));
 }
 
@@ -172,6 +173,7 @@ int vusb_pool_init(struct vusb *vusb)
 
 	BUILD_BUG_ON(PAGE_SIZE != XEN_PAGE_SIZE);
 	BUILD_BUG_ON(sizeof(struct usb_iso_packet_descriptor) != 16);
+	BUILD_BUG_ON(VUSB_ISOC_PACKETS * sizeof(struct usb_iso_packet_descriptor) > XEN_PAGE_SIZE);
 	BUILD_BUG_ON(sizeof(struct xenusb_urb_request) != 148);
 	BUILD_BUG_ON(sizeof(struct xenusb_urb_response) != 16);
 	BUILD_BUG_ON(VUSB_SLOTS != 16);

@@ -166,6 +166,7 @@ static bool serve(struct vusb *vusb, unsigned int *eoi)
 			vusb->dead = true;
 			more = false;
 			vusb_urb_give_back_all(vusb);
+			schedule_work(&vusb->report);
 		} else {
 			vusb_urb_send(vusb);
 		}
@@ -177,8 +178,12 @@ static bool serve(struct vusb *vusb, unsigned int *eoi)
 	return more;
 }
 
-static void report_violation(struct vusb *vusb)
+/*
+ * Not in the thread of the interrupt: xenstore may be held by a suspend that waits for that thread.
+ */
+void vusb_report_violation(struct work_struct *work)
 {
+	struct vusb *vusb = container_of(work, struct vusb, report);
 	unsigned long flags;
 	const char *what;
 
@@ -202,7 +207,6 @@ static irqreturn_t vusb_interrupt(int irq, void *data)
 
 	while (serve(vusb, &eoi))
 		cond_resched();
-	report_violation(vusb);
 	xen_irq_lateeoi(irq, eoi);
 	return IRQ_HANDLED;
 }
@@ -295,7 +299,10 @@ fail:
 	return err;
 }
 
-/* Nobody touches the rings any more when this returns; URBs are left as they are. */
+/*
+ * Nobody touches the rings any more when this returns, and what was wrong with them has been said.
+ * URBs are left as they are.
+ */
 void vusb_rings_teardown(struct vusb *vusb)
 {
 	unsigned long flags;
@@ -308,6 +315,7 @@ void vusb_rings_teardown(struct vusb *vusb)
 	if (vusb->irq)
 		unbind_from_irqhandler(vusb->irq, vusb);
 	vusb->irq = 0;
+	flush_work(&vusb->report);
 
 	teardown_page(vusb->urb_ring.sring, &vusb->urb_ring_ref);
 	teardown_page(vusb->conn_ring.sring, &vusb->conn_ring_ref);

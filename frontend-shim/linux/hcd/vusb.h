@@ -37,9 +37,12 @@
 #define VUSB_SEGMENTS		XENUSB_MAX_SEGMENTS_PER_REQUEST
 /* The most data of one request. */
 #define VUSB_PART_BYTES		(VUSB_SEGMENTS * XEN_PAGE_SIZE)
-/* An isochronous request has its packets' descriptors in one more page. */
+/*
+ * An isochronous request has its packets' descriptors in one more page. Twice as many would
+ * fit, but a backend in user space submits them to usbfs, which takes no more.
+ */
 #define VUSB_ISOC_BYTES		((VUSB_SEGMENTS - 1) * XEN_PAGE_SIZE)
-#define VUSB_ISOC_PACKETS	(XEN_PAGE_SIZE / sizeof(struct usb_iso_packet_descriptor))
+#define VUSB_ISOC_PACKETS	128
 /* Every slot can have all its segments granted. */
 #define VUSB_GRANTS		(VUSB_SLOTS * VUSB_SEGMENTS)
 /* Bounce pages that are kept for the next request. */
@@ -122,6 +125,7 @@ struct vusb_port {
 /* A controller: the private part of its usb_hcd. */
 struct vusb {
 	struct xenbus_device *xbdev;
+	struct device_dma_parameters dma_parms;
 	/* Of everything here; see above. */
 	spinlock_t lock;
 
@@ -131,6 +135,7 @@ struct vusb {
 	bool dead;
 	/* How it did, until that has been reported. */
 	const char *violation;
+	struct work_struct report;
 
 	struct xenusb_urb_front_ring urb_ring;
 	struct xenusb_conn_front_ring conn_ring;
@@ -180,6 +185,7 @@ void vusb_slot_put(struct vusb *vusb, struct vusb_slot *slot);
 void vusb_slot_queue(struct vusb *vusb, struct vusb_slot *slot);
 void vusb_ring_publish(struct vusb *vusb);
 void vusb_violation(struct vusb *vusb, const char *what);
+void vusb_report_violation(struct work_struct *work);
 
 /* urb.c */
 int vusb_urb_enqueue(struct usb_hcd *hcd, struct urb *urb, gfp_t mem_flags);

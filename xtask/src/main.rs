@@ -6,10 +6,12 @@
 
 mod cargo;
 mod check;
+mod deb;
 mod packages;
 mod step;
 mod test;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -53,6 +55,12 @@ enum Command {
         #[arg(long)]
         no_lab: bool,
     },
+    /// Debian packages: the guest module's, for DKMS
+    Deb {
+        /// The directory they are put into.
+        #[arg(long, default_value = "target/deb")]
+        out: PathBuf,
+    },
     /// The benchmarks; the same as `cargo bench -p sim-scenarios`
     Bench,
 }
@@ -70,6 +78,10 @@ fn main() -> Result<ExitCode> {
         Command::Fuzz { arguments } => cargo::become_checked("fuzz", "fuzz", &arguments),
         Command::Check => check::run(),
         Command::Test { no_lab } => test::run(no_lab),
+        Command::Deb { out } => {
+            deb::run(&out)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Bench => {
             let status = cargo::cargo(&["bench", "-p", "sim-scenarios"]).status()?;
             Ok(ExitCode::from(u8::from(!status.success())))

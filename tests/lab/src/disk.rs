@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::agent::Agent;
-use crate::guest;
-use crate::guest_module::MODULE;
+use crate::guest::{self, Setup};
+use crate::guest_module::{Module, STOCK_DRIVER};
 use crate::lab::Lab;
 use crate::measure::{DISK_REPORT, KernelLog, kernel_log, report, start_ticker};
 use crate::progress::Step;
@@ -25,29 +25,53 @@ const FILE_BLOCKS: u32 = 2048;
 /// above 60 KiB is ever so.
 const SMALL_REQUESTS: &str = "echo 60 >/sys/block/sda/queue/max_sectors_kb";
 
+/// Whose frontend a guest has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frontend {
+    /// The module that the guest's [`Setup`] names.
+    Ours,
+    /// `xen-hcd` alone.
+    Stock,
+}
+
+/// Load a guest's frontend. Its controller is there when this returns.
+pub fn load_frontend(lab: &Lab, agent: &Agent, setup: Setup, frontend: Frontend) -> Result<()> {
+    let driver = match frontend {
+        Frontend::Ours => {
+            let module = setup.module;
+            let file = lab.guest_module(module, setup.kernel)?;
+            let to = format!("/root/{}.ko", module.name());
+            agent.put(&to, 0o644, &std::fs::read(file)?)?;
+            // What DKMS would have installed is put there by hand: what it needs must be too.
+            agent.must(&format!("modprobe usbcore && insmod {to}"))?;
+            module.driver()
+        }
+        Frontend::Stock => {
+            agent.must("modprobe xen-hcd")?;
+            STOCK_DRIVER
+        }
+    };
+    wait_for(
+        agent,
+        &format!(
+            "test -e /sys/bus/usb/devices/usb1 && test -e /sys/bus/xen/drivers/{driver}/vusb-0"
+        ),
+        &format!("the guest's USB controller, driven by {driver},"),
+        Duration::from_secs(60),
+    )
+}
+
 /// The guest on `host-a` with the stick's file system mounted, written and verified without
-/// pause. `module` is our kernel module; a stock guest has none.
-pub fn start(lab: &Lab, module: Option<&std::path::Path>, seed: u64) -> Result<Agent> {
+/// pause.
+pub fn start(lab: &Lab, setup: Setup, frontend: Frontend, seed: u64) -> Result<Agent> {
     stack::plug_stick(lab)?;
     guest::destroy(lab)?;
     let step = Step::start("guest with a USB controller");
-    let agent = guest::create(lab, "host-a", true)?;
+    let agent = guest::create_as(lab, "host-a", true, setup)?;
     step.done();
     let step = Step::start("stick in the guest");
-    match module {
-        Some(path) => {
-            agent.put(&format!("/root/{MODULE}"), 0o644, &std::fs::read(path)?)?;
-            agent.must(&format!("insmod /root/{MODULE}"))?;
-        }
-        None => drop(agent.must("modprobe xen-hcd")?),
-    }
+    load_frontend(lab, &agent, setup, frontend)?;
     agent.must("modprobe -a usb-storage sd_mod ext4")?;
-    wait_for(
-        &agent,
-        "test -e /sys/bus/usb/devices/usb1",
-        "the guest's USB controller",
-        Duration::from_secs(20),
-    )?;
     stack::xl_vusb(lab, "host-a", &format!("attach {} {STICK}", guest::NAME))?;
     wait_for(
         &agent,
@@ -55,7 +79,9 @@ pub fn start(lab: &Lab, module: Option<&std::path::Path>, seed: u64) -> Result<A
         "the stick's block device",
         Duration::from_secs(60),
     )?;
-    agent.must(SMALL_REQUESTS)?;
+    if frontend == Frontend::Stock || setup.module == Module::Resume {
+        agent.must(SMALL_REQUESTS)?;
+    }
     step.done();
     let step = Step::start("file system and workload");
     agent

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! The PV guest under test: its configuration, its life under `xl`, the way to its agent.
+//! The guest under test: its configuration, its life under `xl`, the way to its agent.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use crate::agent::{AGENT_PORT, Agent, Output};
+use crate::guest_module::Module;
+use crate::kernel::Choice;
 use crate::lab::Lab;
 use crate::machine::{MACHINES, Machine, Role};
 
@@ -37,33 +41,112 @@ pub fn agent_through(lab: &Lab, host: &str) -> Result<Agent> {
     })
 }
 
-/// The guest's `xl` configuration.
-pub fn config(usb: bool) -> String {
+/// How a guest is virtualized.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
+pub enum Kind {
+    /// Paravirtualized: several times faster here.
+    #[default]
+    Pv,
+    /// Hardware virtualization without an emulated machine.
+    Pvh,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pv => "pv",
+            Self::Pvh => "pvh",
+        }
+    }
+}
+
+/// Which guest a scenario runs.
+#[derive(Debug, Clone, Copy, Default, Args, Serialize)]
+pub struct Setup {
+    /// Its kernel.
+    #[arg(long, value_enum, default_value_t)]
+    pub kernel: Choice,
+    /// How it is virtualized.
+    #[arg(long = "type", value_enum, default_value_t)]
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// Our module that it has, in scenarios where it has one.
+    #[arg(long, value_enum, default_value_t)]
+    pub module: Module,
+}
+
+/// The guest's `xl` configuration. `boot` is the directory of its kernel and ramdisk in dom0.
+fn config(kind: Kind, boot: &str, usb: bool) -> String {
     let [a, b, c, d] = IP;
     let mut text = format!(
-        "name = \"{NAME}\"\nuuid = \"{UUID}\"\ntype = \"pv\"\nkernel = \"/boot/vmlinux\"\nramdisk = \"/boot/guest.cpio\"\n\
+        "name = \"{NAME}\"\nuuid = \"{UUID}\"\ntype = \"{}\"\n\
+         kernel = \"{boot}/vmlinux\"\nramdisk = \"{boot}/guest.cpio\"\n\
          memory = 160\nvcpus = 1\nextra = \"console=hvc0 lab.name=guest lab.ip={a}.{b}.{c}.{d}\"\n\
          vif = ['mac=00:16:3e:00:09:0a,script=vif-lab']\n\
-         # Kept for a look when it dies.\non_crash = \"preserve\"\n"
+         # Kept for a look when it dies.\non_crash = \"preserve\"\n",
+        kind.name()
     );
+    if kind == Kind::Pvh {
+        // The emulator's CPU has no RDTSCP, which the other modes make Xen emulate.
+        text.push_str("tsc_mode = \"native\"\n");
+    }
     if usb {
         text.push_str("usbctrl = ['type=pv,version=2,ports=4']\n");
     }
     text
 }
 
-/// Create the guest on `host` and wait until its agent answers.
+/// Create the usual guest on `host` and wait until its agent answers.
 pub fn create(lab: &Lab, host: &str, usb: bool) -> Result<Agent> {
+    create_as(lab, host, usb, Setup::default())
+}
+
+/// The same for any guest.
+pub fn create_as(lab: &Lab, host: &str, usb: bool, setup: Setup) -> Result<Agent> {
     let dom0 = lab.agent(host)?;
-    dom0.put("/etc/xen/lab.cfg", 0o644, config(usb).as_bytes())?;
+    let (boot, version) = put_images(lab, &dom0, setup.kernel)?;
+    let config = config(setup.kind, &boot, usb);
+    dom0.put("/etc/xen/lab.cfg", 0o644, config.as_bytes())?;
     dom0.exec_for("xl create /etc/xen/lab.cfg", Duration::from_secs(180))?
         .ok("xl create")?;
     let guest = agent_through(lab, host)?;
-    if let Err(error) = guest.wait_ready(Duration::from_secs(300)) {
+    if let Err(error) = guest.wait_ready(Duration::from_secs(600)) {
         let console = dom0.exec(&format!("tail -n 15 /var/log/xen/console/guest-{NAME}.log"))?;
         return Err(error.context(format!("the end of its console:\n{}", console.stdout)));
     }
+    let runs = guest.must("uname -r; cat /sys/hypervisor/guest_type")?;
+    let mut runs = runs.lines();
+    if let Some(version) = version
+        && runs.next() != Some(&version)
+    {
+        bail!("the guest does not run {version}");
+    }
+    if !runs.any(|line| line.eq_ignore_ascii_case(setup.kind.name())) {
+        bail!("the guest is not of type {}", setup.kind.name());
+    }
     Ok(guest)
+}
+
+/// Kernel and ramdisk of a guest in dom0: the directory they are in, and the kernel's version
+/// where it is not the hosts' own, which is in their ramdisk.
+fn put_images(lab: &Lab, dom0: &Agent, kernel: Choice) -> Result<(String, Option<String>)> {
+    if kernel == Choice::default() {
+        return Ok(("/boot".to_owned(), None));
+    }
+    let images = lab.guest_images(kernel)?;
+    let boot = format!("/boot/{}", kernel.name());
+    if dom0.exec(&format!("test -e {boot}/complete"))?.status != 0 {
+        for (file, to) in [
+            (&images.vmlinux, "vmlinux"),
+            (&images.ramdisk, "guest.cpio"),
+        ] {
+            dom0.put(&format!("{boot}/{to}"), 0o644, &std::fs::read(file)?)?;
+        }
+        dom0.must(&format!("touch {boot}/complete"))?;
+    }
+    Ok((boot, Some(images.version)))
 }
 
 /// Destroy the guest wherever it is, under any of the names that a migration gives it.
@@ -92,6 +175,30 @@ pub fn migrate(lab: &Lab, from: &str, to: &str) -> Result<(Output, Duration)> {
     Ok((output, start.elapsed()))
 }
 
+/// `xl save`, which ends the domain; what it printed and how long it took.
+pub fn save(lab: &Lab, host: &str, file: &str) -> Result<Duration> {
+    let start = Instant::now();
+    lab.agent(host)?
+        .exec_for(
+            &format!("xl save {NAME} {file} 2>&1"),
+            Duration::from_secs(600),
+        )?
+        .ok("xl save")?;
+    Ok(start.elapsed())
+}
+
+/// `xl restore`, until the guest's agent answers.
+pub fn restore(lab: &Lab, host: &str, file: &str) -> Result<(Agent, Duration)> {
+    let start = Instant::now();
+    lab.agent(host)?
+        .exec_for(&format!("xl restore {file} 2>&1"), Duration::from_secs(600))?
+        .ok("xl restore")?;
+    let took = start.elapsed();
+    let guest = agent_through(lab, host)?;
+    guest.wait_ready(Duration::from_secs(120))?;
+    Ok((guest, took))
+}
+
 /// The guest's domain id on a host.
 pub fn domid(lab: &Lab, host: &str) -> Result<u32> {
     let text = lab.agent(host)?.must(&format!("xl domid {NAME}"))?;
@@ -106,6 +213,8 @@ pub fn healthy(guest: &Agent) -> Result<()> {
     for mark in [
         "Oops",
         "BUG:",
+        "[ cut here ]",
+        "INFO: task",
         "UBSAN",
         "general protection",
         "segfault",

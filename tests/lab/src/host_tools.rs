@@ -28,9 +28,15 @@ fn present(program: &str) -> bool {
     })
 }
 
-/// Install by package name whatever is missing; say exactly what could not be had.
+/// Install by package name whatever every part of the lab needs and is missing; say exactly what
+/// could not be had.
 pub fn ensure() -> Result<()> {
-    let missing: Vec<&str> = NEEDED
+    ensure_programs(NEEDED)
+}
+
+/// The same for programs, each with its package, that one part needs.
+pub fn ensure_programs(needed: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = needed
         .iter()
         .filter(|(program, _)| !present(program))
         .map(|(_, package)| *package)
@@ -50,7 +56,7 @@ pub fn ensure() -> Result<()> {
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(Stdio::null())
         .output();
-    let absent: Vec<&str> = NEEDED
+    let absent: Vec<&str> = needed
         .iter()
         .filter(|(program, _)| !present(program))
         .map(|(_, package)| *package)

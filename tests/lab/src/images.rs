@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::cache::{Cache, Key};
 use crate::cpio::Root;
-use crate::kernel::Kernel;
+use crate::kernel::{Choice, Kernel};
 use crate::programs;
 use crate::progress::Step;
 use crate::tree::Tree;
@@ -73,6 +73,74 @@ pub struct Images {
     pub exporter: PathBuf,
 }
 
+/// What a guest boots, for `xl`'s `kernel` and `ramdisk`.
+pub struct GuestImages {
+    /// `uname -r` of the kernel.
+    pub version: String,
+    /// The kernel's ELF image.
+    pub vmlinux: PathBuf,
+    /// Initial ramdisk.
+    pub ramdisk: PathBuf,
+}
+
+/// Build the ramdisk of a guest whose kernel is not the hosts'.
+pub fn guest(
+    cache: &Cache,
+    tree: &Tree,
+    kernel: &Kernel,
+    choice: Choice,
+    programs_dir: &Path,
+) -> Result<GuestImages> {
+    let agent = programs::stripped(&programs_dir.join("lab-agent"))?;
+    let disk = programs::stripped(&programs_dir.join("lab-disk"))?;
+    let modules: Vec<&str> = GUEST_MODULES
+        .iter()
+        .copied()
+        .filter(|&name| name != "xen_hcd" || choice.has_stock_driver())
+        .collect();
+    let key = Key::new()
+        .with_artefact(&tree.path)
+        .with(&kernel.version)
+        .with(&agent)
+        .with(&disk)
+        .with(GUEST_RC)
+        .with(INITTAB)
+        .with(modules.join(" "));
+    let directory = cache.artefact(&format!("guest-{}", choice.name()), key, |out| {
+        let step = Step::start(format!(
+            "root file system of a guest with {}",
+            kernel.version
+        ));
+        let root = guest_root(tree, kernel, programs_dir, &agent, &disk, &modules)?;
+        root.write(&out.join("guest.cpio"))?;
+        step.done();
+        Ok(())
+    })?;
+    Ok(GuestImages {
+        version: kernel.version.clone(),
+        vmlinux: kernel.vmlinux.clone(),
+        ramdisk: directory.join("guest.cpio"),
+    })
+}
+
+fn guest_root(
+    tree: &Tree,
+    kernel: &Kernel,
+    programs_dir: &Path,
+    agent: &[u8],
+    disk: &[u8],
+    modules: &[&str],
+) -> Result<Root> {
+    let mut root = base(tree, kernel, programs_dir, agent, GUEST_RC, modules)?;
+    root.file("usr/bin/lab-disk", 0o755, disk);
+    for program in ["usr/sbin/mke2fs", "usr/sbin/e2fsck"] {
+        tree.install(&mut root, program)?;
+    }
+    root.symlink("usr/sbin/mkfs.ext4", "mke2fs");
+    root.copy("etc/mke2fs.conf", &tree.path.join("etc/mke2fs.conf"))?;
+    Ok(root)
+}
+
 /// Build what is missing.
 pub fn build(cache: &Cache, tree: &Tree, kernel: &Kernel, programs_dir: &Path) -> Result<Images> {
     let agent = programs::stripped(&programs_dir.join("lab-agent"))?;
@@ -98,14 +166,7 @@ pub fn build(cache: &Cache, tree: &Tree, kernel: &Kernel, programs_dir: &Path) -
     let directory = cache.artefact("images", key, |out| {
         let mut step = Step::start("root file systems");
         let guest = out.join("guest.cpio");
-        let mut root = base(tree, kernel, programs_dir, &agent, GUEST_RC, GUEST_MODULES)?;
-        root.file("usr/bin/lab-disk", 0o755, disk.clone());
-        for program in ["usr/sbin/mke2fs", "usr/sbin/e2fsck"] {
-            tree.install(&mut root, program)?;
-        }
-        root.symlink("usr/sbin/mkfs.ext4", "mke2fs");
-        root.copy("etc/mke2fs.conf", &tree.path.join("etc/mke2fs.conf"))?;
-        root.write(&guest)?;
+        guest_root(tree, kernel, programs_dir, &agent, &disk, GUEST_MODULES)?.write(&guest)?;
 
         step.note("host");
         let mut root = base(tree, kernel, programs_dir, &agent, HOST_RC, HOST_MODULES)?;

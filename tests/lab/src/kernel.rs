@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! The kernel of every machine: its uncompressed image, and choices of its modules.
+//! Kernels: their uncompressed images, and choices of their modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,13 +7,96 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde::Serialize;
 
 use crate::cache::{Cache, Key};
 use crate::cpio::Root;
 use crate::host_tools::{nice, output};
-use crate::packages::Apt;
+use crate::packages::{Apt, Release};
 use crate::progress::Step;
 use crate::tree::Tree;
+
+/// Debian's kernels for guests. All machines but the guest run the backports'.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[value(rename_all = "kebab-case")]
+pub enum Choice {
+    /// Debian 13's backports: the only one with `xen-hcd`.
+    #[default]
+    Backports,
+    /// Debian 13's own, 6.12.
+    #[value(name = "debian-13")]
+    #[serde(rename = "debian-13")]
+    Debian13,
+    /// Debian 12's own, 6.1.
+    #[value(name = "debian-12")]
+    #[serde(rename = "debian-12")]
+    Debian12,
+}
+
+impl Choice {
+    /// Its name on the command line and in the cache.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Backports => "backports",
+            Self::Debian13 => "debian-13",
+            Self::Debian12 => "debian-12",
+        }
+    }
+
+    /// The release whose lists have it.
+    pub fn release(self) -> Release {
+        match self {
+            Self::Backports | Self::Debian13 => Release::Trixie,
+            Self::Debian12 => Release::Bookworm,
+        }
+    }
+
+    /// The suite that its metapackages are in.
+    pub fn suite(self) -> &'static str {
+        match self {
+            Self::Backports => "trixie-backports",
+            Self::Debian13 => "trixie",
+            Self::Debian12 => "bookworm",
+        }
+    }
+
+    /// The compiler that it was built with, which its modules are to be built with too.
+    pub fn compiler(self) -> &'static str {
+        match self {
+            Self::Backports | Self::Debian13 => "gcc-14",
+            Self::Debian12 => "gcc-12",
+        }
+    }
+
+    /// The stock frontend is in it.
+    pub fn has_stock_driver(self) -> bool {
+        self == Self::Backports
+    }
+
+    /// Name of an artefact of this kernel. The backports' artefacts, which everybody needs, are
+    /// named without it.
+    pub fn artefact(self, kind: &str) -> String {
+        match self {
+            Self::Backports => kind.to_owned(),
+            _ => format!("{kind}-{}", self.name()),
+        }
+    }
+
+    /// The packages that have its image and its modules.
+    fn packages(self, version: &str) -> Vec<String> {
+        let prefixes: &[&str] = match self {
+            // Split, so that the image can be signed by itself.
+            Self::Backports => &["linux-base-", "linux-binary-", "linux-modules-"],
+            Self::Debian13 | Self::Debian12 => &["linux-image-"],
+        };
+        prefixes
+            .iter()
+            .map(|prefix| format!("{prefix}{version}"))
+            .collect()
+    }
+}
 
 /// The extracted kernel packages.
 pub struct Kernel {
@@ -28,15 +111,26 @@ pub struct Kernel {
 
 impl Kernel {
     /// Download, extract and index if it is not in the cache.
-    pub fn open(cache: &Cache, apt: &Apt, tree: &Tree, version: &str) -> Result<Self> {
-        let names: Vec<String> = ["linux-base-", "linux-binary-", "linux-modules-"]
-            .map(|prefix| format!("{prefix}{version}"))
-            .into();
-        let packages = apt.tree(cache, "kernel-packages", &names, false)?;
+    pub fn open(cache: &Cache, apt: &Apt, tree: &Tree, choice: Choice) -> Result<Self> {
+        let version = &apt.kernel_version(choice.suite())?;
+        let packages = apt.tree(
+            cache,
+            &choice.artefact("kernel-packages"),
+            &choice.packages(version),
+            false,
+        )?;
         let directory = packages.join("usr/lib/modules").join(version);
-        let prepared = cache.artefact("kernel", Key::new().with_artefact(&packages), |out| {
+        let image = [
+            directory.join("vmlinuz"),
+            packages.join("boot").join(format!("vmlinuz-{version}")),
+        ]
+        .into_iter()
+        .find(|image| image.exists())
+        .with_context(|| format!("no kernel image in {}", packages.display()))?;
+        let key = Key::new().with_artefact(&packages);
+        let prepared = cache.artefact(&choice.artefact("kernel"), key, |out| {
             let step = Step::start("kernel image and module index");
-            unpack_image(&directory.join("vmlinuz"), &out.join("vmlinux"))?;
+            unpack_image(&image, &out.join("vmlinux"))?;
             // depmod wants a tree of its own to write its index into.
             let module_root = out.join("root/lib/modules");
             fs::create_dir_all(&module_root)?;
@@ -61,11 +155,20 @@ impl Kernel {
             dependencies.insert(module_name(path), (path.to_owned(), needs));
         }
         Ok(Self {
-            version: version.to_owned(),
+            version: version.clone(),
             vmlinux: prepared.join("vmlinux"),
             modules: directory,
             dependencies,
         })
+    }
+
+    /// A module's path below the kernel's module directory, and its file here.
+    pub fn module_file(&self, name: &str) -> Result<(&str, PathBuf)> {
+        let (path, _) = self
+            .dependencies
+            .get(name)
+            .with_context(|| format!("kernel {} has no module {name}", self.version))?;
+        Ok((path, self.modules.join(path)))
     }
 
     /// Copy modules and all that they depend on into a root, uncompressed, with an index.
@@ -91,7 +194,12 @@ impl Kernel {
             }
         }
         for path in wanted {
-            let data = output(Command::new("xz").arg("-dc").arg(self.modules.join(&path)))?;
+            let from = self.modules.join(&path);
+            let data = if path.ends_with(".xz") {
+                output(Command::new("xz").arg("-dc").arg(from))?
+            } else {
+                fs::read(from)?
+            };
             let path = path.trim_end_matches(".xz");
             let file = base.join(path);
             fs::create_dir_all(file.parent().context("module path")?)?;

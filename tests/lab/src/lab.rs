@@ -11,8 +11,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::agent::Agent;
 use crate::cache::{Cache, Key};
-use crate::images::Images;
-use crate::kernel::Kernel;
+use crate::guest_module::Module;
+use crate::images::{GuestImages, Images};
+use crate::kernel::{Choice, Kernel};
 use crate::machine::{Boot, MACHINES, Machine, Role, end_process};
 use crate::packages::Apt;
 use crate::progress::Step;
@@ -63,7 +64,7 @@ impl Lab {
         host_tools::ensure()?;
         let apt = Apt::open(&self.cache)?;
         let tree = Tree::open(&self.cache, &apt)?;
-        let kernel = Kernel::open(&self.cache, &apt, &tree, &self.kernel_version(&apt)?)?;
+        let kernel = Kernel::open(&self.cache, &apt, &tree, Choice::Backports)?;
         let hypervisor = hypervisor::build(&self.cache, &apt)?;
         let step = Step::start("the lab's own programs");
         let directory = programs::build(&["xen-vusb-lab"])?;
@@ -84,22 +85,20 @@ impl Lab {
         Ok(())
     }
 
-    /// The kernel's version, asked of apt once per set of package lists.
-    fn kernel_version(&self, apt: &Apt) -> Result<String> {
-        let remembered = self.cache.path("apt/kernel-version");
-        if let Ok(version) = fs::read_to_string(&remembered) {
-            return Ok(version);
-        }
-        let version = apt.kernel_version()?;
-        fs::write(&remembered, &version)?;
-        Ok(version)
+    /// Build a kernel module for a guest if its sources have changed; its path.
+    pub fn guest_module(&self, module: Module, kernel: Choice) -> Result<PathBuf> {
+        let apt = Apt::of_release(&self.cache, kernel.release())?;
+        module.build(&self.cache, &apt, kernel)
     }
 
-    /// Build the guest's kernel module if its sources have changed; its path.
-    pub fn guest_module(&self) -> Result<PathBuf> {
+    /// The image and the ramdisk that a guest with this kernel boots.
+    pub fn guest_images(&self, choice: Choice) -> Result<GuestImages> {
         let apt = Apt::open(&self.cache)?;
-        let version = self.kernel_version(&apt)?;
-        crate::guest_module::build(&self.cache, &apt, &version)
+        let tree = Tree::open(&self.cache, &apt)?;
+        let apt = Apt::of_release(&self.cache, choice.release())?;
+        let kernel = Kernel::open(&self.cache, &apt, &tree, choice)?;
+        let programs = programs::build(&["xen-vusb-lab"])?;
+        images::guest(&self.cache, &tree, &kernel, choice, &programs)
     }
 
     fn start(
@@ -209,8 +208,8 @@ impl Lab {
                 machine.ip()
             );
         }
-        for (name, what) in crate::scenario::SCENARIOS {
-            println!("scenario  {name:<14} {what}");
+        for scenario in crate::scenario::SCENARIOS {
+            println!("scenario  {:<14} {}", scenario.name, scenario.purpose);
         }
     }
 }

@@ -49,6 +49,9 @@ pub enum LabCommand {
         /// Number of live migrations.
         #[arg(long)]
         migrations: Option<u32>,
+        /// The guest, where the scenario does not choose it.
+        #[command(flatten)]
+        guest: guest::Setup,
     },
     /// Run a shell command in a machine (host-a, host-b, exporter, or guest).
     Shell {
@@ -75,7 +78,11 @@ pub enum LabCommand {
         settings: Vec<String>,
     },
     /// Build the guest's kernel module.
-    Module,
+    Module {
+        /// For this guest.
+        #[command(flatten)]
+        guest: guest::Setup,
+    },
     /// Build our daemons, put them into the running machines, start them, and plug in the stick.
     Deploy,
     /// Stop the machines.
@@ -98,7 +105,16 @@ pub fn run(command: LabCommand) -> Result<()> {
             scenario,
             json,
             migrations,
-        } => scenario::run(&lab, &scenario, json, migrations),
+            guest,
+        } => scenario::run(
+            &lab,
+            &scenario,
+            &scenario::Options {
+                json,
+                migrations,
+                guest,
+            },
+        ),
         LabCommand::Shell { machine, command } => {
             let agent = if machine == "guest" {
                 guest::agent(&lab)?
@@ -133,8 +149,9 @@ pub fn run(command: LabCommand) -> Result<()> {
             );
             Ok(())
         }
-        LabCommand::Module => {
-            println!("{}", lab.guest_module()?.display());
+        LabCommand::Module { guest } => {
+            let path = lab.guest_module(guest.module, guest.kernel)?;
+            println!("{}", path.display());
             Ok(())
         }
         LabCommand::Deploy => {

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 
 use crate::agent::Agent;
-use crate::guest;
+use crate::guest::{self, Setup};
 use crate::lab::Lab;
 use crate::progress::Step;
 use crate::workload::Report;
@@ -120,10 +120,10 @@ pub fn migrate_many(
 }
 
 /// The same guest without USB: what a migration costs here anyway.
-pub fn baseline(lab: &Lab, count: u32) -> Result<Vec<Migration>> {
+pub fn baseline(lab: &Lab, count: u32, setup: Setup) -> Result<Vec<Migration>> {
     guest::destroy(lab)?;
     let step = Step::start("guest without USB");
-    start_ticker(&guest::create(lab, "host-a", false)?)?;
+    start_ticker(&guest::create_as(lab, "host-a", false, setup)?)?;
     step.done();
     let (measured, host) = migrate_many(lab, count, false, "without USB")?;
     guest::healthy(&guest::agent_through(lab, host)?)?;

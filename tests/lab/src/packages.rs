@@ -12,33 +12,73 @@ use crate::cache::{Cache, Key};
 use crate::host_tools::{nice, output, run};
 use crate::progress::Step;
 
-/// The release that everything comes from: its backports have the only Debian kernel with
-/// `xen-hcd`, its Xen is 4.20, its QEMU 10.0.
-const RELEASE: &str = "trixie";
+/// A Debian release whose packages are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// Debian 13, which everything but older guests comes from: its backports have the only Debian
+    /// kernel with `xen-hcd`, its Xen is 4.20, its QEMU 10.0.
+    Trixie,
+    /// Debian 12, for guests.
+    Bookworm,
+}
+
+impl Release {
+    /// Its name in the archive.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trixie => "trixie",
+            Self::Bookworm => "bookworm",
+        }
+    }
+
+    /// Where its lists lie in the cache.
+    fn directory(self) -> &'static str {
+        match self {
+            Self::Trixie => "apt",
+            Self::Bookworm => "apt-bookworm",
+        }
+    }
+
+    /// Its lines of a `sources.list`, with the machine's mirror and keyring.
+    ///
+    /// # Errors
+    /// When the machine has none.
+    pub fn sources(self) -> Result<Vec<String>> {
+        let Source { uri, keyring } = debian_source()?;
+        let options = format!("[signed-by={keyring}]");
+        let name = self.name();
+        let mut lines = vec![format!("deb {options} {uri} {name} main")];
+        if self == Self::Trixie {
+            lines.push(format!("deb {options} {uri} {name}-backports main"));
+        }
+        lines.push(format!("deb-src {options} {uri} {name} main"));
+        Ok(lines)
+    }
+}
 
 /// apt with lists and a package database of its own (an empty one, so that a package's whole
 /// closure is downloaded).
 pub struct Apt {
+    release: Release,
     directory: PathBuf,
 }
 
 impl Apt {
     /// Prepare the private configuration, and the lists if they are not there yet.
     pub fn open(cache: &Cache) -> Result<Self> {
-        let source = debian_source()?;
-        let directory = cache.path("apt");
+        Self::of_release(cache, Release::Trixie)
+    }
+
+    /// The same for any release.
+    pub fn of_release(cache: &Cache, release: Release) -> Result<Self> {
+        let directory = cache.path(release.directory());
         for name in ["lists/partial", "archives/partial", "preferences.d"] {
             fs::create_dir_all(directory.join(name))?;
         }
         fs::write(directory.join("status"), "")?;
-        let options = format!("[signed-by={}]", source.keyring);
-        let uri = &source.uri;
-        fs::write(
-            directory.join("sources.list"),
-            format!(
-                "deb {options} {uri} {RELEASE} main\ndeb {options} {uri} {RELEASE}-backports main\ndeb-src {options} {uri} {RELEASE} main\n"
-            ),
-        )?;
+        let mut sources = release.sources()?.join("\n");
+        sources.push('\n');
+        fs::write(directory.join("sources.list"), sources)?;
         let place = directory.display();
         fs::write(
             directory.join("apt.conf"),
@@ -52,9 +92,9 @@ impl Apt {
                  Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\nAPT::Update::Post-Invoke-Success {{ }};\n"
             ),
         )?;
-        let apt = Self { directory };
+        let apt = Self { release, directory };
         if !apt.directory.join("updated").exists() {
-            let step = Step::start("package lists");
+            let step = Step::start(format!("package lists of {}", release.name()));
             run(
                 apt.command("apt-get").args(["-q", "update"]),
                 &apt.directory.join("update.log"),
@@ -73,17 +113,25 @@ impl Apt {
         command
     }
 
-    /// `7.2.12+deb13-amd64`: the kernel that the backports' metapackage means.
-    pub fn kernel_version(&self) -> Result<String> {
-        let package = format!("linux-image-amd64/{RELEASE}-backports");
+    /// `6.12.107+deb13-amd64`: the kernel that a suite's metapackage means. apt is asked once per
+    /// set of lists.
+    pub fn kernel_version(&self, suite: &str) -> Result<String> {
+        let remembered = self.directory.join(format!("kernel-version-{suite}"));
+        if let Ok(version) = fs::read_to_string(&remembered) {
+            return Ok(version);
+        }
+        let package = format!("linux-image-amd64/{suite}");
         let text = output(self.command("apt-cache").args(["show", &package]))?;
         let text = String::from_utf8_lossy(&text).into_owned();
-        text.lines()
+        let version = text
+            .lines()
             .filter(|line| line.starts_with("Depends:"))
             .flat_map(|line| line.split([' ', ',']))
             .find_map(|word| word.strip_prefix("linux-image-"))
-            .map(str::to_owned)
-            .with_context(|| format!("linux-image-amd64 of {RELEASE}-backports names no kernel"))
+            .with_context(|| format!("linux-image-amd64 of {suite} names no kernel"))?
+            .to_owned();
+        fs::write(&remembered, &version)?;
+        Ok(version)
     }
 
     /// Download packages, with all that they depend on if `closure`, and extract them.
@@ -94,7 +142,9 @@ impl Apt {
         packages: &[String],
         closure: bool,
     ) -> Result<PathBuf> {
-        let mut key = Key::new().with(RELEASE).with([u8::from(closure)]);
+        let mut key = Key::new()
+            .with(self.release.name())
+            .with([u8::from(closure)]);
         for package in packages {
             key = key.with(package);
         }
@@ -187,6 +237,25 @@ fn extract(debs: &Path, into: &Path, log: &Path) -> Result<()> {
     });
     for file in files {
         run(nice("dpkg-deb").arg("-x").arg(file).arg(into), log)?;
+    }
+    merge_usr(into, log)
+}
+
+/// Debian 12's packages name /bin and /lib, and its base-files has no links there.
+fn merge_usr(root: &Path, log: &Path) -> Result<()> {
+    for name in ["bin", "sbin", "lib", "lib64"] {
+        let directory = root.join(name);
+        if !fs::symlink_metadata(&directory).is_ok_and(|found| found.is_dir()) {
+            continue;
+        }
+        let merged = root.join("usr").join(name);
+        fs::create_dir_all(&merged)?;
+        run(
+            nice("cp").arg("-a").arg(directory.join(".")).arg(&merged),
+            log,
+        )?;
+        fs::remove_dir_all(&directory)?;
+        std::os::unix::fs::symlink(format!("usr/{name}"), &directory)?;
     }
     Ok(())
 }

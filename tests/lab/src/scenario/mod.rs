@@ -1,43 +1,99 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! What the lab proves.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 
+use crate::guest::Setup;
 use crate::lab::Lab;
 
+pub mod all;
 pub mod disk_migrate;
+pub mod dkms;
+pub mod kernels;
 pub mod plain_migrate;
+pub mod pvh;
+pub mod save_restore;
 pub mod stock_refuse;
 
-/// Name and purpose of every scenario.
-pub const SCENARIOS: &[(&str, &str)] = &[
-    (
-        "plain-migrate",
-        "a guest without USB is migrated there and back; its pause",
-    ),
-    (
-        "disk-migrate",
-        "a remote stick, written without pause, stays through live migrations",
-    ),
-    (
-        "stock-refuse",
-        "a stock guest with a mounted stick: the migration is refused, I/O goes on",
-    ),
+/// How a scenario is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Print the result as one JSON object.
+    pub json: bool,
+    /// Number of live migrations; each scenario has its usual one.
+    pub migrations: Option<u32>,
+    /// The guest, where the scenario does not choose it.
+    pub guest: Setup,
+}
+
+impl Options {
+    /// The number of migrations, `usual` where none was asked for.
+    pub fn migrations_or(&self, usual: u32) -> u32 {
+        self.migrations.unwrap_or(usual)
+    }
+}
+
+/// A scenario.
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    /// What it proves.
+    pub purpose: &'static str,
+    run: fn(&Lab, &Options) -> Result<()>,
+}
+
+/// Every scenario, in the order in which `all` runs them.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "plain-migrate",
+        purpose: "a guest without USB is migrated there and back; its pause",
+        run: plain_migrate::run,
+    },
+    Scenario {
+        name: "disk-migrate",
+        purpose: "a remote stick, written without pause, stays through live migrations",
+        run: disk_migrate::run,
+    },
+    Scenario {
+        name: "stock-refuse",
+        purpose: "a stock guest with a mounted stick: the migration is refused, I/O goes on",
+        run: stock_refuse::run,
+    },
+    Scenario {
+        name: "save-restore",
+        purpose: "a guest is saved and restored, here and elsewhere, with its stick in use",
+        run: save_restore::run,
+    },
+    Scenario {
+        name: "kernels",
+        purpose: "disk-migrate in guests with the kernels of Debian 12 and Debian 13",
+        run: kernels::run,
+    },
+    Scenario {
+        name: "pvh",
+        purpose: "disk-migrate in a PVH guest",
+        run: pvh::run,
+    },
+    Scenario {
+        name: "dkms",
+        purpose: "the module's Debian package installs with DKMS on three kernels; no machines",
+        run: dkms::run,
+    },
+    Scenario {
+        name: all::NAME,
+        purpose: "every scenario, one after the other",
+        run: all::run,
+    },
 ];
 
 /// Run one by name.
-pub fn run(lab: &Lab, name: &str, json: bool, migrations: Option<u32>) -> Result<()> {
-    match name {
-        "plain-migrate" => plain_migrate::run(lab, json, migrations.unwrap_or(2)),
-        "disk-migrate" => disk_migrate::run(lab, json, migrations.unwrap_or(10)),
-        "stock-refuse" => stock_refuse::run(lab, json, migrations.unwrap_or(1)),
-        _ => bail!(
-            "no scenario {name:?}; there are {}",
-            SCENARIOS
-                .iter()
-                .map(|(name, _)| *name)
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
-    }
+pub fn run(lab: &Lab, name: &str, options: &Options) -> Result<()> {
+    let scenario = SCENARIOS
+        .iter()
+        .find(|scenario| scenario.name == name)
+        .with_context(|| {
+            let names: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+            format!("no scenario {name:?}; there are {}", names.join(", "))
+        })?;
+    (scenario.run)(lab, options)
 }

@@ -5,14 +5,15 @@
 use anyhow::Result;
 use serde_json::json;
 
+use super::Options;
 use crate::lab::Lab;
 use crate::measure;
 
 /// Run the scenario.
-pub fn run(lab: &Lab, json: bool, migrations: u32) -> Result<()> {
+pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     lab.up(&["host-a", "host-b"])?;
-    let measured = measure::baseline(lab, migrations)?;
-    if json {
+    let measured = measure::baseline(lab, options.migrations_or(2), options.guest)?;
+    if options.json {
         println!(
             "{}",
             json!({ "scenario": "plain-migrate", "result": "ok", "migrations": measured })

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-use crate::disk::{self, Account};
+use super::Options;
+use crate::disk::{self, Account, Frontend};
 use crate::guest;
 use crate::lab::Lab;
 use crate::measure::{DISK_REPORT, report};
@@ -37,17 +38,17 @@ struct Outcome {
     account: Account,
 }
 
-/// Run the scenario: `attempts` migrations, each of which must be refused.
-pub fn run(lab: &Lab, json: bool, attempts: u32) -> Result<()> {
+/// Run the scenario: as many migrations, each of which must be refused.
+pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     lab.fresh()?;
     stack::deploy(lab)?;
-    let outcome = attempt(lab, attempts).map_err(|error| {
+    let outcome = attempt(lab, options.migrations_or(1)).map_err(|error| {
         error.context(format!(
             "the daemons' logs end in\n{}",
             stack::logs(lab, 15)
         ))
     })?;
-    if json {
+    if options.json {
         println!("{}", serde_json::to_string(&outcome)?);
     } else {
         println!("xl-vusb check says: {}", outcome.check_says);
@@ -75,7 +76,7 @@ pub fn run(lab: &Lab, json: bool, attempts: u32) -> Result<()> {
 }
 
 fn attempt(lab: &Lab, attempts: u32) -> Result<Outcome> {
-    let guest = disk::start(lab, None, SEED)?;
+    let guest = disk::start(lab, guest::Setup::default(), Frontend::Stock, SEED)?;
     let check = lab
         .agent("host-a")?
         .exec(&format!("xl-vusb check {}", guest::NAME))?;

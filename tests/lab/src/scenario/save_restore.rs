@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A guest with our module is saved to a file while it works on its stick, and restored: on the
+//! same host, and on the other one, which the file is carried to. Meanwhile no host has the domain.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+
+use super::Options;
+use super::disk_migrate::{Counters, counters};
+use crate::agent::Agent;
+use crate::disk::{self, Account, Frontend};
+use crate::guest;
+use crate::lab::Lab;
+use crate::measure::{DISK_REPORT, report};
+use crate::progress::Step;
+use crate::stack;
+
+const SEED: u64 = 0x5eed_0003;
+/// In dom0's memory, which has room for it once.
+const FILE: &str = "/root/lab.save";
+/// For which nobody has the guest.
+const AWAY: Duration = Duration::from_secs(10);
+
+/// One time around.
+#[derive(Debug, Serialize)]
+struct Round {
+    from: &'static str,
+    to: &'static str,
+    save_s: f64,
+    restore_s: f64,
+    /// Blocks verified in the first seconds after it.
+    verified_after: u64,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    scenario: &'static str,
+    result: &'static str,
+    guest: guest::Setup,
+    rounds: Vec<Round>,
+    counters: Counters,
+    account: Account,
+}
+
+/// Run the scenario: `migrations` is the number of times that the guest is saved.
+pub fn run(lab: &Lab, options: &Options) -> Result<()> {
+    lab.fresh()?;
+    stack::deploy(lab)?;
+    let outcome = attempt(lab, options).map_err(|error| {
+        error.context(format!(
+            "the daemons' logs end in\n{}",
+            stack::logs(lab, 15)
+        ))
+    })?;
+    if options.json {
+        println!("{}", serde_json::to_string(&outcome)?);
+    } else {
+        for round in &outcome.rounds {
+            println!(
+                "{} -> {}: saved in {:.1} s, restored in {:.1} s, {} blocks verified after it",
+                round.from, round.to, round.save_s, round.restore_s, round.verified_after
+            );
+        }
+        let Counters {
+            urbs,
+            lost,
+            duplicated,
+        } = outcome.counters;
+        println!(
+            "RESULT {} saves={} urbs={urbs} lost={lost} duplicated={duplicated} {}",
+            outcome.result,
+            outcome.rounds.len(),
+            outcome.account.fields()
+        );
+    }
+    if outcome.result != "ok" {
+        bail!(
+            "not everything was right: {:?}",
+            outcome.account.kernel.lines
+        );
+    }
+    guest::destroy(lab)
+}
+
+fn attempt(lab: &Lab, options: &Options) -> Result<Outcome> {
+    let mut guest = disk::start(lab, options.guest, Frontend::Ours, SEED)?;
+    let count = options.migrations_or(2);
+    let mut here = "host-a";
+    let mut rounds = Vec::new();
+    for number in 1..=count {
+        // The same host, the other one, the same …
+        let there = match (number % 2, here) {
+            (1, _) => here,
+            (_, "host-a") => "host-b",
+            _ => "host-a",
+        };
+        let step = Step::start(format!("save {number}/{count} {here}, restore {there}"));
+        let round;
+        (guest, round) = around(lab, here, there)?;
+        step.done();
+        rounds.push(round);
+        here = there;
+    }
+    let account = disk::finish(&guest)?;
+    guest::healthy(&guest)?;
+    let counters = counters(lab)?;
+    let good =
+        account.good() && counters.good() && rounds.iter().all(|round| round.verified_after > 0);
+    Ok(Outcome {
+        scenario: "save-restore",
+        result: if good { "ok" } else { "failed" },
+        guest: options.guest,
+        rounds,
+        counters,
+        account,
+    })
+}
+
+fn around(lab: &Lab, from: &'static str, to: &'static str) -> Result<(Agent, Round)> {
+    let save = guest::save(lab, from, FILE)?;
+    let (source, target) = (lab.agent(from)?, lab.agent(to)?);
+    if from != to {
+        let contents = source.get(FILE)?;
+        source.must(&format!("rm {FILE}"))?;
+        target.put(FILE, 0o600, &contents)?;
+    }
+    std::thread::sleep(AWAY);
+    let (guest, restore) = guest::restore(lab, to, FILE)?;
+    target.must(&format!("rm {FILE}"))?;
+    let before = report(&guest, DISK_REPORT)?.verified;
+    Ok((
+        guest.clone(),
+        Round {
+            from,
+            to,
+            save_s: save.as_secs_f64(),
+            restore_s: restore.as_secs_f64(),
+            verified_after: progress_since(&guest, before)?,
+        },
+    ))
+}
+
+/// Blocks verified beyond `before`, as soon as there are any.
+fn progress_since(guest: &Agent, before: u64) -> Result<u64> {
+    let start = Instant::now();
+    loop {
+        let more = report(guest, DISK_REPORT)?.verified.saturating_sub(before);
+        if more > 0 || start.elapsed() > Duration::from_secs(60) {
+            return Ok(more);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}

@@ -11,4 +11,5 @@ mod rings;
 mod serving;
 
 pub use handle::{Command, Device, Handle, Report, Setup, spawn};
-pub use rings::RingDetails;
+pub use rings::{RingDetails, RingError};
+pub use serving::{Attached, Outcome, Serving};

@@ -12,7 +12,7 @@ mod domain;
 mod exporter;
 pub mod log;
 mod socket;
-mod totals;
+pub mod totals;
 pub mod xenbus;
 
 use anyhow::{Context, Result};

@@ -244,7 +244,7 @@ impl<B: Backend> Actor<B> {
     fn map_rings(&mut self) {
         let Some(details) = self.rings else { return };
         let connected = self.serving.borrow_mut().connect(details);
-        match connected {
+        match connected.and_then(|channel| Signal::new(channel, details.channel)) {
             Ok(signal) => self.signal = Some(signal),
             Err(e) => {
                 // The guest's fault or ours; either way only this frontend stands still.

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! The rings of a frontend: where they are, and the mapped ones.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use usbif::{BackRing, Conn, Urb};
 use xen::{Backend, EventChannel, EvtchnPort, GrantError, GrantRef, RingPage};
@@ -44,11 +45,25 @@ pub(super) struct Rings<B: Backend> {
 
 /// Resolves whenever the frontend has signalled.
 pub struct Signal<B: Backend> {
-    pub(super) watched: AsyncFd<OwnedFd>,
-    pub(super) channel: Rc<B::Channel>,
+    watched: AsyncFd<OwnedFd>,
+    channel: Rc<B::Channel>,
 }
 
 impl<B: Backend> Signal<B> {
+    /// Watches a channel, on the runtime of this thread. `port` is the guest's, for the error.
+    ///
+    /// # Errors
+    /// [`RingError::Channel`], when its descriptor cannot be watched.
+    pub fn new(channel: Rc<B::Channel>, port: EvtchnPort) -> Result<Self, RingError> {
+        let failed = |source| RingError::Channel { port, source };
+        let descriptor = channel.as_fd().try_clone_to_owned().map_err(failed)?;
+        // SAFETY: the descriptor is a duplicate of our own, owned by the AsyncFd and so open and
+        // the same for as long as that lives.
+        let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }
+            .map_err(|e| failed(e.into()))?;
+        Ok(Self { watched, channel })
+    }
+
     /// Waits for an event and takes it.
     pub async fn wait(&self) -> std::io::Result<()> {
         let mut guard = self.watched.readable().await?;

@@ -4,9 +4,9 @@
 //! Everything here runs on the controller's own thread, and nothing waits: a wake-up takes all that
 //! is on the rings, and what it leads to is sent and published in one go.
 
+mod copy;
 mod sessions;
 
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,14 +14,12 @@ use control::Counters;
 use handoff::Cookie;
 use session::client::Client;
 use slog::{Logger, warn};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use usbif::{BackRing, ConnResponse, PortNumber, RingCorrupt, UrbResponse};
 use vusb_core::{Answers, Controller, Slot, UrbResult, Verdict};
 use xen::{Access, Backend, DomId, EventChannel, GrantError, RingPage};
 
-use super::rings::{RingDetails, RingError, Rings, Signal};
+use super::rings::{RingDetails, RingError, Rings};
 use crate::totals::Totals;
 
 /// Requests taken in one wake-up before others get their turn. A guest whose requests are answered
@@ -29,6 +27,7 @@ use crate::totals::Totals;
 const BUDGET: usize = 64;
 
 /// The device at a port.
+#[derive(Clone)]
 pub struct Attached {
     /// Its session, once the lease is claimed.
     pub client: Option<Client>,
@@ -91,32 +90,26 @@ impl<B: Backend> Serving<B> {
 
     // ---- rings
 
-    /// Maps the rings and binds the event channel.
-    pub fn connect(&mut self, details: RingDetails) -> Result<Signal<B>, RingError> {
+    /// Maps the rings and binds the event channel, which it returns.
+    pub fn connect(&mut self, details: RingDetails) -> Result<Rc<B::Channel>, RingError> {
         let page = |gref| {
             let mapping = self.platform.map(self.domid, &[gref], Access::ReadWrite)?;
             Ok::<_, GrantError>(RingPage::new(mapping, 0))
         };
         let (urb, conn) = (page(details.urb)?, page(details.conn)?);
         let port = details.channel;
-        let failed = |source| RingError::Channel { port, source };
         let channel = self
             .platform
             .bind_interdomain(self.domid, port)
-            .map_err(failed)?;
+            .map_err(|source| RingError::Channel { port, source })?;
         let channel = Rc::new(channel);
-        let descriptor = channel.as_fd().try_clone_to_owned().map_err(failed)?;
-        // SAFETY: the descriptor is a duplicate of our own, owned by the AsyncFd and so open and
-        // the same for as long as that lives.
-        let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }
-            .map_err(|e| failed(e.into()))?;
         self.rings = Some(Rings {
             urb: BackRing::new(urb),
             conn: BackRing::new(conn),
             channel: channel.clone(),
         });
         self.core.tell_all();
-        Ok(Signal { watched, channel })
+        Ok(channel)
     }
 
     /// Unmaps the rings. Transfers in flight are cancelled; their completions find no request.

@@ -6,7 +6,7 @@
 //! whenever one of these changes, so that it is true also when a host dies without notice.
 
 /// The state of one port that a hand-off carries over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Cookie {
     /// Device address, 1 to 127; 0 for none (USB 2.0 §9.4.6).
     pub address: u8,

@@ -83,7 +83,7 @@ pub enum Event<'a> {
     Pong,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Outstanding {
     request: u64,
     /// Largest body of its completion.
@@ -93,7 +93,7 @@ struct Outstanding {
 }
 
 /// The machine; see the module's documentation.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Client {
     epoch: Epoch,
     connected: bool,

@@ -86,7 +86,7 @@ pub enum Reply {
 }
 
 /// Why an exporter does not do what it was asked. The texts are for the administrator.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// Nothing here matches.
     #[error("no device {0} here; `xl-vusb devices` lists what there is")]

@@ -154,7 +154,7 @@ impl TransferStatus {
 }
 
 /// A transfer to be carried out: the header fields of a [`Kind::Submit`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Transfer {
     /// Its type.
     pub transfer_type: TransferType,

@@ -34,7 +34,7 @@ pub const MAX_NOTE_LEN: usize = 1000;
 pub const MAX_PORT: u8 = 31;
 
 /// What of the table survives a restart.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Saved {
     /// The last epoch given out.
@@ -73,7 +73,7 @@ pub enum Change {
     Disconnect,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Entry {
     lease: Lease,
     /// The guest is suspended, whatever happens to the connection.
@@ -83,7 +83,7 @@ struct Entry {
 }
 
 /// The table; see the module's documentation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct LeaseTable {
     policy: Policy,
     hold_ms: u64,

@@ -8,7 +8,7 @@ use crate::control::Refusal;
 use crate::{DeviceId, DeviceInfo, Epoch, VmUuid};
 
 /// From the backend: which lease, and how.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Open {
     /// The device.
     pub device: DeviceId,
@@ -23,7 +23,7 @@ pub struct Open {
 }
 
 /// How a device connection takes up its lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum How {
     /// Take over from whoever holds it: raises the epoch, cancels what is in flight for the old
     /// one, fences its connection. Request and completion numbers start anew at 1.
@@ -41,7 +41,7 @@ pub enum How {
 }
 
 /// The exporter's answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Opened {
     /// Frames follow in both directions.
     Ready {

@@ -127,7 +127,7 @@ impl Outcome {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Executing {
     request: u64,
     length: u32,
@@ -136,7 +136,7 @@ struct Executing {
 }
 
 /// The machine; see the module's documentation.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub struct Server {
     epoch: Epoch,
     connected: bool,

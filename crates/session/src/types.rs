@@ -155,7 +155,7 @@ pub enum Speed {
 }
 
 /// Whether a device can be had.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceState {
     /// Nobody holds it.
@@ -175,7 +175,7 @@ pub enum DeviceState {
 }
 
 /// A device of an exporter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DeviceInfo {
     /// Where it is plugged in.
     pub id: DeviceId,
@@ -254,7 +254,7 @@ impl fmt::Display for Holder {
 }
 
 /// How far a lease's holder is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeasePhase {
     /// The holder is connected and serves the guest.
@@ -268,7 +268,7 @@ pub enum LeasePhase {
 }
 
 /// A device lent to a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lease {
     /// The device.
     pub device: DeviceInfo,

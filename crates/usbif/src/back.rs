@@ -24,7 +24,7 @@ pub struct NoRequestToAnswer;
 ///
 /// Responses may come in any order; what is counted is only that there are no more of them than
 /// requests were read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct BackRing<M, R> {
     memory: M,
     req_cons: u32,

@@ -19,7 +19,7 @@ pub struct RingFull;
 /// Per wake-up: take the event of the channel, then [`next_response`](Self::next_response) until
 /// `None`, [`push_request`](Self::push_request) what is to be sent, one
 /// [`publish`](Self::publish), and [`final_check`](Self::final_check) before going to sleep.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FrontRing<M, R> {
     memory: M,
     req_prod_pvt: u32,

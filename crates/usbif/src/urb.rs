@@ -34,7 +34,7 @@ const SEGMENTS: usize = 20;
 pub enum Urb {}
 
 /// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UrbKind {
     /// A control transfer. Its `wLength` equals the buffer's length.
     Control {
@@ -68,7 +68,7 @@ pub enum UrbKind {
 ///
 /// Not checked here, because it takes knowledge of the controller: whether port, device and
 /// endpoint exist, and whether the grants do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct UrbRequest {
     /// Chosen by the frontend; echoed in the response. Any value, may repeat one in flight.
     pub id: u16,

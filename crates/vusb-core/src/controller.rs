@@ -86,7 +86,7 @@ pub enum PortError {
 }
 
 /// One PV USB controller; see the crate's documentation.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Controller {
     port_count: u8,
     ports: [Port; PortNumber::MAX as usize],

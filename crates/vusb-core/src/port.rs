@@ -22,7 +22,7 @@ pub struct PortState {
 }
 
 /// What is plugged into a port.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 pub(crate) struct Port {
     pub(crate) speed: Speed,
     pub(crate) address: Option<DeviceAddress>,

@@ -16,7 +16,7 @@ impl Slot {
 }
 
 /// A transfer that the guest asked for and has no answer to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub struct Urb {
     pub(crate) order: u64,
     /// The request as it was on the ring: where the data is.

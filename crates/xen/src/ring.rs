@@ -8,7 +8,7 @@ use usbif::RingMemory;
 use crate::{Mapping, PAGE_SIZE};
 
 /// One page of a [`Mapping`], for [`usbif::BackRing`] and [`usbif::FrontRing`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RingPage<M> {
     mapping: M,
     start: usize,

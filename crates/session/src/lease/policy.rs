@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use crate::{DeviceInfo, DeviceSelector, VmUuid};
 
 /// One thing, or `*` for all.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Match<T> {
     /// All.
     Any,
@@ -45,7 +45,7 @@ impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Match<T> {
 }
 
 /// Allows what matches all three.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Allow {
     /// `BUS-PORT`, `VID:PID[:SERIAL]` or `*`.
@@ -71,7 +71,7 @@ impl Allow {
 }
 
 /// All that is allowed.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(transparent)]
 pub struct Policy {
     /// Any of these allows.

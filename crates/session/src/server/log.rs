@@ -10,7 +10,7 @@ use crate::frame::{self, Completion, HEADER_LEN, Kind};
 /// The front is given back in steps of at least this many bytes, unless the log becomes empty.
 const COMPACT_LEN: usize = 256 * 1024;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Log {
     bytes: Vec<u8>,
     /// Where in `bytes` the log begins.
@@ -27,7 +27,7 @@ pub(super) struct Log {
 }
 
 /// Where a frame ends.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct End {
     at: usize,
     /// The number, if it is a completion.

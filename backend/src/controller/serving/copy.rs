@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Copies of a whole controller, and what tells two of them apart: for tools that try everything
+//! that may happen next. Sessions, requests and the position in the rings are copied; the guest's
+//! memory is the platform's.
+
+use std::hash::{Hash, Hasher};
+
+use xen::Backend;
+
+use super::{Attached, Serving};
+use crate::controller::rings::Rings;
+
+impl<B: Backend<Mapping: Clone>> Clone for Serving<B> {
+    fn clone(&self) -> Self {
+        Self {
+            platform: self.platform.clone(),
+            domid: self.domid,
+            totals: self.totals.clone(),
+            log: self.log.clone(),
+            core: self.core.clone(),
+            rings: self.rings.as_ref().map(|rings| Rings {
+                urb: rings.urb.clone(),
+                conn: rings.conn.clone(),
+                channel: rings.channel.clone(),
+            }),
+            attached: self.attached.clone(),
+            quiescing: self.quiescing,
+            activity: self.activity,
+        }
+    }
+}
+
+/// What was counted, and what is not ours (the platform), makes no difference.
+impl<B: Backend> Hash for Serving<B> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.domid.0.hash(state);
+        self.core.hash(state);
+        if let Some(rings) = &self.rings {
+            (rings.urb.indices(), rings.urb.unpublished()).hash(state);
+            (rings.conn.indices(), rings.conn.unpublished()).hash(state);
+        }
+        self.attached.hash(state);
+        (self.quiescing, self.activity, self.rings.is_some()).hash(state);
+    }
+}
+
+impl Hash for Attached {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.client, self.saved, self.reset).hash(state);
+    }
+}

@@ -93,7 +93,7 @@ fn config(kind: Kind, boot: &str, usb: bool) -> String {
         text.push_str("tsc_mode = \"native\"\n");
     }
     if usb {
-        text.push_str("usbctrl = ['type=pv,version=2,ports=4']\n");
+        text.push_str("usbctrl = ['type=pv,version=2,ports=16']\n");
     }
     text
 }

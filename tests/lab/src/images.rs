@@ -44,6 +44,8 @@ const GUEST_MODULES: &[&str] = &[
     "evdev",
     "cdc_acm",
     "ftdi_sio",
+    "snd_usb_audio",
+    "usbtest",
 ];
 const EXPORTER_MODULES: &[&str] = &[
     "virtio_net",
@@ -52,6 +54,24 @@ const EXPORTER_MODULES: &[&str] = &[
     "uhci_hcd",
     "xhci_pci",
     "usbmon",
+    // Gadgets on a bus of their own, and devices served with USB/IP.
+    "dummy_hcd",
+    "usb_f_ss_lb",
+    "usb_f_acm",
+    "usb_f_hid",
+    "usb_f_mass_storage",
+    "vhci_hcd",
+    // The drivers that take hold of devices until they are lent.
+    "usb_storage",
+    "uas",
+    "sd_mod",
+    "usbhid",
+    "hid_generic",
+    "evdev",
+    "cdc_acm",
+    "ftdi_sio",
+    "snd_usb_audio",
+    "usbtest",
 ];
 
 /// Programs of Xen in the host, beside `xl`.

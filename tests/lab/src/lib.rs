@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use clap::Subcommand;
 
 pub mod agent;
+pub mod bench;
 pub mod cache;
 pub mod cpio;
 pub mod disk;
@@ -28,6 +29,7 @@ pub mod qmp;
 pub mod scenario;
 pub mod stack;
 pub mod switch;
+pub mod traffic;
 pub mod tree;
 pub mod workload;
 

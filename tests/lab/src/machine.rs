@@ -124,9 +124,19 @@ impl Machine {
         })
     }
 
+    /// Where the machine's sound device plays to.
+    pub fn recording(&self, run: &Path) -> PathBuf {
+        self.file(run, "wav")
+    }
+
+    /// Its monitor's socket.
+    pub fn monitor(&self, run: &Path) -> PathBuf {
+        self.file(run, "qmp")
+    }
+
     /// Its monitor.
     pub fn qmp(&self, run: &Path) -> Result<Qmp> {
-        Qmp::connect(&self.file(run, "qmp"))
+        Qmp::connect(&self.monitor(run))
     }
 
     /// QEMU's process id, if that process is alive and still this machine's QEMU.
@@ -299,9 +309,15 @@ impl Machine {
                     .arg(linux)
                     .arg("-initrd")
                     .arg(boot.ramdisk);
-                // High speed for storage: on xHCI the stick would be a SuperSpeed device, which
-                // the PV protocol does not know.
+                // EHCI for high speed; xHCI for everything slower, which this EHCI has no
+                // companions for, and for SuperSpeed. A wav audiodev records what a sound device
+                // plays; it cannot be added later.
                 command.args(["-device", "usb-ehci,id=ehci"]);
+                command.args(["-device", "qemu-xhci,id=xhci,p2=8,p3=8"]);
+                command.arg("-audiodev").arg(format!(
+                    "wav,id=sound,out.frequency=48000,out.format=s16,out.channels=2,path={}",
+                    self.file(run, "wav").display()
+                ));
             }
         }
         if load {

@@ -94,6 +94,22 @@ impl Tree {
         Ok(())
     }
 
+    /// A program and the libraries that it needs: the path in a root, and the file here.
+    pub fn with_libraries(&self, program: &str) -> Result<Vec<(String, PathBuf)>> {
+        let libraries = "usr/lib/x86_64-linux-gnu";
+        let mut files = vec![program.to_owned()];
+        for name in self.needed(&self.path.join(program))? {
+            files.push(format!("{libraries}/{name}"));
+        }
+        Ok(files
+            .into_iter()
+            .map(|name| {
+                let file = self.path.join(&name);
+                (name, file)
+            })
+            .collect())
+    }
+
     fn needed(&self, program: &Path) -> Result<BTreeSet<String>> {
         let listing = output(
             Command::new(self.loader())

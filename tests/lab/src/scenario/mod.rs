@@ -7,13 +7,18 @@ use crate::guest::Setup;
 use crate::lab::Lab;
 
 pub mod all;
+pub mod bench;
+pub mod devices;
 pub mod disk_migrate;
 pub mod dkms;
 pub mod kernels;
+pub mod migrate_all;
 pub mod plain_migrate;
 pub mod pvh;
 pub mod save_restore;
 pub mod stock_refuse;
+pub mod stock_replug;
+pub mod usbtest;
 
 /// How a scenario is run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,6 +50,11 @@ pub struct Scenario {
 /// Every scenario, in the order in which `all` runs them.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
+        name: "bench",
+        purpose: "the exporter machine uses each of its own devices, without Xen",
+        run: bench::run,
+    },
+    Scenario {
         name: "plain-migrate",
         purpose: "a guest without USB is migrated there and back; its pause",
         run: plain_migrate::run,
@@ -58,6 +68,26 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "stock-refuse",
         purpose: "a stock guest with a mounted stick: the migration is refused, I/O goes on",
         run: stock_refuse::run,
+    },
+    Scenario {
+        name: "usbtest",
+        purpose: "the kernel's usbtest driver in the guest, on a gadget and a simulated device",
+        run: usbtest::run,
+    },
+    Scenario {
+        name: "devices",
+        purpose: "each kind of device does its job in the guest with its stock class driver",
+        run: devices::run,
+    },
+    Scenario {
+        name: "stock-replug",
+        purpose: "keyboard, serial adapter and headset come back to a stock guest",
+        run: stock_replug::run,
+    },
+    Scenario {
+        name: "migrate-all",
+        purpose: "every kind of device, all busy, stays through live migrations",
+        run: migrate_all::run,
     },
     Scenario {
         name: "save-restore",

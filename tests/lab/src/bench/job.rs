@@ -1,0 +1,512 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! What each device is there for, done by a machine that has it on a bus: a guest, or for
+//! comparison the exporter machine itself.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use super::peer::{CARD_ATR, Peer};
+use super::typist::{Input, Typist};
+use super::{Bench, Kind, Plugged, served};
+use crate::agent::Agent;
+use crate::machine::Machine;
+use crate::traffic::Tally;
+use usb_sim::{FRAME_LEN, StreamCheck};
+
+/// Blocks that a disk's short job writes and reads.
+const BLOCKS: u64 = 512;
+/// Keys and clicks of a short job.
+const STROKES: u64 = 52;
+/// Seconds of audio of a short job.
+const SECONDS: u32 = 4;
+
+/// A machine that uses a device.
+#[derive(Debug, Clone)]
+pub struct User {
+    /// Its agent.
+    pub agent: Agent,
+    /// The device's name in its sysfs, `1-3`.
+    pub device: String,
+}
+
+impl User {
+    /// Wait until the device is configured.
+    pub fn wait_configured(&self) -> Result<()> {
+        let start = Instant::now();
+        while self
+            .agent
+            .exec(&format!(
+                "test -s /sys/bus/usb/devices/{0}/bConfigurationValue && ls -d /sys/bus/usb/devices/{0}:*",
+                self.device
+            ))?
+            .status
+            != 0
+        {
+            if start.elapsed() > Duration::from_secs(40) {
+                bail!(
+                    "{} has no configured USB device {}; the end of its kernel log:\n{}",
+                    self.agent.name,
+                    self.device,
+                    self.agent.must("dmesg | tail -n 12")?
+                );
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Ok(())
+    }
+
+    /// Path of the first directory of that name pattern below the device, waited for.
+    fn find(&self, pattern: &str) -> Result<String> {
+        let start = Instant::now();
+        loop {
+            let found = self.agent.exec(&format!(
+                "find \"$(readlink -f /sys/bus/usb/devices/{})\" -type d -name '{pattern}' | head -n 1",
+                self.device
+            ))?;
+            let path = found.stdout.trim();
+            if !path.is_empty() {
+                return Ok(path.to_owned());
+            }
+            if start.elapsed() > Duration::from_secs(40) {
+                bail!(
+                    "{}: no {pattern} of USB device {}; drivers {}; the end of the kernel log:\n{}",
+                    self.agent.name,
+                    self.device,
+                    self.drivers()?,
+                    self.agent.must("dmesg | tail -n 12")?
+                );
+            }
+            std::thread::sleep(Duration::from_millis(400));
+        }
+    }
+
+    /// Device node of that name pattern, in a directory of /dev.
+    pub fn node(&self, directory: &str, pattern: &str) -> Result<String> {
+        let path = self.find(pattern)?;
+        let name = path.rsplit('/').next().unwrap_or_default();
+        Ok(format!("{directory}/{name}"))
+    }
+
+    /// Its usbfs node.
+    pub fn usbfs(&self) -> Result<String> {
+        let text = self.agent.must(&format!(
+            "cd /sys/bus/usb/devices/{} && printf '/dev/bus/usb/%03d/%03d' $(cat busnum) $(cat devnum)",
+            self.device
+        ))?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// The drivers of its interfaces.
+    pub fn drivers(&self) -> Result<String> {
+        let text = self.agent.must(&format!(
+            "for i in /sys/bus/usb/devices/{}:*; do basename \"$(readlink $i/driver || echo none)\"; done | sort -u",
+            self.device
+        ))?;
+        Ok(text.split_whitespace().collect::<Vec<_>>().join("+"))
+    }
+
+    fn background(&self, command: &str, log: &str) -> Result<()> {
+        self.agent.must(&format!(
+            "setsid {command} </dev/null >/run/{log}.out 2>/run/{log}.err &"
+        ))?;
+        Ok(())
+    }
+
+    fn tally(&self, name: &str) -> Result<Tally> {
+        Ok(serde_json::from_slice(
+            &self.agent.get(&format!("/run/{name}.json"))?,
+        )?)
+    }
+
+    /// Wait until a program has begun its report.
+    fn started(&self, name: &str) -> Result<()> {
+        let start = Instant::now();
+        while self
+            .agent
+            .exec(&format!("test -s /run/{name}.json"))?
+            .status
+            != 0
+        {
+            if start.elapsed() > Duration::from_secs(20) {
+                bail!(
+                    "{name} has not begun on {}: {}",
+                    self.agent.name,
+                    self.agent.exec(&format!("cat /run/{name}.err"))?.stdout
+                );
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Ok(())
+    }
+
+    /// Ask a program to stop; its last report.
+    fn stopped(&self, name: &str) -> Result<Tally> {
+        self.agent.must(&format!("touch /run/{name}.json.stop"))?;
+        let start = Instant::now();
+        loop {
+            let tally = self.tally(name)?;
+            if tally.finished {
+                return Ok(tally);
+            }
+            if start.elapsed() > Duration::from_secs(60) {
+                bail!("{name} does not end on {}: {tally:?}", self.agent.name);
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    fn run<T: serde::de::DeserializeOwned>(&self, command: &str) -> Result<T> {
+        let text = self
+            .agent
+            .exec_for(command, Duration::from_secs(300))?
+            .ok(command)?;
+        serde_json::from_str(&text).with_context(|| format!("{command}: {text:?}"))
+    }
+}
+
+/// What a job came to.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Score {
+    /// What was sent to or through the device, in `unit`s.
+    pub sent: u64,
+    /// What arrived at the other end.
+    pub received: u64,
+    /// What did not.
+    pub lost: u64,
+    /// What came twice.
+    pub doubled: u64,
+    /// What was counted: keys, records, commands, frames, blocks.
+    pub unit: &'static str,
+    /// Failures in words.
+    pub errors: Vec<String>,
+}
+
+impl Score {
+    /// Everything arrived, once, and something did. Of audio, which nothing sends again when an
+    /// emulator was late, most.
+    pub fn perfect(&self) -> bool {
+        if self.unit == FRAMES {
+            return self.received * 10 > self.sent * 9 && self.doubled == 0;
+        }
+        self.received > 0 && self.lost == 0 && self.doubled == 0 && self.errors.is_empty()
+    }
+
+    /// One direction from its two ends' counts.
+    fn one_way(unit: &'static str, sent: u64, arrived: &Tally) -> Self {
+        let mut errors = arrived.errors.clone();
+        if arrived.malformed > 0 {
+            errors.push(format!("{} malformed", arrived.malformed));
+        }
+        Self {
+            sent,
+            received: arrived.received,
+            // The first may be missing without a gap that shows it.
+            lost: sent.saturating_sub(arrived.received),
+            doubled: arrived.doubled,
+            unit,
+            errors,
+        }
+    }
+
+    fn add(mut self, other: Self) -> Self {
+        self.sent += other.sent;
+        self.received += other.received;
+        self.lost += other.lost;
+        self.doubled += other.doubled;
+        self.errors.extend(other.errors);
+        self
+    }
+}
+
+/// A job that is being done until it is told to stop.
+pub enum Job {
+    /// Keys or clicks by QEMU's monitor.
+    Typing(Typist, &'static str),
+    /// Keys from a gadget.
+    GadgetTyping,
+    /// Records through QEMU's serial adapter.
+    Line(Peer),
+    /// Records through a gadget.
+    GadgetLine,
+    /// Commands to a card.
+    Card(Peer),
+    /// Audio out to QEMU's recording, which had this many bytes.
+    Playing(usize),
+    /// Audio out and in.
+    Headset(u64),
+}
+
+/// Audio frames.
+const FRAMES: &str = "frames";
+
+/// How often something is sent in a job.
+const INTERVAL: Duration = Duration::from_millis(150);
+
+impl Job {
+    /// Begin; disks have no such job, they have a file system with a writer.
+    pub fn start(bench: &Bench, plugged: &Plugged, user: &User) -> Result<Self> {
+        let name = plugged.kind.name();
+        let socket = bench.socket(name);
+        let qmp: PathBuf = Machine::named("exporter")?.monitor(bench.run_directory());
+        user.agent.must(&format!("rm -f /run/{name}.json"))?;
+        let job = match plugged.kind {
+            Kind::Keyboard | Kind::Tablet | Kind::HidGadget => {
+                let event = user.node("/dev/input", "event*")?;
+                let counting = if plugged.kind == Kind::Tablet {
+                    "touches"
+                } else {
+                    "keys"
+                };
+                user.background(
+                    &format!("lab-usb {counting} {event} /run/{name}.json"),
+                    name,
+                )?;
+                user.started(name)?;
+                match plugged.kind {
+                    Kind::Keyboard => {
+                        let typist = Typist::start(&qmp, Input::Letters, INTERVAL, u64::MAX);
+                        Self::Typing(typist, "keys")
+                    }
+                    Kind::Tablet => {
+                        let typist = Typist::start(&qmp, Input::Clicks, INTERVAL, u64::MAX);
+                        Self::Typing(typist, "clicks")
+                    }
+                    _ => {
+                        bench.agent.must(&format!(
+                            "setsid lab-usb type /dev/hidg0 0 1000000 {} </dev/null >/run/type.out 2>&1 & echo $! > /run/type.pid",
+                            INTERVAL.as_millis()
+                        ))?;
+                        Self::GadgetTyping
+                    }
+                }
+            }
+            Kind::Serial => {
+                let tty = user.node("/dev", "ttyUSB*")?;
+                let peer = Peer::line(&socket, INTERVAL)?;
+                user.background(
+                    &format!(
+                        "lab-usb stream {tty} /run/{name}.json {}",
+                        INTERVAL.as_millis()
+                    ),
+                    name,
+                )?;
+                Self::Line(peer)
+            }
+            Kind::AcmGadget => {
+                let tty = user.node("/dev", "ttyACM*")?;
+                let command = |tty: &str, report: &str| {
+                    format!(
+                        "lab-usb stream {tty} /run/{report}.json {}",
+                        INTERVAL.as_millis()
+                    )
+                };
+                let far = bench.user("");
+                far.agent.must("rm -f /run/gs.json")?;
+                far.background(&command("/dev/ttyGS0", "gs"), "gs")?;
+                far.started("gs")?;
+                user.background(&command(&tty, name), name)?;
+                Self::GadgetLine
+            }
+            Kind::Reader => {
+                let peer = Peer::card(&socket)?;
+                std::thread::sleep(Duration::from_millis(500));
+                let node = user.usbfs()?;
+                user.background(&format!("lab-usb card {node} /run/{name}.json"), name)?;
+                Self::Card(peer)
+            }
+            Kind::Speaker => {
+                let before = bench.played()?.len();
+                let pcm = user.node("/dev/snd", "pcmC*p")?;
+                user.background(
+                    &format!("lab-usb play {pcm} {} /run/{name}.json", control(&pcm)),
+                    name,
+                )?;
+                Self::Playing(before)
+            }
+            Kind::Headset => {
+                let heard = served::stats(&bench.agent, 1)?["good"];
+                let playback = user.node("/dev/snd", "pcmC*p")?;
+                let capture = user.node("/dev/snd", "pcmC*c")?;
+                user.background(
+                    &format!(
+                        "lab-usb play {playback} {} /run/{name}.json",
+                        control(&playback)
+                    ),
+                    name,
+                )?;
+                user.background(
+                    &format!("lab-usb record {capture} /run/{name}-in.json"),
+                    "record",
+                )?;
+                Self::Headset(heard)
+            }
+            Kind::Stick
+            | Kind::SuperStick
+            | Kind::UasStick
+            | Kind::StorageGadget
+            | Kind::SourceSinkGadget
+            | Kind::SimulatedSourceSink => bail!("{name} has no such job"),
+        };
+        user.started(name)?;
+        Ok(job)
+    }
+
+    /// Stop, wait for what is on its way, count.
+    pub fn finish(self, bench: &Bench, plugged: &Plugged, user: &User) -> Result<Score> {
+        let name = plugged.kind.name();
+        match self {
+            Self::Typing(typist, unit) => {
+                let sent = typist.finish(true)?;
+                std::thread::sleep(Duration::from_secs(3));
+                Ok(Score::one_way(unit, sent, &user.stopped(name)?))
+            }
+            Self::GadgetTyping => {
+                // It prints only at its end; it is stopped by taking its signal for one.
+                bench.agent.must("kill $(cat /run/type.pid) || true")?;
+                std::thread::sleep(Duration::from_secs(3));
+                let tally = user.stopped(name)?;
+                // What was sent is what was not lost and what was: gaps are in the tally.
+                Ok(Score {
+                    sent: tally.received + tally.lost,
+                    lost: tally.lost,
+                    ..Score::one_way("keys", tally.received, &tally)
+                })
+            }
+            Self::Line(peer) => {
+                peer.quiet();
+                let near = user.stopped(name)?;
+                let far = peer.finish()?;
+                Ok(Score::one_way("records", near.sent, &far)
+                    .add(Score::one_way("records", far.sent, &near)))
+            }
+            Self::GadgetLine => {
+                let end = bench.user("");
+                // Both stop sending, then both linger.
+                end.agent.must("touch /run/gs.json.stop")?;
+                let near = user.stopped(name)?;
+                let far = end.stopped("gs")?;
+                Ok(Score::one_way("records", near.sent, &far)
+                    .add(Score::one_way("records", far.sent, &near)))
+            }
+            Self::Card(peer) => {
+                let near = user.stopped(name)?;
+                let far = peer.finish()?;
+                let mut score = Score::one_way("commands", near.sent, &near);
+                score.doubled += far.doubled;
+                Ok(score)
+            }
+            Self::Playing(before) => {
+                let near = user.stopped(name)?;
+                std::thread::sleep(Duration::from_secs(2));
+                let played = bench.played()?;
+                let mut check = StreamCheck::default();
+                let fresh = &played[before.min(played.len())..];
+                check.feed_packet(&fresh[..fresh.len() - fresh.len() % FRAME_LEN]);
+                let counts = check.counts();
+                Ok(Score {
+                    sent: near.sent,
+                    received: counts.good,
+                    lost: counts.dropped,
+                    doubled: counts.doubled,
+                    unit: FRAMES,
+                    errors: near.errors,
+                })
+            }
+            Self::Headset(heard) => {
+                let capture = user.stopped("headset-in")?;
+                let near = user.stopped(name)?;
+                std::thread::sleep(Duration::from_secs(2));
+                let stats = served::stats(&bench.agent, 1)?;
+                let out = Score {
+                    sent: near.sent,
+                    received: stats["good"] - heard,
+                    lost: stats["dropped"],
+                    doubled: stats["doubled"],
+                    unit: FRAMES,
+                    errors: near.errors,
+                };
+                let errors: Vec<String> = capture
+                    .errors
+                    .iter()
+                    .map(|error| format!("recording: {error}"))
+                    .collect();
+                Ok(out.add(Score {
+                    sent: capture.received + capture.lost,
+                    received: capture.received,
+                    lost: capture.lost,
+                    doubled: capture.doubled,
+                    unit: FRAMES,
+                    errors,
+                }))
+            }
+        }
+    }
+}
+
+/// The control device of a card from one of its PCM devices.
+fn control(pcm: &str) -> String {
+    let card: String = pcm
+        .trim_start_matches("/dev/snd/pcmC")
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    format!("/dev/snd/controlC{card}")
+}
+
+/// A device's job done once, for some seconds; what it did, in words, and its score.
+pub fn once(bench: &Bench, plugged: &Plugged, user: &User) -> Result<(String, Score)> {
+    match plugged.kind {
+        Kind::Stick | Kind::SuperStick | Kind::UasStick | Kind::StorageGadget => {
+            let disk = user.node("/dev", "sd?")?;
+            wait_for_medium(user, &disk)?;
+            let tally: Tally = user.run(&format!("lab-usb blocks {disk} {BLOCKS} 7"))?;
+            let score = Score::one_way("blocks", tally.sent, &tally);
+            Ok((format!("{disk} written and read"), score))
+        }
+        _ => {
+            let job = Job::start(bench, plugged, user)?;
+            let length = match plugged.kind {
+                Kind::Speaker | Kind::Headset => Duration::from_secs(SECONDS.into()),
+                _ => INTERVAL * STROKES as u32,
+            };
+            std::thread::sleep(length);
+            let score = job.finish(bench, plugged, user)?;
+            let what = match plugged.kind {
+                Kind::Keyboard | Kind::HidGadget => "keys typed, read from evdev".to_owned(),
+                Kind::Tablet => "clicks at numbered places, read from evdev".to_owned(),
+                Kind::Serial | Kind::AcmGadget => "numbered records both ways".to_owned(),
+                Kind::Reader => {
+                    let expected: String = CARD_ATR.iter().map(|b| format!("{b:02x}")).collect();
+                    format!("card powered (ATR {expected}), numbered commands")
+                }
+                Kind::Speaker => "numbered frames played, compared with the recording".to_owned(),
+                _ => "numbered frames played and recorded".to_owned(),
+            };
+            Ok((what, score))
+        }
+    }
+}
+
+/// A removable disk has no size before its first question.
+pub fn wait_for_medium(user: &User, disk: &str) -> Result<()> {
+    let name = disk.trim_start_matches("/dev/");
+    let start = Instant::now();
+    while user
+        .agent
+        .exec(&format!("test $(cat /sys/block/{name}/size) -gt 0"))?
+        .status
+        != 0
+    {
+        if start.elapsed() > Duration::from_secs(30) {
+            bail!(
+                "{disk} has no medium: {}",
+                user.agent.must("dmesg | tail -n 8")?
+            );
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    Ok(())
+}

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The exporter machine's USB devices: QEMU's, gadgets of its own kernel, and simulated ones that
+//! it attaches with USB/IP; and what each is good for.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::agent::Agent;
+use crate::lab::Lab;
+use crate::machine::Machine;
+use crate::programs;
+use crate::stack;
+
+mod gadget;
+pub mod job;
+mod peer;
+mod served;
+mod typist;
+
+/// Size of every emulated disk but the stick, and of the storage gadget's.
+const DISK_BYTES: u64 = 32 << 20;
+
+/// A device that the exporter machine can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// QEMU's keyboard, at full speed.
+    Keyboard,
+    /// QEMU's tablet.
+    Tablet,
+    /// QEMU's FTDI serial adapter.
+    Serial,
+    /// QEMU's CCID reader with a card.
+    Reader,
+    /// QEMU's loudspeaker (UAC1).
+    Speaker,
+    /// QEMU's mass storage on EHCI, at high speed.
+    Stick,
+    /// QEMU's mass storage on xHCI, at SuperSpeed.
+    SuperStick,
+    /// QEMU's UAS storage on xHCI, at SuperSpeed.
+    UasStick,
+    /// A CDC-ACM gadget.
+    AcmGadget,
+    /// A HID gadget that is a boot keyboard.
+    HidGadget,
+    /// A mass-storage gadget.
+    StorageGadget,
+    /// The source and sink gadget, for `usbtest`.
+    SourceSinkGadget,
+    /// The simulated headset (UAC2).
+    Headset,
+    /// The simulated source and sink, for `usbtest`.
+    SimulatedSourceSink,
+}
+
+impl Kind {
+    /// All that have a job besides being tested.
+    pub const USEFUL: [Self; 12] = [
+        Self::Keyboard,
+        Self::Tablet,
+        Self::Serial,
+        Self::Reader,
+        Self::Speaker,
+        Self::Stick,
+        Self::SuperStick,
+        Self::UasStick,
+        Self::AcmGadget,
+        Self::HidGadget,
+        Self::StorageGadget,
+        Self::Headset,
+    ];
+
+    /// A word for tables and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Keyboard => "keyboard",
+            Self::Tablet => "tablet",
+            Self::Serial => "serial",
+            Self::Reader => "reader",
+            Self::Speaker => "speaker",
+            Self::Stick => "stick",
+            Self::SuperStick => "super-stick",
+            Self::UasStick => "uas-stick",
+            Self::AcmGadget => "acm-gadget",
+            Self::HidGadget => "hid-gadget",
+            Self::StorageGadget => "storage-gadget",
+            Self::SourceSinkGadget => "source-sink-gadget",
+            Self::Headset => "headset",
+            Self::SimulatedSourceSink => "simulated-source-sink",
+        }
+    }
+
+    /// Port of the machine's xHCI, which every device has for itself.
+    fn port(self) -> &'static str {
+        match self {
+            Self::Keyboard => "1",
+            Self::Tablet => "2",
+            Self::Serial => "3",
+            Self::Reader => "4",
+            Self::Speaker => "5",
+            Self::SuperStick => "6",
+            Self::UasStick => "7",
+            _ => "8",
+        }
+    }
+}
+
+/// A device in its place.
+#[derive(Debug, Clone)]
+pub struct Plugged {
+    /// What it is.
+    pub kind: Kind,
+    /// Where: `2-1`, as sysfs and `xl-vusb` name it.
+    pub place: String,
+}
+
+impl Plugged {
+    /// Its name for `xl-vusb attach`.
+    pub fn device(&self) -> String {
+        format!("exporter/{}", self.place)
+    }
+}
+
+/// The exporter machine as a bench with devices on it.
+pub struct Bench {
+    /// Its agent.
+    pub agent: Agent,
+    machine: Machine,
+    run: PathBuf,
+}
+
+impl Bench {
+    /// Prepare the machine: our test program on it, drivers loaded.
+    pub fn open(lab: &Lab) -> Result<Self> {
+        let machine = Machine::named("exporter")?;
+        let bench = Self {
+            agent: lab.agent(machine.name)?,
+            machine,
+            run: lab.run_directory().to_owned(),
+        };
+        install(&bench.agent)?;
+        Ok(bench)
+    }
+
+    /// Plug a device in; the same one twice is an error.
+    pub fn plug(&self, lab: &Lab, kind: Kind) -> Result<Plugged> {
+        let before = self.places()?;
+        match kind {
+            Kind::Stick => stack::plug_stick(lab)?,
+            Kind::AcmGadget | Kind::HidGadget | Kind::StorageGadget | Kind::SourceSinkGadget => {
+                gadget::plug(&self.agent, kind)?
+            }
+            Kind::Headset => served::attach(lab, &self.agent, "audio", 1)?,
+            Kind::SimulatedSourceSink => served::attach(lab, &self.agent, "source-sink", 2)?,
+            _ => self.plug_emulated(kind)?,
+        }
+        let start = Instant::now();
+        loop {
+            if let Some(place) = self.places()?.difference(&before).next() {
+                return Ok(Plugged {
+                    kind,
+                    place: place.clone(),
+                });
+            }
+            if start.elapsed() > Duration::from_secs(20) {
+                bail!(
+                    "the exporter machine does not see its {}: {}",
+                    kind.name(),
+                    self.agent.must("dmesg | tail -n 8")?
+                );
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    /// Devices that are no hubs.
+    fn places(&self) -> Result<BTreeSet<String>> {
+        let listing = self.agent.must(
+            "cd /sys/bus/usb/devices && for d in [0-9]*-*; do case $d in *:*) ;; *) test -s $d/idProduct && echo $d ;; esac; done; true",
+        )?;
+        Ok(listing.split_whitespace().map(str::to_owned).collect())
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        self.run.join(format!("{}.{name}", self.machine.name))
+    }
+
+    fn qmp(&self, command: &str, arguments: Value) -> Result<()> {
+        // One at a time: QEMU's monitor serves one client, and typists are waiting for it.
+        self.machine.qmp(&self.run)?.execute(command, arguments)?;
+        Ok(())
+    }
+
+    /// A Unix socket that QEMU listens on, as a character device of the same name.
+    fn socket_device(&self, name: &str) -> Result<()> {
+        let path = self.socket(name);
+        let _ = std::fs::remove_file(&path);
+        let address = json!({ "type": "unix", "data": { "path": path.to_string_lossy() } });
+        let backend =
+            json!({ "type": "socket", "data": { "addr": address, "server": true, "wait": false } });
+        self.qmp("chardev-add", json!({ "id": name, "backend": backend }))
+    }
+
+    fn disk(&self, name: &str) -> Result<()> {
+        let file = self.socket(name);
+        let _ = std::fs::remove_file(&file);
+        std::fs::File::create(&file)?.set_len(DISK_BYTES)?;
+        let storage = json!({ "driver": "file", "filename": file.to_string_lossy() });
+        self.qmp(
+            "blockdev-add",
+            json!({ "driver": "raw", "node-name": name, "file": storage }),
+        )
+    }
+
+    fn plug_emulated(&self, kind: Kind) -> Result<()> {
+        let name = kind.name();
+        let add = |driver: &str, more: Value| {
+            let mut device =
+                json!({ "driver": driver, "id": name, "bus": "xhci.0", "port": kind.port() });
+            merge(&mut device, more);
+            self.qmp("device_add", device)
+        };
+        match kind {
+            Kind::Keyboard => add("usb-kbd", json!({})),
+            Kind::Tablet => add("usb-tablet", json!({})),
+            Kind::Serial => {
+                self.socket_device(name)?;
+                add(
+                    "usb-serial",
+                    json!({ "chardev": name, "always-plugged": true }),
+                )
+            }
+            Kind::Reader => {
+                self.socket_device(name)?;
+                add("usb-ccid", json!({}))?;
+                self.qmp(
+                    "device_add",
+                    json!({ "driver": "ccid-card-passthru", "id": "card", "bus": format!("{name}.0"), "chardev": name }),
+                )
+            }
+            // A second's worth of buffer: an emulator runs in bursts.
+            Kind::Speaker => add(
+                "usb-audio",
+                json!({ "audiodev": "sound", "buffer": 192_000 }),
+            ),
+            Kind::SuperStick => {
+                self.disk(name)?;
+                add(
+                    "usb-storage",
+                    json!({ "drive": name, "serial": "LAB0002", "removable": true }),
+                )
+            }
+            Kind::UasStick => {
+                self.disk(name)?;
+                add("usb-uas", json!({ "serial": "LAB0003" }))?;
+                self.qmp(
+                    "device_add",
+                    json!({ "driver": "scsi-hd", "id": "uas-disk", "bus": format!("{name}.0"), "drive": name }),
+                )?;
+                // One that is plugged into a running machine waits until it has its disks.
+                self.qmp(
+                    "qom-set",
+                    json!({ "path": format!("/machine/peripheral/{name}"), "property": "attached", "value": true }),
+                )
+            }
+            _ => bail!("{name} is no device of QEMU's"),
+        }
+    }
+
+    /// What the speaker has played so far: the samples of its recording.
+    fn played(&self) -> Result<Vec<u8>> {
+        /// Of a RIFF file with one format and one data chunk.
+        const HEADER_BYTES: usize = 44;
+        let path = self.machine.recording(&self.run);
+        let mut bytes =
+            std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(bytes.split_off(HEADER_BYTES.min(bytes.len())))
+    }
+
+    /// The machine itself as a device's user.
+    pub fn user(&self, device: &str) -> job::User {
+        job::User {
+            agent: self.agent.clone(),
+            device: device.to_owned(),
+        }
+    }
+
+    fn run_directory(&self) -> &Path {
+        &self.run
+    }
+}
+
+fn merge(into: &mut Value, more: Value) {
+    if let (Value::Object(into), Value::Object(more)) = (into, more) {
+        into.extend(more);
+    }
+}
+
+/// Our test program and the drivers, on a machine where devices are used.
+pub fn install(agent: &Agent) -> Result<()> {
+    let directory = programs::build(&["xen-vusb-lab"])?;
+    agent.put(
+        "/usr/bin/lab-usb",
+        0o755,
+        &programs::stripped(&directory.join("lab-usb"))?,
+    )?;
+    agent.must(
+        "modprobe -a usbhid hid-generic evdev ftdi_sio cdc-acm snd-usb-audio usb-storage uas sd_mod usbtest",
+    )?;
+    Ok(())
+}
+
+/// Attach a device to the guest on `host`; the guest as its user, once it has enumerated it.
+pub fn attach(lab: &Lab, host: &str, guest: &Agent, plugged: &Plugged) -> Result<job::User> {
+    let start = Instant::now();
+    let command = format!("attach {} {}", crate::guest::NAME, plugged.device());
+    let answer = loop {
+        // The exporter hears of a new device a moment after the machine's kernel does.
+        match stack::xl_vusb(lab, host, &command) {
+            Ok(answer) => break answer,
+            Err(error) if start.elapsed() > Duration::from_secs(15) => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_secs(1)),
+        }
+    };
+    let port = answer["attached"]["port"]
+        .as_u64()
+        .with_context(|| format!("xl-vusb {command} says no port: {answer}"))?;
+    let user = job::User {
+        agent: guest.clone(),
+        device: format!("1-{port}"),
+    };
+    user.wait_configured()?;
+    Ok(user)
+}
+
+/// Detach what a guest uses.
+pub fn detach(lab: &Lab, host: &str, user: &job::User) -> Result<()> {
+    let port = user.device.trim_start_matches("1-");
+    stack::xl_vusb(lab, host, &format!("detach {} {port}", crate::guest::NAME))?;
+    Ok(())
+}

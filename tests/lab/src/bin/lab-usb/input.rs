@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Keyboards and tablets through evdev, and typing at a HID gadget.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+use xen_vusb_lab::traffic::Tally;
+
+use crate::report::Reporter;
+
+/// Bytes of `struct input_event` on a 64-bit machine: two longs of time, type, code, value.
+const EVENT_BYTES: usize = 24;
+const EV_SYN: u16 = 0;
+const SYN_REPORT: u16 = 0;
+const EV_KEY: u16 = 1;
+const EV_ABS: u16 = 3;
+const ABS_X: u16 = 0;
+const BTN_LEFT: u16 = 0x110;
+/// KEY_A to KEY_Z of `input-event-codes.h`, which are in the order of a keyboard.
+const LETTERS: [u16; 26] = [
+    30, 48, 46, 32, 18, 33, 34, 35, 23, 36, 37, 38, 50, 49, 24, 25, 16, 19, 31, 20, 22, 47, 17, 45,
+    21, 44,
+];
+/// Of a position to the next; the last bits of a position are the scaling's.
+const STEP: u64 = 64;
+const POSITIONS: u64 = 32768 / STEP;
+
+struct Event {
+    kind: u16,
+    code: u16,
+    value: i32,
+}
+
+/// Reads events until the report's stop; a device that is gone is noted and ends it.
+fn events(path: &str, report: &str, mut take: impl FnMut(&Event, &mut Tally)) -> io::Result<()> {
+    let mut file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    // The report says that it has begun: from here on nothing is missed.
+    let mut reporter = Reporter::new(report)?;
+    let mut bytes = [0; 64 * EVENT_BYTES];
+    while !reporter.poll()? {
+        match file.read(&mut bytes) {
+            Ok(len) => {
+                for event in bytes[..len].chunks_exact(EVENT_BYTES) {
+                    let half = |at: usize| u16::from_ne_bytes([event[at], event[at + 1]]);
+                    let value = [event[20], event[21], event[22], event[23]];
+                    let event = Event {
+                        kind: half(16),
+                        code: half(18),
+                        value: i32::from_ne_bytes(value),
+                    };
+                    take(&event, &mut reporter.tally);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(error) => {
+                reporter.tally.failed(&error.to_string());
+                break;
+            }
+        }
+    }
+    reporter.finish()
+}
+
+/// Counts keys that are pressed in the order of the alphabet.
+pub fn keys(path: &str, report: &str) -> io::Result<()> {
+    let mut first = true;
+    events(path, report, |event, tally| {
+        if (event.kind, event.value) != (EV_KEY, 1) {
+            return;
+        }
+        match LETTERS.iter().position(|&code| code == event.code) {
+            Some(letter) => tally.arrived(letter as u64, 26, std::mem::take(&mut first)),
+            None => tally.malformed += 1,
+        }
+    })
+}
+
+/// Counts clicks whose positions are numbered: the number is X divided by the step.
+pub fn touches(path: &str, report: &str) -> io::Result<()> {
+    let mut first = true;
+    let (mut x, mut pressed) = (0, false);
+    events(path, report, |event, tally| {
+        match (event.kind, event.code) {
+            (EV_ABS, ABS_X) => x = u64::try_from(event.value).unwrap_or(0),
+            (EV_KEY, BTN_LEFT) => pressed = event.value == 1,
+            // The button comes before the place of the same report.
+            (EV_SYN, SYN_REPORT) if std::mem::take(&mut pressed) => {
+                let number = (x + STEP / 2) / STEP % POSITIONS;
+                tally.arrived(number, POSITIONS, std::mem::take(&mut first));
+            }
+            _ => (),
+        }
+    })
+}
+
+/// Types `count` letters at a HID gadget with boot keyboard reports, from letter number `first` on.
+pub fn type_keys(path: &str, first: u64, count: u64, interval: Duration) -> io::Result<Tally> {
+    let mut tally = Tally::default();
+    let mut gadget = OpenOptions::new().write(true).open(path)?;
+    for number in first..first + count {
+        // HID usages 4 to 29 are the letters.
+        let usage = 4 + (number % 26) as u8;
+        for key in [usage, 0] {
+            gadget.write_all(&[0, 0, key, 0, 0, 0, 0, 0])?;
+        }
+        tally.sent += 1;
+        std::thread::sleep(interval);
+    }
+    tally.finished = true;
+    Ok(tally)
+}

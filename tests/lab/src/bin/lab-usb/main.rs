@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Uses USB devices through their class drivers' device nodes, in a guest or in the exporter
+//! machine. Each command prints one JSON object; those with a REPORT keep it in that file and run
+//! until `REPORT.stop` exists.
+
+use std::io;
+use std::time::Duration;
+
+use serde::Serialize;
+
+mod blocks;
+mod card;
+mod input;
+mod ioctl;
+mod pcm;
+mod report;
+mod serial;
+mod usbtest;
+
+const USAGE: &str = "usage: lab-usb COMMAND
+usbtest NODE CASE ITERATIONS LENGTH VARY SGLEN   one case of the kernel's usbtest driver
+keys EVENT REPORT                    counts keys typed a, b … z, a …
+touches EVENT REPORT                 counts positions of a tablet, numbered by their X
+type HIDG FIRST COUNT MILLISECONDS   types at a HID gadget: a, b … z, a …
+stream TTY REPORT MILLISECONDS       sends numbered records at this interval, checks those that arrive
+atr NODE                             powers the card in a CCID reader, prints what it answers
+card NODE REPORT                     the same, then numbered commands without pause
+play PCM CONTROL SECONDS|REPORT      plays numbered audio frames, at full volume
+record PCM SECONDS|REPORT            records and checks numbered audio frames
+blocks DISK COUNT SEED               writes blocks, reads them back past the cache";
+
+fn main() -> io::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["usbtest", node, numbers @ ..] if numbers.len() == 5 => {
+            let mut values = [0; 5];
+            for (value, text) in values.iter_mut().zip(numbers) {
+                *value = number(text)?;
+            }
+            print(&usbtest::run(node, values)?)
+        }
+        ["keys", event, report] => input::keys(event, report),
+        ["touches", event, report] => input::touches(event, report),
+        ["type", hidg, first, count, interval] => print(&input::type_keys(
+            hidg,
+            number(first)?,
+            number(count)?,
+            ms(interval)?,
+        )?),
+        ["stream", tty, report, interval] => serial::stream(tty, report, ms(interval)?),
+        ["atr", node] => print(&card::Reader::open(node)?.power_on()?),
+        ["card", node, report] => card::session(node, report),
+        ["play", pcm, control, until] => pcm::play(pcm, control, until),
+        ["record", pcm, until] => pcm::record(pcm, until),
+        ["blocks", disk, count, seed] => {
+            print(&blocks::check(disk, number(count)?, number(seed)?)?)
+        }
+        _ => Err(io::Error::other(USAGE)),
+    }
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> io::Result<T> {
+    text.parse()
+        .map_err(|_| io::Error::other(format!("{text:?} is no number\n{USAGE}")))
+}
+
+fn ms(text: &str) -> io::Result<Duration> {
+    Ok(Duration::from_millis(number(text)?))
+}
+
+fn print(value: &impl Serialize) -> io::Result<()> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
+}

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Audio through ALSA's device nodes (`include/uapi/sound/asound.h`): 48 kHz, two channels, 16
+//! bits. What is played and recorded are the numbered frames of `usb_sim::Samples`.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::time::{Duration, Instant};
+
+use usb_sim::{FRAME_LEN, RATE, Samples, StreamCheck};
+use xen_vusb_lab::traffic::Tally;
+
+use crate::ioctl::{self, Plain, READ, WRITE};
+use crate::report::Reporter;
+
+/// Frames of one read or write: a twentieth of a second.
+const CHUNK: usize = RATE as usize / 20;
+/// Frames of a period and of the buffer that is asked for.
+const PERIOD: u32 = RATE / 20;
+const BUFFER: u32 = RATE / 2;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Interval {
+    min: u32,
+    max: u32,
+    flags: u32,
+}
+
+/// `struct snd_pcm_hw_params`: three masks and twelve intervals are in use.
+#[repr(C)]
+struct HwParams {
+    flags: u32,
+    masks: [[u32; 8]; 8],
+    intervals: [Interval; 21],
+    rmask: u32,
+    cmask: u32,
+    info: u32,
+    msbits: u32,
+    rate_num: u32,
+    rate_den: u32,
+    fifo_size: u64,
+    sync: [u8; 16],
+    reserved: [u8; 48],
+}
+
+/// Places in `masks` and, from SAMPLE_BITS on, in `intervals`.
+const ACCESS: usize = 0;
+const FORMAT: usize = 1;
+const CHANNELS: usize = 2;
+const RATE_PLACE: usize = 3;
+const PERIOD_SIZE: usize = 5;
+const BUFFER_SIZE: usize = 9;
+/// Values of the masks.
+const RW_INTERLEAVED: u32 = 3;
+const S16_LE: u32 = 2;
+/// An interval of whole numbers.
+const INTEGER: u32 = 4;
+
+#[repr(C)]
+struct Transfer {
+    result: i64,
+    buffer: *mut u8,
+    frames: u64,
+}
+
+/// `struct snd_ctl_elem_info`: an id whose first number is enough, then type, access, count.
+#[repr(C)]
+struct ElementInfo {
+    id: [u32; 16],
+    kind: i32,
+    access: u32,
+    count: u32,
+    owner: i32,
+    /// Of an integer: minimum, maximum, step.
+    range: [i64; 16],
+    reserved: [u8; 64],
+}
+
+/// `struct snd_ctl_elem_value`.
+#[repr(C)]
+struct ElementValue {
+    id: [u32; 16],
+    indirect: u64,
+    values: [i64; 128],
+    reserved: [u8; 128],
+}
+
+// SAFETY: arrays of integers, as the kernel declares them.
+unsafe impl Plain for HwParams {}
+// SAFETY: integers, and an address that is never read here.
+unsafe impl Plain for Transfer {}
+// SAFETY: arrays of integers.
+unsafe impl Plain for ElementInfo {}
+// SAFETY: arrays of integers.
+unsafe impl Plain for ElementValue {}
+
+const HW_PARAMS: u32 = ioctl::request::<HwParams>(READ | WRITE, b'A', 0x11);
+const PREPARE: u32 = ioctl::request::<[u8; 0]>(0, b'A', 0x40);
+const DRAIN: u32 = ioctl::request::<[u8; 0]>(0, b'A', 0x44);
+const WRITEI_FRAMES: u32 = ioctl::request::<Transfer>(WRITE, b'A', 0x50);
+const READI_FRAMES: u32 = ioctl::request::<Transfer>(READ, b'A', 0x51);
+const ELEM_INFO: u32 = ioctl::request::<ElementInfo>(READ | WRITE, b'U', 0x11);
+const ELEM_WRITE: u32 = ioctl::request::<ElementValue>(READ | WRITE, b'U', 0x13);
+
+/// When to end: after some seconds, printing the tally, or at the stop of a report in a file.
+enum Until {
+    Seconds(Instant, Duration, Tally),
+    Report(Reporter),
+}
+
+impl Until {
+    fn new(text: &str) -> io::Result<Self> {
+        Ok(match text.parse() {
+            Ok(seconds) => Self::Seconds(
+                Instant::now(),
+                Duration::from_secs(seconds),
+                Tally::default(),
+            ),
+            Err(_) => Self::Report(Reporter::new(text)?),
+        })
+    }
+
+    fn tally(&mut self) -> &mut Tally {
+        match self {
+            Self::Seconds(_, _, tally) => tally,
+            Self::Report(reporter) => &mut reporter.tally,
+        }
+    }
+
+    fn poll(&mut self) -> io::Result<bool> {
+        match self {
+            Self::Seconds(start, length, _) => Ok(start.elapsed() >= *length),
+            Self::Report(reporter) => reporter.poll(),
+        }
+    }
+
+    fn finish(self) -> io::Result<()> {
+        match self {
+            Self::Seconds(_, _, mut tally) => {
+                tally.finished = true;
+                crate::print(&tally)
+            }
+            Self::Report(reporter) => reporter.finish(),
+        }
+    }
+}
+
+fn configure(pcm: &File) -> io::Result<()> {
+    let any = Interval {
+        min: 0,
+        max: u32::MAX,
+        flags: 0,
+    };
+    let exactly = |value| Interval {
+        min: value,
+        max: value,
+        flags: INTEGER,
+    };
+    let mut intervals = [any; 21];
+    intervals[CHANNELS] = exactly(2);
+    intervals[RATE_PLACE] = exactly(RATE);
+    intervals[PERIOD_SIZE] = exactly(PERIOD);
+    intervals[BUFFER_SIZE] = exactly(BUFFER);
+    let mut masks = [[u32::MAX; 8]; 8];
+    masks[ACCESS] = [0; 8];
+    masks[ACCESS][0] = 1 << RW_INTERLEAVED;
+    masks[FORMAT] = [0; 8];
+    masks[FORMAT][0] = 1 << S16_LE;
+    let mut parameters = HwParams {
+        flags: 0,
+        masks,
+        intervals,
+        rmask: u32::MAX,
+        cmask: 0,
+        info: u32::MAX,
+        msbits: 0,
+        rate_num: 0,
+        rate_den: 0,
+        fifo_size: 0,
+        sync: [0; 16],
+        reserved: [0; 48],
+    };
+    ioctl::with(pcm, HW_PARAMS, &mut parameters)?;
+    ioctl::plain(pcm, PREPARE)?;
+    Ok(())
+}
+
+/// An underrun, an overrun or a suspended stream is noted, and the stream begins again.
+fn recover(pcm: &File, error: &io::Error, tally: &mut Tally) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::EPIPE | libc::ESTRPIPE) => {
+            tally.failed(&error.to_string());
+            ioctl::plain(pcm, PREPARE)?;
+            Ok(())
+        }
+        Some(libc::EINTR) => Ok(()),
+        _ => Err(io::Error::from(error.kind())),
+    }
+}
+
+/// Play numbered frames.
+pub fn play(pcm: &str, control: &str, until: &str) -> io::Result<()> {
+    full_volume(control)?;
+    let mut until = Until::new(until)?;
+    let pcm = OpenOptions::new().read(true).write(true).open(pcm)?;
+    configure(&pcm)?;
+    let mut samples = Samples::default();
+    let mut chunk = vec![0; CHUNK * FRAME_LEN];
+    let mut left = 0;
+    while !until.poll()? {
+        if left == 0 {
+            for frame in chunk.chunks_exact_mut(FRAME_LEN) {
+                frame.copy_from_slice(&samples.next_frame());
+            }
+            left = CHUNK;
+        }
+        let mut transfer = Transfer {
+            result: 0,
+            buffer: chunk[(CHUNK - left) * FRAME_LEN..].as_mut_ptr(),
+            frames: left as u64,
+        };
+        match ioctl::with(&pcm, WRITEI_FRAMES, &mut transfer) {
+            Ok(_) => {
+                let written = usize::try_from(transfer.result).unwrap_or(0).min(left);
+                left -= written;
+                until.tally().sent += written as u64;
+            }
+            Err(error) => recover(&pcm, &error, until.tally())?,
+        }
+    }
+    // Interrupted by a freeze it can be asked again; after an underrun there is nothing to drain.
+    let _ = ioctl::plain(&pcm, DRAIN);
+    until.finish()
+}
+
+/// Record and check numbered frames.
+pub fn record(pcm: &str, until: &str) -> io::Result<()> {
+    let mut until = Until::new(until)?;
+    let pcm = OpenOptions::new().read(true).write(true).open(pcm)?;
+    configure(&pcm)?;
+    let mut check = StreamCheck::default();
+    let mut chunk = vec![0; CHUNK * FRAME_LEN];
+    while !until.poll()? {
+        let mut transfer = Transfer {
+            result: 0,
+            buffer: chunk.as_mut_ptr(),
+            frames: CHUNK as u64,
+        };
+        match ioctl::with(&pcm, READI_FRAMES, &mut transfer) {
+            Ok(_) => {
+                let read = usize::try_from(transfer.result).unwrap_or(0).min(CHUNK);
+                check.feed_packet(&chunk[..read * FRAME_LEN]);
+            }
+            Err(error) => recover(&pcm, &error, until.tally())?,
+        }
+        let counts = check.counts();
+        let tally = until.tally();
+        tally.received = counts.good;
+        tally.lost = counts.dropped;
+        tally.doubled = counts.doubled;
+        tally.malformed = counts.silent + counts.malformed;
+        tally.last = counts.started;
+    }
+    until.finish()
+}
+
+/// Every volume to its maximum and every switch on: at less a device would scale the samples, and
+/// their numbers would not be theirs any more.
+fn full_volume(control: &str) -> io::Result<()> {
+    let control = OpenOptions::new().read(true).write(true).open(control)?;
+    for number in 1..=16 {
+        let mut id = [0; 16];
+        id[0] = number;
+        let mut info = ElementInfo {
+            id,
+            kind: 0,
+            access: 0,
+            count: 0,
+            owner: 0,
+            range: [0; 16],
+            reserved: [0; 64],
+        };
+        if ioctl::with(&control, ELEM_INFO, &mut info).is_err() {
+            continue;
+        }
+        let value = match info.kind {
+            // SNDRV_CTL_ELEM_TYPE_BOOLEAN, SNDRV_CTL_ELEM_TYPE_INTEGER
+            1 => 1,
+            2 => info.range[1],
+            _ => continue,
+        };
+        let mut element = ElementValue {
+            id,
+            indirect: 0,
+            values: [0; 128],
+            reserved: [0; 128],
+        };
+        element.values[..(info.count as usize).min(128)].fill(value);
+        // Some elements cannot be written.
+        let _ = ioctl::with(&control, ELEM_WRITE, &mut element);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structures_have_the_kernels_sizes() {
+        assert_eq!(size_of::<HwParams>(), 608);
+        assert_eq!(size_of::<Transfer>(), 24);
+        assert_eq!(size_of::<ElementInfo>(), 272);
+        assert_eq!(size_of::<ElementValue>(), 1224);
+    }
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A report in a file, fresh twice a second, and the request to stop.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use xen_vusb_lab::traffic::Tally;
+
+/// Keeps a [`Tally`] in a file.
+pub struct Reporter {
+    path: String,
+    /// What is reported.
+    pub tally: Tally,
+    saved: Instant,
+}
+
+impl Reporter {
+    /// Begin; an old request to stop is void.
+    pub fn new(path: &str) -> io::Result<Self> {
+        let _ = fs::remove_file(format!("{path}.stop"));
+        let reporter = Self {
+            path: path.to_owned(),
+            tally: Tally::default(),
+            saved: Instant::now(),
+        };
+        reporter.save()?;
+        Ok(reporter)
+    }
+
+    /// Saves now and then; true when it is time to stop.
+    pub fn poll(&mut self) -> io::Result<bool> {
+        if self.saved.elapsed() < Duration::from_millis(500) {
+            return Ok(false);
+        }
+        self.saved = Instant::now();
+        self.save()?;
+        Ok(Path::new(&format!("{}.stop", self.path)).exists())
+    }
+
+    /// The last report.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.tally.finished = true;
+        self.save()
+    }
+
+    fn save(&self) -> io::Result<()> {
+        let temporary = format!("{}.part", self.path);
+        fs::write(&temporary, serde_json::to_vec(&self.tally)?)?;
+        fs::rename(&temporary, &self.path)
+    }
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Numbered records both ways through a serial line.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+
+use xen_vusb_lab::traffic::{Records, record};
+
+use crate::report::Reporter;
+
+/// Before the first record.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Send records, one in each `interval`, and check those that arrive.
+pub fn stream(path: &str, report: &str, interval: Duration) -> io::Result<()> {
+    let mut reporter = Reporter::new(report)?;
+    let mut tty = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+        .open(path)?;
+    raw(&tty)?;
+    let mut records = Records::default();
+    let mut unsent: Vec<u8> = Vec::new();
+    // Until both ends are raw, one would echo what the other sends.
+    let mut due = Instant::now() + QUIET;
+    let mut buffer = [0; 4096];
+    // After the stop, what is on its way still arrives.
+    let mut stopped: Option<Instant> = None;
+    loop {
+        if reporter.poll()? && stopped.is_none() {
+            stopped = Some(Instant::now());
+        }
+        if stopped.is_some_and(|at| at.elapsed() > Duration::from_secs(3)) {
+            break;
+        }
+        if stopped.is_none() && unsent.is_empty() && Instant::now() >= due {
+            due += interval;
+            reporter.tally.sent += 1;
+            unsent.extend_from_slice(&record(reporter.tally.sent));
+        }
+        let mut idle = true;
+        match tty.write(&unsent) {
+            Ok(len) => {
+                idle &= len == 0;
+                unsent.drain(..len);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+            Err(error) => {
+                reporter.tally.failed(&format!("write: {error}"));
+                break;
+            }
+        }
+        match tty.read(&mut buffer) {
+            // A raw terminal without data; one that was hung up also reads as this, and its
+            // writes fail.
+            Ok(0) => (),
+            Ok(len) => {
+                idle = false;
+                records.feed(&buffer[..len], &mut reporter.tally);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+            Err(error) => {
+                reporter.tally.failed(&format!("read: {error}"));
+                break;
+            }
+        }
+        if idle {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    reporter.finish()
+}
+
+/// 8 bits, no echo, nothing translated, 115200 bits per second.
+fn raw(tty: &File) -> io::Result<()> {
+    let fd = tty.as_raw_fd();
+    // SAFETY: zeroes are a valid termios.
+    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: the calls read and write the one structure that is borrowed for them.
+    let result = unsafe {
+        libc::tcgetattr(fd, &raw mut settings);
+        libc::cfmakeraw(&raw mut settings);
+        settings.c_cflag |= libc::CLOCAL | libc::CREAD;
+        libc::cfsetspeed(&raw mut settings, libc::B115200);
+        libc::tcflush(fd, libc::TCIOFLUSH);
+        libc::tcsetattr(fd, libc::TCSANOW, &raw const settings)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Each kind of device is attached to a guest, is driven there by its stock class driver, and
+//! does its job.
+
+use anyhow::{Context, Result};
+
+use super::Options;
+use super::bench::{Row, print};
+use crate::agent::Agent;
+use crate::bench::job::{self, Score};
+use crate::bench::{self, Bench, Kind};
+use crate::disk::{self, Frontend};
+use crate::guest;
+use crate::lab::Lab;
+use crate::progress::Step;
+use crate::stack;
+
+/// Run the scenario.
+pub fn run(lab: &Lab, options: &Options) -> Result<()> {
+    lab.fresh()?;
+    stack::deploy(lab)?;
+    let bench = Bench::open(lab)?;
+    let step = Step::start("guest with a USB controller");
+    let guest = guest::create_as(lab, "host-a", true, options.guest)?;
+    disk::load_frontend(lab, &guest, options.guest, Frontend::Ours)?;
+    bench::install(&guest)?;
+    step.done();
+    let mut rows = Vec::new();
+    for kind in Kind::USEFUL {
+        let step = Step::start(kind.name());
+        let row = one(lab, &bench, &guest, kind).unwrap_or_else(|error| Row {
+            kind,
+            drivers: String::new(),
+            what: format!("{error:#}"),
+            score: Score::default(),
+        });
+        step.done_with(if row.score.perfect() { "ok" } else { "failed" });
+        rows.push(row);
+    }
+    let healthy = guest::healthy(&guest);
+    print(&rows, "devices", options.json)
+        .with_context(|| format!("the daemons' logs end in\n{}", stack::logs(lab, 15)))?;
+    healthy?;
+    guest::destroy(lab)
+}
+
+fn one(lab: &Lab, bench: &Bench, guest: &Agent, kind: Kind) -> Result<Row> {
+    let plugged = bench.plug(lab, kind)?;
+    let user = bench::attach(lab, "host-a", guest, &plugged)?;
+    let result = job::once(bench, &plugged, &user);
+    let drivers = user.drivers();
+    // Its port is for the next one, whatever became of it.
+    bench::detach(lab, "host-a", &user)?;
+    let (what, score) = result?;
+    Ok(Row {
+        kind,
+        drivers: drivers?,
+        what,
+        score,
+    })
+}

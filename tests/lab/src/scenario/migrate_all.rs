@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Every kind of device attached to one guest with our module, each kept busy, through live
+//! migrations.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use super::Options;
+use crate::bench::job::{self, Job, Score, User};
+use crate::bench::{self, Bench, Kind, Plugged};
+use crate::disk::{self, Frontend};
+use crate::guest;
+use crate::lab::Lab;
+use crate::measure::{self, Migration, start_ticker};
+use crate::progress::Step;
+use crate::stack;
+use crate::workload::Report;
+
+/// Blocks of each disk's file: four writers share a small guest.
+const FILE_BLOCKS: u32 = 128;
+
+/// A device with what keeps it busy.
+struct Busy {
+    plugged: Plugged,
+    user: User,
+    /// None for a disk, which has a file system and a writer.
+    job: Option<Job>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    device: &'static str,
+    good: bool,
+    score: Score,
+    disconnects: usize,
+}
+
+/// Run the scenario.
+pub fn run(lab: &Lab, options: &Options) -> Result<()> {
+    lab.fresh()?;
+    stack::deploy(lab)?;
+    let count = options.migrations_or(10);
+    let (migrations, lines) = attempt(lab, options, count).map_err(|error| {
+        error.context(format!(
+            "the daemons' logs end in\n{}",
+            stack::logs(lab, 25)
+        ))
+    })?;
+    let failed = lines.iter().filter(|line| !line.good).count();
+    let result = if failed == 0 { "ok" } else { "failed" };
+    if options.json {
+        println!(
+            "{}",
+            serde_json::json!({ "scenario": "migrate-all", "result": result, "migrations": migrations, "devices": lines })
+        );
+    } else {
+        for line in &lines {
+            let Score {
+                sent,
+                received,
+                lost,
+                doubled,
+                unit,
+                ref errors,
+            } = line.score;
+            println!(
+                "RESULT {} device={} {unit} sent={sent} received={received} lost={lost} doubled={doubled} disconnects={}{}",
+                if line.good { "ok" } else { "failed" },
+                line.device,
+                line.disconnects,
+                errors
+                    .iter()
+                    .map(|error| format!("; {error}"))
+                    .collect::<String>(),
+            );
+        }
+        let pause = migrations
+            .iter()
+            .map(|one| one.pause_ms)
+            .fold(0.0, f64::max);
+        println!(
+            "RESULT {result} migrations={} devices={} failed={failed} pause_ms_max={pause:.0}",
+            migrations.len(),
+            lines.len(),
+        );
+    }
+    if failed > 0 {
+        bail!("{failed} of {} devices noticed the migrations", lines.len());
+    }
+    guest::destroy(lab)
+}
+
+fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, Vec<Line>)> {
+    let bench = Bench::open(lab)?;
+    let step = Step::start("guest with a USB controller");
+    let guest = guest::create_as(lab, "host-a", true, options.guest)?;
+    disk::load_frontend(lab, &guest, options.guest, Frontend::Ours)?;
+    bench::install(&guest)?;
+    guest.must("modprobe ext4")?;
+    step.done();
+    let mut busy = Vec::new();
+    for kind in Kind::USEFUL {
+        let step = Step::start(format!("{} attached", kind.name()));
+        let plugged = bench.plug(lab, kind)?;
+        let user = bench::attach(lab, "host-a", &guest, &plugged)?;
+        step.done();
+        busy.push(Busy {
+            plugged,
+            user,
+            job: None,
+        });
+    }
+    start_ticker(&guest)?;
+    for one in &mut busy {
+        let step = Step::start(format!("{} busy", one.plugged.kind.name()));
+        if is_disk(one.plugged.kind) {
+            start_writer(&one.plugged, &one.user)?;
+        } else {
+            one.job = Some(Job::start(&bench, &one.plugged, &one.user)?);
+        }
+        step.done();
+    }
+    let (migrations, host) = measure::migrate_many(lab, count, false, "all devices")?;
+    let guest = guest::agent_through(lab, host)?;
+    let mut lines = Vec::new();
+    for mut one in busy {
+        one.user.agent = guest.clone();
+        let name = one.plugged.kind.name();
+        let step = Step::start(format!("{name}: account"));
+        let score = match one.job.take() {
+            Some(job) => job.finish(&bench, &one.plugged, &one.user),
+            None => finish_writer(&one.plugged, &one.user),
+        };
+        let score = score.unwrap_or_else(|error| Score {
+            errors: vec![format!("{error:#}")],
+            ..Score::default()
+        });
+        let disconnect = format!("usb {}: USB disconnect", one.user.device);
+        let disconnects = guest
+            .must("dmesg")?
+            .lines()
+            .filter(|line| line.contains(&disconnect))
+            .count();
+        step.done();
+        lines.push(Line {
+            device: name,
+            good: score.perfect() && disconnects == 0,
+            score,
+            disconnects,
+        });
+    }
+    guest::healthy(&guest)?;
+    Ok((migrations, lines))
+}
+
+fn is_disk(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Stick | Kind::SuperStick | Kind::UasStick | Kind::StorageGadget
+    )
+}
+
+/// A file system on the disk, written and verified without pause.
+fn start_writer(plugged: &Plugged, user: &User) -> Result<()> {
+    let name = plugged.kind.name();
+    let disk = user.node("/dev", "sd?")?;
+    job::wait_for_medium(user, &disk)?;
+    user.agent
+        .exec_for(
+            &format!(
+                "mkdir -p /mnt/{name} && mkfs.ext4 -q -F {disk} && mount -t ext4 {disk} /mnt/{name}"
+            ),
+            Duration::from_secs(240),
+        )?
+        .ok("making and mounting a file system")?;
+    user.agent.must(&format!(
+        "setsid lab-disk write /mnt/{name}/data {FILE_BLOCKS} 11 /run/{name}.json </dev/null >/dev/null 2>/run/{name}.err &"
+    ))?;
+    let start = Instant::now();
+    while measure::report(&user.agent, &format!("/run/{name}.json")).is_err() {
+        if start.elapsed() > Duration::from_secs(180) {
+            bail!("the writer on {name} does not begin");
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
+}
+
+fn finish_writer(plugged: &Plugged, user: &User) -> Result<Score> {
+    let name = plugged.kind.name();
+    let path = format!("/run/{name}.json");
+    user.agent.must(&format!("touch {path}.stop"))?;
+    let start = Instant::now();
+    let report: Report = loop {
+        let report = measure::report(&user.agent, &path)?;
+        if report.finished {
+            break report;
+        }
+        if start.elapsed() > Duration::from_secs(300) {
+            bail!("the writer on {name} does not end");
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    let disk = user.node("/dev", "sd?")?;
+    let check = user
+        .agent
+        .exec_for(
+            &format!("umount /mnt/{name} && e2fsck -fn {disk}"),
+            Duration::from_secs(300),
+        )
+        .context("e2fsck")?;
+    let mut errors = report.errors.clone();
+    if check.status != 0 {
+        errors.push(format!("e2fsck: {}", check.stdout.trim()));
+    }
+    if report.sha256_expected != report.sha256_read {
+        errors.push("the file's hash differs".to_owned());
+    }
+    Ok(Score {
+        sent: report.written,
+        received: report.verified,
+        lost: report.mismatches + report.io_errors,
+        doubled: 0,
+        unit: "blocks",
+        errors,
+    })
+}

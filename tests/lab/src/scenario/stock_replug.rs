@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A stock guest, whose driver cannot resume, with a keyboard, a serial adapter and a headset in
+//! use: every migration replugs them, they come back and work, nothing in the guest hangs.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use super::Options;
+use crate::agent::Agent;
+use crate::bench::job::{self, User};
+use crate::bench::{self, Bench, Kind, Plugged};
+use crate::disk::{self, Frontend};
+use crate::guest;
+use crate::lab::Lab;
+use crate::progress::Step;
+use crate::stack;
+
+const KINDS: [Kind; 3] = [Kind::Keyboard, Kind::Serial, Kind::Headset];
+
+/// Seconds after which the guest's kernel calls a task hung: its usual 120 would be longer than
+/// anything here takes.
+const HUNG_S: u32 = 20;
+
+/// One migration.
+#[derive(Serialize)]
+struct Round {
+    from: &'static str,
+    to: &'static str,
+    /// Of `xl migrate`.
+    wall_s: f64,
+    /// From its end until every device did its job again.
+    back_s: f64,
+    /// What they did: device, sent, received.
+    jobs: Vec<(&'static str, u64, u64)>,
+}
+
+/// Run the scenario.
+pub fn run(lab: &Lab, options: &Options) -> Result<()> {
+    lab.fresh()?;
+    stack::deploy(lab)?;
+    let count = options.migrations_or(10);
+    let rounds = attempt(lab, options, count).map_err(|error| {
+        error.context(format!(
+            "the daemons' logs end in\n{}",
+            stack::logs(lab, 25)
+        ))
+    })?;
+    if options.json {
+        println!(
+            "{}",
+            serde_json::json!({ "scenario": "stock-replug", "result": "ok", "migrations": rounds })
+        );
+    } else {
+        println!("migration           wall s  back after s  jobs (sent/received)");
+        for (number, round) in rounds.iter().enumerate() {
+            let jobs: Vec<String> = round
+                .jobs
+                .iter()
+                .map(|(device, sent, received)| format!("{device} {sent}/{received}"))
+                .collect();
+            println!(
+                "{:<2} {} -> {}  {:>5.1}  {:>12.1}  {}",
+                number + 1,
+                round.from,
+                round.to,
+                round.wall_s,
+                round.back_s,
+                jobs.join(", ")
+            );
+        }
+        let back = rounds.iter().map(|round| round.back_s).fold(0.0, f64::max);
+        println!(
+            "RESULT ok migrations={} devices={} came_back={} hung_tasks=0 console=ok back_s_max={back:.1}",
+            rounds.len(),
+            KINDS.len(),
+            rounds.len() * KINDS.len(),
+        );
+    }
+    guest::destroy(lab)
+}
+
+fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<Vec<Round>> {
+    let bench = Bench::open(lab)?;
+    let step = Step::start("stock guest with three devices");
+    let guest = guest::create_as(lab, "host-a", true, options.guest)?;
+    disk::load_frontend(lab, &guest, options.guest, Frontend::Stock)?;
+    bench::install(&guest)?;
+    guest.must(&format!(
+        "echo {HUNG_S} > /proc/sys/kernel/hung_task_timeout_secs"
+    ))?;
+    let mut devices = Vec::new();
+    for kind in KINDS {
+        let plugged = bench.plug(lab, kind)?;
+        let user = bench::attach(lab, "host-a", &guest, &plugged)?;
+        devices.push((plugged, user));
+    }
+    for (plugged, user) in &devices {
+        work(&bench, plugged, user)?;
+    }
+    step.done();
+    let mut rounds = Vec::new();
+    let (mut from, mut to) = ("host-a", "host-b");
+    for number in 1..=count {
+        let step = Step::start(format!("migration {number}/{count} {from} -> {to}"));
+        for (plugged, user) in &devices {
+            keep_busy(plugged, user)?;
+        }
+        let (output, wall) = guest::migrate(lab, from, to)?;
+        if output.status != 0 {
+            bail!(
+                "xl migrate {from} -> {to}: exit status {}\n{}",
+                output.status,
+                output.stdout
+            );
+        }
+        let start = Instant::now();
+        let guest = guest::agent_through(lab, to)?;
+        guest.wait_ready(Duration::from_secs(120))?;
+        let mut jobs = Vec::new();
+        for (plugged, user) in &mut devices {
+            user.agent = guest.clone();
+            jobs.push(
+                came_back(&bench, plugged, user)
+                    .with_context(|| format!("{} after migration {number}", plugged.kind.name()))?,
+            );
+        }
+        let back = start.elapsed();
+        console(lab, to, &guest, number)?;
+        hung_tasks(&guest)?;
+        step.done_with(&format!("all back after {:.1} s", back.as_secs_f64()));
+        rounds.push(Round {
+            from,
+            to,
+            wall_s: wall.as_secs_f64(),
+            back_s: back.as_secs_f64(),
+            jobs,
+        });
+        (from, to) = (to, from);
+    }
+    // A task that hangs now is seen after its time.
+    std::thread::sleep(Duration::from_secs(u64::from(HUNG_S) + 5));
+    hung_tasks(&guest::agent_through(lab, from)?)?;
+    Ok(rounds)
+}
+
+/// Something of the device is in flight when the guest is suspended; how that ends is up to the
+/// driver.
+fn keep_busy(plugged: &Plugged, user: &User) -> Result<()> {
+    let command = match plugged.kind {
+        Kind::Serial => format!(
+            "lab-usb stream {} /run/busy-serial.json 100",
+            user.node("/dev", "ttyUSB*")?
+        ),
+        Kind::Headset => format!(
+            "lab-usb record {} /run/busy-headset.json",
+            user.node("/dev/snd", "pcmC*c")?
+        ),
+        _ => format!(
+            "lab-usb keys {} /run/busy-keyboard.json",
+            user.node("/dev/input", "event*")?
+        ),
+    };
+    user.agent
+        .must(&format!("setsid {command} </dev/null >/dev/null 2>&1 &"))?;
+    Ok(())
+}
+
+fn work(bench: &Bench, plugged: &Plugged, user: &User) -> Result<(&'static str, u64, u64)> {
+    let (what, score) = job::once(bench, plugged, user)?;
+    if !score.perfect() {
+        bail!("{}: {what}: {score:?}", plugged.kind.name());
+    }
+    Ok((plugged.kind.name(), score.sent, score.received))
+}
+
+/// The device is plugged in again, and does its job.
+fn came_back(bench: &Bench, plugged: &Plugged, user: &User) -> Result<(&'static str, u64, u64)> {
+    // Whoever had it open has heard that it went away, or is told now that it may go.
+    user.agent.must(
+        "for name in serial headset keyboard; do touch /run/busy-$name.json.stop; done; \
+         for i in 1 2 3 4 5 6 7 8 9 10; do pidof lab-usb >/dev/null || exit 0; sleep 1; done; true",
+    )?;
+    user.wait_configured()?;
+    work(bench, plugged, user)
+}
+
+/// A line that the guest writes to its console arrives in dom0.
+fn console(lab: &Lab, host: &str, guest: &Agent, number: u32) -> Result<()> {
+    let mark = format!("stock-replug-console-{number}");
+    guest.must(&format!("echo {mark} > /dev/hvc0"))?;
+    let dom0 = lab.agent(host)?;
+    let start = Instant::now();
+    while dom0
+        .exec(&format!(
+            "grep -q {mark} /var/log/xen/console/guest-{}*.log",
+            guest::NAME
+        ))?
+        .status
+        != 0
+    {
+        if start.elapsed() > Duration::from_secs(20) {
+            bail!("the guest's console is dead after migration {number}");
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
+}
+
+/// Fail when the guest's kernel found a task that hangs, or worse.
+fn hung_tasks(guest: &Agent) -> Result<()> {
+    let log = guest.must("dmesg")?;
+    if let Some(line) = log
+        .lines()
+        .find(|line| line.contains("blocked for more than"))
+    {
+        bail!("the guest's kernel says: {line}");
+    }
+    guest::healthy(guest)
+}

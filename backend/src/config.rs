@@ -2,6 +2,7 @@
 //! `/etc/xen-vusb/vusbd.toml`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -22,6 +23,9 @@ pub struct Config {
     /// Times of a hand-off.
     #[serde(default)]
     pub hand_off: HandOff,
+    /// The rings.
+    #[serde(default)]
+    pub rings: Rings,
 }
 
 /// Files of [`transport::Identity`], made by `xl-vusb pool issue`.
@@ -67,6 +71,28 @@ pub struct HandOff {
 impl Default for HandOff {
     fn default() -> Self {
         Self { quiesce_ms: 50 }
+    }
+}
+
+/// How the rings are served.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Rings {
+    /// How long a controller's thread keeps looking, in microseconds, before it sleeps, when that
+    /// has paid before: 0 (never) to 1,000.
+    pub poll_us: u64,
+}
+
+impl Rings {
+    /// [`Rings::poll_us`].
+    pub fn poll(&self) -> Duration {
+        Duration::from_micros(self.poll_us)
+    }
+}
+
+impl Default for Rings {
+    fn default() -> Self {
+        Self { poll_us: 50 }
     }
 }
 
@@ -136,6 +162,9 @@ impl Config {
         if self.hand_off.quiesce_ms > 1000 {
             return Err("hand-off.quiesce-ms is at most 1000".into());
         }
+        if self.rings.poll_us > 1000 {
+            return Err("rings.poll-us is at most 1000".into());
+        }
         for (at, exporter) in self.exporters.iter().enumerate() {
             if exporter.name.is_empty() || exporter.name.contains('/') {
                 return Err(format!(
@@ -173,6 +202,7 @@ mod tests {
         let config = parse("").unwrap();
         assert_eq!(config.socket, Path::new(control::DEFAULT_SOCKET));
         assert_eq!(config.hand_off.quiesce_ms, 50);
+        assert_eq!(config.rings.poll(), Duration::from_micros(50));
         assert!(config.exporters.is_empty());
     }
 
@@ -188,6 +218,8 @@ mod tests {
     #[test]
     fn values_out_of_range_are_refused() {
         let error = parse("[hand-off]\nquiesce-ms = 5000").unwrap_err();
+        assert!(error.contains("at most 1000"), "{error}");
+        let error = parse("[rings]\npoll-us = 5000").unwrap_err();
         assert!(error.contains("at most 1000"), "{error}");
         let two = "[[exporter]]\nname='a'\naddress='a:1'\n".repeat(2);
         assert!(parse(&two).unwrap_err().contains("named twice"));

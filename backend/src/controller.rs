@@ -7,6 +7,7 @@ mod data;
 mod device;
 mod handle;
 mod node;
+mod poll;
 mod rings;
 mod serving;
 

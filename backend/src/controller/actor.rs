@@ -22,6 +22,7 @@ use self::devices::Plugged;
 use super::device::News;
 use super::handle::{Command, Setup};
 use super::node::StateNode;
+use super::poll::{Moved, Polling};
 use super::rings::{RingDetails, Signal};
 use super::serving::{Outcome, Serving};
 use crate::config::HandOff;
@@ -36,6 +37,8 @@ const IDLE_FOR: Duration = Duration::from_millis(20);
 const FULL_FOR: Duration = Duration::from_millis(100);
 /// A guest that still submits this long after it was asked to suspend will not suspend.
 const SUSPEND_FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
+/// Requests in flight with which the time to the next event matters.
+const FEW: u32 = 2;
 /// Longest wait for the last words to an exporter.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -59,6 +62,7 @@ pub(super) struct Actor<B: Backend> {
     suspend_asked: Option<Instant>,
     idle_since: Option<Instant>,
     full_since: Option<Instant>,
+    polling: Polling,
 }
 
 impl<B: Backend> Actor<B> {
@@ -71,6 +75,7 @@ impl<B: Backend> Actor<B> {
             store,
             identity,
             hand_off,
+            poll,
             totals,
             log,
         } = setup;
@@ -95,6 +100,7 @@ impl<B: Backend> Actor<B> {
             suspend_asked: None,
             idle_since: None,
             full_since: None,
+            polling: Polling::new(poll),
         }
     }
 
@@ -103,9 +109,11 @@ impl<B: Backend> Actor<B> {
         let Some(mut reports) = self.reports.take() else {
             return;
         };
+        let completed = self.serving.borrow().completions.clone();
         let mut more = false;
         while !self.state.is_final() {
             let quiescing = self.state == State::Quiescing;
+            let looks = self.serving.borrow().polled;
             tokio::select! {
                 command = inbox.recv() => match command {
                     Some(command) => self.command(command),
@@ -119,9 +127,14 @@ impl<B: Backend> Actor<B> {
                     }
                     more = self.service();
                 }
-                () = std::future::ready(()), if more => {
+                () = completed.notified() => {
+                    self.polling.moved(Moved::Completions, Instant::now());
+                    self.look_again();
+                }
+                () = std::future::ready(()), if more || looks => {
                     // The other tasks of this thread first.
                     tokio::task::yield_now().await;
+                    self.look_again();
                     more = self.service();
                 }
                 () = sleep(IDLE_FOR / 4), if quiescing => self.look_idle(),
@@ -265,6 +278,8 @@ impl<B: Backend> Actor<B> {
             (outcome, serving.take_activity(), late)
         };
         if activity {
+            self.polling.moved(Moved::Requests, Instant::now());
+            self.look_again();
             self.idle_since = None;
             if matches!(self.state, State::Frozen | State::Quiescing) {
                 self.event(if late {
@@ -284,6 +299,13 @@ impl<B: Backend> Actor<B> {
                 false
             }
         }
+    }
+
+    /// Whether the rings are looked at again without an event. With many requests in flight that
+    /// is no use: the next event is never far.
+    fn look_again(&mut self) {
+        let mut serving = self.serving.borrow_mut();
+        serving.polled = serving.in_flight() <= FEW && self.polling.is_on(Instant::now());
     }
 
     fn corrupt(&mut self, corrupt: RingCorrupt) {

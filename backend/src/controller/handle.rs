@@ -34,6 +34,8 @@ pub struct Setup<B> {
     pub identity: Identity,
     /// Times.
     pub hand_off: HandOff,
+    /// How long to look at the rings before sleeping, at most.
+    pub poll: std::time::Duration,
     /// The daemon's counters.
     pub totals: Arc<Totals>,
     /// Its logger.

@@ -53,6 +53,10 @@ pub struct Serving<B: Backend> {
     attached: [Option<Attached>; PortNumber::MAX as usize],
     /// Unlinked OUT transfers are given a moment to finish.
     pub quiescing: bool,
+    /// The rings are looked at again without an event.
+    pub polled: bool,
+    /// Notified when completions have been answered.
+    pub completions: Rc<Notify>,
     /// Requests taken since it was last asked.
     activity: bool,
 }
@@ -84,6 +88,8 @@ impl<B: Backend> Serving<B> {
             rings: None,
             attached: std::array::from_fn(|_| None),
             quiescing: false,
+            polled: false,
+            completions: Rc::default(),
             activity: false,
         }
     }
@@ -133,6 +139,11 @@ impl<B: Backend> Serving<B> {
         std::mem::take(&mut self.activity)
     }
 
+    /// Requests that were taken and are not answered.
+    pub fn in_flight(&self) -> u32 {
+        self.rings.as_ref().map_or(0, |r| r.urb.unanswered())
+    }
+
     /// Takes what is on the rings, as far as the budget goes.
     ///
     /// # Errors
@@ -151,7 +162,8 @@ impl<B: Backend> Serving<B> {
                     self.act(verdict, &mut outcome);
                     budget -= 1;
                 }
-                None if rings.urb.final_check() => {}
+                // Who looks again anyway needs no event, and the guest can do without sending one.
+                None if !self.polled && rings.urb.final_check() => {}
                 None => break,
             }
             if budget == 0 {

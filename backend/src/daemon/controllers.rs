@@ -86,6 +86,7 @@ impl<B: Backend> Daemon<B> {
             store: self.store.clone(),
             identity: self.identity.clone(),
             hand_off: self.config.hand_off,
+            poll: self.config.rings.poll(),
             totals: self.admin.totals.clone(),
             log: log.clone(),
         };

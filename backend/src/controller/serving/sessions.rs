@@ -158,6 +158,7 @@ impl<B: Backend> Serving<B> {
             result = UrbResult::failed(UrbStatus::INVAL);
         }
         self.finish(slot, result);
+        self.completions.notify_one();
     }
 
     /// After a batch of completions: whatever they led to goes out.

@@ -25,6 +25,8 @@ impl<B: Backend<Mapping: Clone>> Clone for Serving<B> {
             }),
             attached: self.attached.clone(),
             quiescing: self.quiescing,
+            polled: self.polled,
+            completions: std::rc::Rc::default(),
             activity: self.activity,
         }
     }

@@ -10,7 +10,6 @@ pub mod controller;
 mod daemon;
 mod domain;
 mod exporter;
-pub mod log;
 mod socket;
 pub mod totals;
 pub mod xenbus;

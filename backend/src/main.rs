@@ -49,7 +49,7 @@ fn start(arguments: &Arguments) -> Result<()> {
         );
         return Ok(());
     }
-    let (log, _guard) = backend::log::to_stderr(arguments.verbose);
+    let (log, _guard) = logging::to_stderr(arguments.verbose);
     let platform = LinuxXen::open().context("vusbd needs Xen's devices; is this dom0?")?;
     let endpoint = Endpoint::detect()?;
     info!(log, "vusbd {}", env!("CARGO_PKG_VERSION"); "host" => identity.name());

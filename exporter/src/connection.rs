@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use session::message::Purpose;
-use slog::{debug, warn};
+use slog::{Logger, debug, warn};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_local;
@@ -22,38 +22,47 @@ const MAX_HANDSHAKES: usize = 64;
 /// Most connections of one host: two for every device that it may have, several times over.
 const MAX_PER_HOST: usize = 256;
 
-/// How many connections each host has.
-type Hosts = Rc<RefCell<HashMap<String, usize>>>;
+/// A host that has been here: its connections now, and its part of the log.
+struct Host {
+    connections: usize,
+    log: Logger,
+}
+
+/// The hosts by name. They are never forgotten: only the pool's CA makes new ones.
+type Hosts = Rc<RefCell<HashMap<String, Host>>>;
 
 /// One of a host's connections.
 struct Place {
     hosts: Hosts,
     host: String,
+    log: Logger,
 }
 
 impl Place {
-    /// `None` when the host has too many.
-    fn take(hosts: &Hosts, host: &str) -> Option<Self> {
-        let mut counts = hosts.borrow_mut();
-        let count = counts.entry(host.to_owned()).or_default();
-        (*count < MAX_PER_HOST).then(|| {
-            *count += 1;
-            Self {
-                hosts: hosts.clone(),
-                host: host.to_owned(),
-            }
+    /// An error, with the host's log, when the host has too many.
+    fn take(hosts: &Hosts, host: &str, log: &Logger) -> Result<Self, Logger> {
+        let mut known = hosts.borrow_mut();
+        let entry = known.entry(host.to_owned()).or_insert_with(|| Host {
+            connections: 0,
+            log: logging::limited(log),
+        });
+        let log = entry.log.clone();
+        if entry.connections >= MAX_PER_HOST {
+            return Err(log);
+        }
+        entry.connections += 1;
+        Ok(Self {
+            hosts: hosts.clone(),
+            host: host.to_owned(),
+            log,
         })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.hosts.borrow_mut();
-        if let Some(count) = counts.get_mut(&self.host) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.host);
-            }
+        if let Some(host) = self.hosts.borrow_mut().get_mut(&self.host) {
+            host.connections -= 1;
         }
     }
 }
@@ -62,6 +71,8 @@ impl Drop for Place {
 pub(crate) async fn accept(hub: Rc<Hub>, listener: TcpListener, acceptor: Acceptor) {
     let room = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     let hosts = Hosts::default();
+    // Of all who have not shown a certificate.
+    let strangers = logging::limited(hub.log());
     loop {
         // The semaphore is never closed.
         let Ok(handshake) = room.clone().acquire_owned().await else {
@@ -77,11 +88,12 @@ pub(crate) async fn accept(hub: Rc<Hub>, listener: TcpListener, acceptor: Accept
             }
         };
         let (hub, acceptor, hosts) = (hub.clone(), acceptor.clone(), hosts.clone());
+        let log = strangers.clone();
         spawn_local(async move {
             let address = tcp.peer_addr().map(|a| a.to_string()).unwrap_or_default();
             match serve(&hub, tcp, &acceptor, &hosts, handshake).await {
-                Ok(()) | Err(Error::Closed) => debug!(hub.log(), "{} closed", address),
-                Err(e) => warn!(hub.log(), "connection of {}: {}", address, e),
+                Ok(()) | Err(Error::Closed) => debug!(log, "{} closed", address),
+                Err(e) => warn!(log, "connection of {}: {}", address, e),
             }
         });
     }
@@ -96,15 +108,15 @@ async fn serve(
 ) -> Result<(), Error> {
     let (mut stream, host) = acceptor.accept(tcp).await?;
     drop(handshake);
-    let Some(_place) = Place::take(hosts, &host) else {
-        warn!(
-            hub.log(),
-            "{} has too many connections; refused another", host
-        );
-        return Ok(());
+    let place = match Place::take(hosts, &host, hub.log()) {
+        Ok(place) => place,
+        Err(log) => {
+            warn!(log, "{} has too many connections; refused another", host);
+            return Ok(());
+        }
     };
     match greeted(&mut stream).await? {
         Purpose::Control => control::serve(hub, stream, &host).await,
-        Purpose::Device => device::serve(hub, stream, &host).await,
+        Purpose::Device => device::serve(hub, stream, &host, &place.log).await,
     }
 }

@@ -40,19 +40,24 @@ enum Ended {
     Dismissed,
 }
 
-/// Serves `host` until the connection ends.
-pub(crate) async fn serve(hub: &Rc<Hub>, mut stream: TlsStream, host: &str) -> Result<(), Error> {
+/// Serves `host` until the connection ends; `log` is the host's.
+pub(crate) async fn serve(
+    hub: &Rc<Hub>,
+    mut stream: TlsStream,
+    host: &str,
+    log: &Logger,
+) -> Result<(), Error> {
     // However long it takes: the target of a migration connects early.
     let open: Open = MessageReader::new().receive(&mut stream).await?;
     let (opened, session, connection) = match hub.open(&open, host).await {
         Ok(opened) => opened,
-        Err(refusal) => return refuse(hub, &mut stream, host, refusal).await,
+        Err(refusal) => return refuse(log, &mut stream, host, refusal).await,
     };
     let Opened::Ready { epoch, .. } = opened else {
         return Ok(());
     };
     let mut serving = Serving {
-        log: hub.log().new(
+        log: log.new(
             o!("device" => open.device.to_string(), "host" => host.to_owned(),
             "epoch" => epoch.0),
         ),
@@ -73,12 +78,12 @@ pub(crate) async fn serve(hub: &Rc<Hub>, mut stream: TlsStream, host: &str) -> R
 }
 
 async fn refuse(
-    hub: &Hub,
+    log: &Logger,
     stream: &mut TlsStream,
     host: &str,
     refusal: Refusal,
 ) -> Result<(), Error> {
-    info!(hub.log(), "refused"; "host" => host, "reason" => %refusal);
+    info!(log, "refused"; "host" => host, "reason" => %refusal);
     send(stream, &Opened::Refused(refusal)).await?;
     let _ = timeout(FAREWELL_TIMEOUT, stream.shutdown()).await;
     Ok(())

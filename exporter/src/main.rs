@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use exporter::{Config, Daemon, config};
 use sd_notify::NotifyState;
-use slog::{Drain, Logger, o};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Lends this machine's USB devices to the VMs of a pool.
@@ -38,7 +37,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
-    let (log, _guard) = logger(args.verbose);
+    let (log, _guard) = logging::to_stderr(args.verbose.into());
     let daemon = Daemon::new(config, log)?;
     if args.check_config {
         println!("{}: good", args.config.display());
@@ -66,17 +65,4 @@ async fn stopped() {
         _ => std::future::pending().await,
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
-}
-
-fn logger(verbose: bool) -> (Logger, slog_async::AsyncGuard) {
-    let level = match verbose {
-        true => slog::Level::Debug,
-        false => slog::Level::Info,
-    };
-    let decorator = slog_term::PlainSyncDecorator::new(std::io::stderr());
-    let format = slog_term::FullFormat::new(decorator).build();
-    // The guard writes what is left at the end.
-    let (drain, guard) =
-        slog_async::Async::new(format.filter_level(level).fuse()).build_with_guard();
-    (Logger::root(drain.fuse(), o!()), guard)
 }

@@ -88,7 +88,8 @@ impl<B: Backend> Daemon<B> {
             hand_off: self.config.hand_off,
             poll: self.config.rings.poll(),
             totals: self.admin.totals.clone(),
-            log: log.clone(),
+            // What comes of it from now on is the guest's doing.
+            log: logging::limited(&log),
         };
         let handle = match controller::spawn(setup) {
             Ok(handle) => handle,

@@ -27,7 +27,7 @@ enum Layer {
 
 use Layer::*;
 
-const LAYERS: [(&str, Layer); 20] = [
+const LAYERS: [(&str, Layer); 21] = [
     ("usbif", Wire),
     ("vusb-core", Pure),
     ("session", Pure),
@@ -36,6 +36,7 @@ const LAYERS: [(&str, Layer); 20] = [
     ("usb-present", Pure),
     ("transport", Adapter),
     ("control", Adapter),
+    ("logging", Adapter),
     ("xen", Adapter),
     ("xengnttab", Adapter),
     ("xen-sim", Harness),

@@ -38,7 +38,7 @@ fn run() -> Result<()> {
     let arguments = Arguments::parse();
     let config = Config::load(&arguments.config)?;
     let identity = backend::load_identity(&config)?;
-    let (log, _guard) = backend::log::to_stderr(arguments.verbose);
+    let (log, _guard) = logging::to_stderr(arguments.verbose);
     let platform = SimXen::connect(&arguments.host_dir)
         .with_context(|| format!("no simulated host in {}", arguments.host_dir.display()))?;
     let endpoint = Endpoint::Socket(arguments.host_dir.join("xenstored.sock"));

@@ -1,14 +1,22 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! Logging to standard error, which systemd's journal keeps.
+//! Logs of daemons: to standard error, which systemd's journal keeps, and no more of it than is
+//! useful.
+//!
+//! What a guest or a peer does may be worth a line; that it does so a million times is worth one
+//! more. So whoever can be made to log by somebody else logs through [`limited`].
+
+mod limit;
 
 use slog::{Drain, Level, Logger, o};
 
-/// Lines that may wait to be written. More are dropped, and counted in the log: a guest must not
-/// fill memory with them.
-const QUEUE: usize = 4096;
+pub use limit::{Allowance, limited};
 
-/// A logger; the guard writes what is queued when it is dropped. `verbose` 0 is info, 1 debug, 2
-/// and more trace.
+/// Lines that may wait to be written. More are dropped, and counted in the log: they must not fill
+/// memory.
+pub const QUEUE: usize = 4096;
+
+/// A logger to standard error; the guard writes what is queued when it is dropped. `verbose` 0 is
+/// info, 1 debug, 2 and more trace.
 pub fn to_stderr(verbose: u8) -> (Logger, slog_async::AsyncGuard) {
     let level = match verbose {
         0 => Level::Info,

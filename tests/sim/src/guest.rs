@@ -3,15 +3,28 @@
 //!
 //! The process that starts it talks to it in lines of JSON: [`Told`] on its standard input,
 //! [`Said`] on its standard output.
+//!
+//! Scenarios with other devices have their guest's [`Kernel`] in their own process, and may let
+//! drivers work there as a [`Workload`].
 
+mod audio;
 mod driver;
+mod kernel;
+mod keyboard;
 mod machine;
 mod meter;
 mod model;
+mod serial;
+mod workload;
 
 use serde::{Deserialize, Serialize};
 
+pub use audio::{Played, Player, Recorded, Recorder};
+pub use kernel::{Kernel, Wrongs};
+pub use keyboard::{Keyboard, Typed};
 pub use machine::{Machine, Options};
+pub use serial::{Serial, Streamed};
+pub use workload::{Driver, Shared, UnlinkedData, Workload};
 
 /// What a guest is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 //! - [`rig`] starts it: two hosts of `xen-sim`, each with a `vusbd-sim`, one real
 //!   `vusb-exporter`, certificates of a fresh pool, guests;
 //! - [`guest`] is what runs in a guest's process, `sim-guest`, and the language in which it talks;
+//! - [`scene`] is a rig with a guest in the test's own process, for URBs one by one;
 //! - [`demo`] is `cargo xtask demo`;
 //! - `tests/` has the scenarios.
 
@@ -13,4 +14,5 @@ pub mod process;
 pub mod programs;
 pub mod random;
 pub mod rig;
+pub mod scene;
 pub mod scratch;

@@ -33,3 +33,50 @@ impl Random {
         }
     }
 }
+
+/// The environment variable that gives a test its seed.
+pub const SEED_VARIABLE: &str = "XEN_VUSB_SEED";
+
+/// A test's seed: another one every time, unless the environment says which. When the test fails it
+/// is printed.
+#[derive(Debug)]
+pub struct Seed(u64);
+
+impl Seed {
+    /// From the environment, or from the clock.
+    ///
+    /// # Panics
+    /// When the environment has no number.
+    pub fn new() -> Self {
+        Self(match std::env::var(SEED_VARIABLE) {
+            Ok(seed) => seed.parse().expect("a seed is a number"),
+            Err(_) => {
+                let now = std::time::SystemTime::now();
+                let since = now.duration_since(std::time::UNIX_EPOCH);
+                since.map_or(0, |since| since.as_nanos() as u64)
+            }
+        })
+    }
+
+    /// Numbers of this seed, others for each `purpose`.
+    pub fn random(&self, purpose: u64) -> Random {
+        Random::new(self.0 ^ Random::new(purpose).next_u64())
+    }
+}
+
+impl Default for Seed {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "failed with the seed {0}; again: {SEED_VARIABLE}={0}",
+                self.0
+            );
+        }
+    }
+}

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Two hosts, an exporter and guests, every one a process of its own.
 
+mod devices;
+mod domain;
 mod exporter;
 mod guest;
 mod host;
@@ -16,6 +18,8 @@ use control::{Attachment, Response, Status};
 use xen_sim::toolstack::{MigrateError, MigrateOptions, Migration};
 use xl_hooks::pool;
 
+pub use devices::Devices;
+pub use domain::Domain;
 pub use exporter::{EXPORTER, Exporter};
 pub use guest::{Guest, GuestOptions};
 pub use host::Host;
@@ -40,6 +44,8 @@ pub struct RigOptions {
     pub exporter_port: Option<u16>,
     /// The `[[allow]]` sections of the exporter's configuration.
     pub policy: String,
+    /// More `[[simulated]]` sections for the exporter: the disk is at 0-1, these from 0-2 on.
+    pub devices: String,
     /// Whether the exporter's certificate is of another pool.
     pub foreign_exporter: bool,
     /// Where the programs' logs go, instead of into the rig's own directory.
@@ -54,6 +60,7 @@ impl Default for RigOptions {
             exporter_address: None,
             exporter_port: None,
             policy: "[[allow]]\ndevice = \"*\"\nvm = \"*\"\nhost = \"*\"\n".into(),
+            devices: String::new(),
             foreign_exporter: false,
             logs: None,
         }

@@ -1,31 +1,24 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! The guest's kernel: the workload, and the way through a suspend.
+//! A guest with a disk: the workload, and what becomes of it in a suspend.
 
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use frontend_shim::storage::Disk;
-use frontend_shim::{
-    Frontend, FrontendOptions, HostOptions, ResumeMode, Resumed, TransferError, UsbHost, Violation,
-};
+use frontend_shim::{ResumeMode, TransferError};
 use usbif::{PortNumber, Speed};
 use xen::DomId;
-use xen::xenstore::Endpoint;
-use xen_sim::SimGuest;
-use xen_sim::toolstack::Store;
 
 use super::driver::{self, Data, Driver};
+use super::kernel::{FREEZE_TIMEOUT, Kernel};
 use super::meter::Meter;
 use super::model::{Model, Operation};
 use super::{Report, Said, Told};
 use crate::random::Random;
 
-/// How long the backend may take to give everything back at a suspend.
-const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the backend's signal, to look at the rest of the world.
 const LOOK_AROUND: Duration = Duration::from_millis(5);
 /// How long after "no such device" the port may still say that there is one.
@@ -49,22 +42,12 @@ pub struct Options {
     pub mode: ResumeMode,
 }
 
-/// What the backend did wrong.
-#[derive(Debug, Default)]
-struct Wrongs {
-    duplicated: u64,
-    texts: Vec<String>,
-}
-
 /// The running guest.
 pub struct Machine {
-    guest: SimGuest,
-    store: Store,
-    frontend: Frontend<SimGuest>,
+    kernel: Kernel,
     port: PortNumber,
     seed: u64,
     orders: Receiver<Told>,
-    wrongs: Arc<Mutex<Wrongs>>,
     report: Report,
     meter: Meter,
     model: Option<Model>,
@@ -84,38 +67,13 @@ impl Machine {
     /// # Errors
     /// What failed.
     pub fn boot(options: &Options) -> Result<Self> {
-        let guest = SimGuest::boot(&options.host_dir, DomId(options.domid))
-            .with_context(|| format!("cannot boot in domain {}", options.domid))?;
-        let store = watch_shutdown(&guest)?;
-        let wrongs = Arc::new(Mutex::new(Wrongs::default()));
-        let (seen, reporter) = (wrongs.clone(), guest.clone());
-        let hook = move |violation: &Violation| {
-            let text = violation.to_string();
-            reporter.report_violation(&text);
-            let mut wrongs = seen.lock().expect("no holder panics");
-            wrongs.duplicated += u64::from(matches!(violation, Violation::UnknownId(_)));
-            wrongs.texts.push(text);
-        };
-        let frontend_options = FrontendOptions {
-            mode: options.mode,
-            host: HostOptions {
-                on_violation: Some(Box::new(hook)),
-                check_grants: true,
-            },
-            ..FrontendOptions::default()
-        };
-        let endpoint = Endpoint::Socket(guest.xenstore_path());
-        let mut frontend = Frontend::connect(guest.clone(), &endpoint, frontend_options)?;
-        register_rings(&guest, frontend.host())?;
+        let kernel = Kernel::boot(&options.host_dir, DomId(options.domid), options.mode)?;
         say(&Said::Connected)?;
         Ok(Self {
-            guest,
-            store,
-            frontend,
+            kernel,
             port: PortNumber::new(options.port).context("ports are 1 to 31")?,
             seed: options.seed,
             orders: listen(),
-            wrongs,
             report: Report::default(),
             meter: Meter::new(Instant::now()),
             model: None,
@@ -143,7 +101,7 @@ impl Machine {
         }
         if result.is_ok() {
             // A guest that shuts down unloads its drivers; the host checks what is still mapped.
-            self.frontend.close()?;
+            self.kernel.shut_down()?;
         }
         result
     }
@@ -156,13 +114,13 @@ impl Machine {
                 return Ok(());
             }
             // Sent first, so that a suspend always comes in the middle of a command.
-            self.frontend.host().step()?;
-            if self.suspend_requested()? {
+            self.kernel.host().step()?;
+            if self.kernel.suspend_requested()? {
                 self.suspend()?;
             }
-            self.frontend.host().wait(LOOK_AROUND)?;
+            self.kernel.host().wait(LOOK_AROUND)?;
             self.take_completions()?;
-            if self.frontend.host().front().is_dead() {
+            if self.kernel.host().front().is_dead() {
                 bail!(
                     "the backend broke the protocol: {:?}",
                     self.report().violations
@@ -172,7 +130,7 @@ impl Machine {
             if let Some(blackout) = self.meter.take_blackout(now) {
                 say(&Said::Resumed {
                     cancelled: blackout.cancelled,
-                    domid: self.guest.domid().0,
+                    domid: self.kernel.domid().0,
                     blackout_us: blackout.longest.as_micros() as u64,
                 })?;
             }
@@ -194,12 +152,12 @@ impl Machine {
     }
 
     fn report(&mut self) -> Report {
-        let counters = self.frontend.host().counters();
-        let wrongs = self.wrongs.lock().expect("no holder panics");
+        let counters = self.kernel.host().counters();
+        let wrongs = self.kernel.wrongs();
         Report {
             disconnects: counters.disconnects,
             duplicated: wrongs.duplicated,
-            violations: wrongs.texts.clone(),
+            violations: wrongs.texts,
             ..self.report.clone()
         }
     }
@@ -209,7 +167,7 @@ impl Machine {
     /// Starts what is next. True when there is nothing more to do.
     fn advance(&mut self) -> Result<bool> {
         let Some(driver) = &mut self.driver else {
-            let plugged = self.frontend.host().front().speed(self.port) != Speed::None;
+            let plugged = self.kernel.host().front().speed(self.port) != Speed::None;
             if plugged {
                 self.open_disk()?;
             }
@@ -219,8 +177,8 @@ impl Machine {
             return Ok(false);
         }
         if let Some(operation) = self.operation {
-            if !driver.is_done(self.frontend.host())? {
-                self.report.urbs += driver.submit(self.frontend.host())?;
+            if !driver.is_done(self.kernel.host())? {
+                self.report.urbs += driver.submit(self.kernel.host())?;
                 return Ok(false);
             }
             self.operation = None;
@@ -234,7 +192,7 @@ impl Machine {
     }
 
     fn open_disk(&mut self) -> Result<()> {
-        let host = self.frontend.host();
+        let host = self.kernel.host();
         let device = host.enumerate(self.port)?;
         let disk = Disk::open(host, &device)?;
         let capacity = disk.capacity();
@@ -281,7 +239,7 @@ impl Machine {
         let (Some(driver), Some(model)) = (&mut self.driver, &self.model) else {
             bail!("no disk");
         };
-        let host = self.frontend.host();
+        let host = self.kernel.host();
         let bytes = |count: u16| usize::from(count) * model.block_bytes();
         match operation {
             Operation::Read { block, count } => {
@@ -314,7 +272,7 @@ impl Machine {
         match operation {
             Operation::Read { block, count } => {
                 let mut data = vec![0; usize::from(count) * model.block_bytes()];
-                let host = self.frontend.host();
+                let host = self.kernel.host();
                 host.read_buffer(driver.data(), 0, &mut data)?;
                 self.report.bytes_read += data.len() as u64;
                 if block >= self.learning {
@@ -339,7 +297,7 @@ impl Machine {
 
     fn take_completions(&mut self) -> Result<()> {
         let now = Instant::now();
-        while let Some(completion) = self.frontend.host().next_completion() {
+        while let Some(completion) = self.kernel.host().next_completion() {
             match completion.result {
                 Ok(()) => self.meter.completed(now),
                 Err(TransferError::Unlinked) => self.report.unlinked += 1,
@@ -358,7 +316,7 @@ impl Machine {
             }
         }
         let mut pulled = false;
-        while let Some(change) = self.frontend.host().next_port_change() {
+        while let Some(change) = self.kernel.host().next_port_change() {
             pulled |= change.port == self.port && change.was != Speed::None;
         }
         if pulled {
@@ -387,72 +345,40 @@ impl Machine {
             if Instant::now() > deadline {
                 bail!("URBs of a device that is gone are not answered");
             }
-            self.frontend.host().wait(LOOK_AROUND)?;
-            while let Some(completion) = self.frontend.host().next_completion() {
+            self.kernel.host().wait(LOOK_AROUND)?;
+            while let Some(completion) = self.kernel.host().next_completion() {
                 // Whatever became of it.
                 let _ = driver.completed(&completion);
             }
         }
-        driver.close(self.frontend.host());
+        driver.close(self.kernel.host());
         Ok(())
     }
 
     // ---- suspend
 
-    fn suspend_requested(&mut self) -> Result<bool> {
-        if self.store.next_event(Instant::now())?.is_none() {
-            return Ok(false);
-        }
-        let request = self.store.read("control/shutdown")?;
-        Ok(request.as_deref() == Some("suspend"))
-    }
-
     fn suspend(&mut self) -> Result<()> {
         self.meter.suspending();
-        self.store.write("control/shutdown", "")?;
+        self.kernel.acknowledge_suspend()?;
         if let Some(driver) = &self.driver {
-            driver.unlink(self.frontend.host());
+            driver.unlink(self.kernel.host());
         }
-        self.frontend.freeze(FREEZE_TIMEOUT)?;
+        self.kernel.freeze()?;
         self.take_completions()?;
-        let resumed = self.guest.suspend()?;
-        let now = Instant::now();
-        if resumed == xen_sim::Resumed::Cancelled {
-            self.frontend.resume_cancelled();
-            self.meter.resumed(now, true);
-            return Ok(());
-        }
-        self.store = watch_shutdown(&self.guest)?;
-        let place = Resumed {
-            guest: self.guest.clone(),
-            store: Endpoint::Socket(self.guest.xenstore_path()),
-        };
-        let (driver, urbs) = (&mut self.driver, &mut self.report.urbs);
+        let driver = &mut self.driver;
         let mut submitted = Ok(0);
-        self.frontend.resume(place, |host| {
+        let mut resumed_at = None;
+        let cancelled = self.kernel.suspend(|host| {
+            resumed_at = Some(Instant::now());
             if let Some(driver) = driver {
                 submitted = driver.submit(host);
             }
         })?;
-        *urbs += submitted?;
-        register_rings(&self.guest, self.frontend.host())?;
-        self.meter.resumed(now, false);
+        self.report.urbs += submitted?;
+        self.meter
+            .resumed(resumed_at.unwrap_or_else(Instant::now), cancelled);
         Ok(())
     }
-}
-
-/// Has the host watch what the backend does to the rings' indices.
-fn register_rings(guest: &SimGuest, host: &UsbHost<SimGuest>) -> Result<()> {
-    let (urb, conn) = host.ring_pages().context("no rings")?;
-    guest.register_rings(urb)?;
-    guest.register_rings(conn)?;
-    Ok(())
-}
-
-fn watch_shutdown(guest: &SimGuest) -> Result<Store> {
-    let mut store = Store::connect(&guest.xenstore_path())?;
-    store.watch("control/shutdown", "shutdown")?;
-    Ok(store)
 }
 
 fn say(said: &Said) -> Result<()> {

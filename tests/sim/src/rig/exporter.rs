@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{RigOptions, tls_section};
+use super::{Devices, RigOptions, tls_section};
 use crate::process::Process;
 use crate::programs;
 
@@ -22,6 +22,7 @@ pub struct Exporter {
     log: PathBuf,
     port: u16,
     disk: PathBuf,
+    control: PathBuf,
 }
 
 impl Exporter {
@@ -31,13 +32,18 @@ impl Exporter {
             None => dir.join("disk.img"),
         };
         let config = dir.join("exporter.toml");
+        let control = dir.join("simulated.sock");
         let text = format!(
-            "name = \"{EXPORTER}\"\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n{}{}\
-             [usb]\nenabled = false\n[[simulated]]\nkind = \"disk\"\nfile = \"{}\"\nsize_mib = 64\n",
+            "name = \"{EXPORTER}\"\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n\
+             simulated_control = \"{}\"\n{}{}\
+             [usb]\nenabled = false\n\
+             [[simulated]]\nkind = \"disk\"\nfile = \"{}\"\nsize_mib = 64\n{}",
             dir.join("exporter-state").display(),
+            control.display(),
             tls_section(dir, EXPORTER),
             options.policy,
             disk.display(),
+            options.devices,
         );
         std::fs::write(&config, text)?;
         let log = logs.join("exporter.log");
@@ -48,12 +54,21 @@ impl Exporter {
             log,
             port,
             disk,
+            control,
         })
     }
 
     /// `HOST:PORT`.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Its simulated devices, to be handled from outside.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn devices(&self) -> Result<Devices> {
+        Devices::connect(&self.control)
     }
 
     /// The disk's image.

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Devices that never pause, and a guest that is migrated meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Result;
+use sim_scenarios::guest::{Keyboard, Player, Recorder, Serial, Shared, UnlinkedData, Workload};
+use sim_scenarios::random::{Random, Seed};
+use sim_scenarios::rig::Devices;
+use sim_scenarios::scene::Scene;
+use xen_sim::toolstack::{Failure, MigrateError, MigrateOptions};
+
+const DEVICES: &str = "[[simulated]]\nkind = \"keyboard\"\n\
+                       [[simulated]]\nkind = \"serial\"\n\
+                       [[simulated]]\nkind = \"audio\"\nclock = \"manual\"\n";
+const KEYBOARD: &str = "0-2";
+const AUDIO: &str = "0-4";
+const PLAYBACK: u8 = 0x01;
+const RECORDING: u8 = 0x82;
+/// Until the exporter keeps what arrives for a guest on its way through a suspend, it comes with the
+/// URBs that the guest has unlinked.
+const UNLINKED: UnlinkedData = UnlinkedData::Taken;
+/// Time on the audio device's bus that passes in one blackout.
+const BLACKOUT_STEPS: u32 = 20;
+
+/// What goes on outside of the guest: somebody types, and time passes on the headset's bus. While
+/// the guest runs, time passes only as far as URBs are queued for it, so that no machine is too slow
+/// for the streams; while the guest is on its way through a suspend, time does not wait for it.
+struct World {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Vec<u8>>>,
+}
+
+impl World {
+    fn start(mut devices: Devices, shared: Arc<Shared>, mut random: Random) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut typed = Vec::new();
+            let mut steps = 0;
+            while !stopped.load(Ordering::SeqCst) {
+                if random.below(3) == 0 {
+                    // A, B, C … one after the other.
+                    let key = 4 + (typed.len() % 26) as u8;
+                    devices.tell(KEYBOARD, &format!("stroke {key:02x}"))?;
+                    typed.push(key);
+                }
+                if shared.is_blackout() {
+                    if steps < BLACKOUT_STEPS {
+                        steps += 1;
+                        devices.tell(AUDIO, "advance 1000")?;
+                    }
+                } else {
+                    steps = 0;
+                    let queued = devices.waiting(AUDIO, RECORDING)?;
+                    if queued.min(devices.waiting(AUDIO, PLAYBACK)?) >= 2 {
+                        // As long as one URB.
+                        devices.tell(AUDIO, "advance 16000")?;
+                    }
+                }
+                std::thread::sleep(Duration::from_micros(500 + random.below(3000)));
+            }
+            Ok(typed)
+        });
+        Self { stop, thread }
+    }
+
+    /// Ends it. What was typed.
+    fn stop(self) -> Result<Vec<u8>> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().expect("it does not panic")
+    }
+}
+
+#[test]
+fn a_keyboard_a_serial_line_and_a_headset_travel_along() {
+    let seed = Seed::new();
+    let mut scene = Scene::start(DEVICES).unwrap();
+    let keyboard = scene.plug(KEYBOARD, 1).unwrap();
+    let serial = scene.plug("0-3", 2).unwrap();
+    let audio = scene.plug(AUDIO, 3).unwrap();
+    let host = scene.kernel.host();
+    let keyboard = Keyboard::open(host, &keyboard, UNLINKED).unwrap();
+    let serial = Serial::open(host, &serial, seed.random(5).next_u64(), UNLINKED).unwrap();
+    let recorder = Recorder::open(host, &audio).unwrap();
+    let player = Player::open(host, &audio).unwrap();
+    let (typed, streamed) = (keyboard.typed(), serial.streamed());
+    let (recorded, played) = (recorder.recorded(), player.played());
+    let Scene {
+        rig,
+        mut domain,
+        kernel,
+        mut devices,
+        ..
+    } = scene;
+    let workload = Workload::start(
+        kernel,
+        vec![
+            Box::new(keyboard),
+            Box::new(serial),
+            Box::new(recorder),
+            Box::new(player),
+        ],
+    );
+    let shared = workload.shared().clone();
+    let world = World::start(
+        rig.exporter.devices().unwrap(),
+        shared.clone(),
+        seed.random(6),
+    );
+
+    let progress = |urbs: u64| {
+        let goal = (
+            recorded.lock().unwrap().urbs + urbs,
+            played.lock().unwrap().urbs + urbs,
+            streamed.lock().unwrap().received + 2000,
+            typed.lock().unwrap().keys.len() + 5,
+        );
+        workload.wait_until("all devices went on", || {
+            recorded.lock().unwrap().urbs >= goal.0
+                && played.lock().unwrap().urbs >= goal.1
+                && streamed.lock().unwrap().received >= goal.2
+                && typed.lock().unwrap().keys.len() >= goal.3
+        })
+    };
+    let mut random = seed.random(7);
+    let mut travel = || -> Result<()> {
+        for round in 0..8_u64 {
+            progress(1 + random.below(5))?;
+            let fails = round % 4 == 3;
+            let options = MigrateOptions {
+                failure: fails.then_some(Failure::BeforeGo),
+                ..MigrateOptions::default()
+            };
+            match domain.migrate(&rig, 1 - domain.host, &options) {
+                Ok(_) => assert!(!fails),
+                Err(MigrateError::ResumedAtSource { .. }) if fails => (),
+                Err(e) => return Err(e.into()),
+            }
+            workload.wait_until("the suspend was over", || shared.suspends() == round + 1)?;
+        }
+        progress(5)
+    };
+    let travelled = travel();
+    let keys = world.stop().unwrap();
+    let settled = travelled.and_then(|()| {
+        workload.wait_until("every key had arrived", || {
+            typed.lock().unwrap().keys.len() >= keys.len()
+        })?;
+        shared.set_quiet(true);
+        workload.wait_until("every byte had come back", || {
+            let streamed = streamed.lock().unwrap();
+            streamed.received >= streamed.sent && streamed.sent > 0
+        })
+    });
+    let kernel = workload.finish();
+    if let Err(e) = &settled {
+        let guest = kernel.as_ref().err().map(|e| format!("{e:#}"));
+        panic!(
+            "{e:#}; guest: {guest:?}; {:?} {:?} {} of {} keys\n{}",
+            streamed.lock().unwrap(),
+            recorded.lock().unwrap(),
+            typed.lock().unwrap().keys.len(),
+            keys.len(),
+            rig.log_tails()
+        );
+    }
+    let kernel = kernel.unwrap();
+    assert_eq!((shared.disconnects(), shared.cancelled()), (0, 2));
+
+    let typed = typed.lock().unwrap();
+    assert_eq!(typed.keys, keys, "{} reports dropped", typed.dropped);
+
+    let recorded = recorded.lock().unwrap();
+    let frames = recorded.frames;
+    assert_eq!((frames.doubled, frames.malformed, frames.silent), (0, 0, 0));
+    assert_eq!(
+        frames.dropped, recorded.dropped_in_blackouts,
+        "{recorded:?}"
+    );
+    assert_eq!(
+        (frames.started, recorded.gaps, recorded.failed_packets),
+        (1, 0, 0)
+    );
+    assert!(frames.dropped > 0, "no time passed in the blackouts");
+
+    let played = played.lock().unwrap();
+    assert_eq!(played.gaps, 0);
+    let heard = devices.counters(AUDIO).unwrap();
+    assert_eq!(heard["good"], played.frames, "{heard:?}");
+    for fault in ["dropped", "doubled", "malformed", "silent"] {
+        assert_eq!(heard[fault], 0, "{fault}: {heard:?}");
+    }
+    let streamed = streamed.lock().unwrap();
+    println!(
+        "{} keys, {} bytes, {} frames recorded and {} dropped in blackouts, {} played",
+        keys.len(),
+        streamed.received,
+        frames.good,
+        frames.dropped,
+        played.frames
+    );
+    domain.end(&rig, kernel).unwrap();
+    assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
+}

@@ -84,7 +84,7 @@ impl Executor {
     pub(crate) fn cancel(&mut self, server: &mut Server, request: u64) {
         match self {
             Self::Simulated(device) => device.cancel(server, request),
-            Self::Usb(device) => device.cancel(server.epoch(), request),
+            Self::Usb(device) => device.cancel(server, request),
         }
     }
 

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! Real devices, or those that QEMU emulates on its EHCI controller (`usb-storage`, `usb-tablet`).
+//! Real devices, or those that QEMU emulates (`usb-storage` on EHCI or, at SuperSpeed, on xHCI,
+//! `usb-tablet`), or a mass-storage gadget.
 //!
-//! Not run by default: it needs root, a USB 2.0 stick whose first MiB may be lost, and a mouse or
-//! the like that nobody touches and that must be plugged in again afterwards. Name their places:
+//! Not run by default: it needs root, a stick whose first MiB may be lost, and a mouse or the like
+//! that nobody touches and that must be plugged in again afterwards. Name their places:
 //! `XEN_VUSB_TEST_STICK=1-1 XEN_VUSB_TEST_INPUT=1-2 cargo test -p exporter --test hardware -- --ignored`
 
 mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use common::*;
 use session::client::Client;
@@ -30,6 +32,56 @@ fn driver(device: &str) -> Option<String> {
     let link = format!("/sys/bus/usb/devices/{device}:1.0/driver");
     let target: PathBuf = fs::read_link(Path::new(&link)).ok()?;
     target.file_name().map(|n| n.to_string_lossy().into_owned())
+}
+
+/// The stick's endpoints, IN and OUT, once it was asked for them.
+static ENDPOINTS: OnceLock<(u8, u8)> = OnceLock::new();
+
+fn bulk_in(length: u32) -> Transfer {
+    Transfer {
+        endpoint: ENDPOINTS.get().map_or(0x81, |(bulk_in, _)| *bulk_in),
+        ..common::bulk_in(length)
+    }
+}
+
+fn bulk_out(length: u32) -> Transfer {
+    Transfer {
+        endpoint: ENDPOINTS.get().map_or(0x02, |(_, bulk_out)| *bulk_out),
+        ..common::bulk_in(length)
+    }
+}
+
+/// Runs a command whose data phase is divided so: to where the packets of a SuperSpeed device end,
+/// and to where only those end that the guest believes in.
+async fn divided(device: &mut Device, cbw: &[u8], data: Option<&[u8]>, pieces: &[u32]) -> Vec<u8> {
+    let (command, _) = device.transfer(&bulk_out(31), cbw).await;
+    assert_eq!(command.status, TransferStatus::Completed);
+    let mut at = 0;
+    let mut expected = Vec::new();
+    for piece in pieces {
+        let request = match data {
+            Some(data) => device.submit(&bulk_out(*piece), &data[at..at + *piece as usize]),
+            None => device.submit(&bulk_in(*piece), &[]),
+        };
+        at += *piece as usize;
+        expected.push((request, TransferStatus::Completed, *piece));
+    }
+    let mut all = Vec::new();
+    let mut ended = Vec::new();
+    for _ in pieces {
+        let (completion, body) = device.completion().await;
+        ended.push((
+            completion.request,
+            completion.status,
+            completion.actual_length,
+        ));
+        all.extend(body);
+    }
+    ended.sort_by_key(|(request, ..)| *request);
+    assert_eq!(ended, expected);
+    let (status, csw) = device.transfer(&bulk_in(13), &[]).await;
+    assert_eq!((status.status, csw[12]), (TransferStatus::Completed, 0));
+    all
 }
 
 /// Runs a command of the stick, one phase after the other: QEMU's stalls what is early.
@@ -96,7 +148,7 @@ fn a_stick_is_lent_used_moved_and_given_back() {
     let pool = Pool::new();
     let exporter = pool.start_with_usb(ALLOW_ALL);
     let (a, b) = (pool.identity("host-a"), pool.identity("host-b"));
-    assert_eq!(driver(&stick()).as_deref(), Some("usb-storage"));
+    let kernels = driver(&stick()).expect("no driver has the stick");
     run(async {
         let mut control = exporter.control(&a).await;
         let Reply::Devices(devices) = control.ask(Request::Devices).await else {
@@ -104,7 +156,8 @@ fn a_stick_is_lent_used_moved_and_given_back() {
         };
         let info = devices.iter().find(|d| d.id.0 == stick()).unwrap();
         println!("{info:?}");
-        assert_eq!((info.speed, &info.state), (Speed::High, &DeviceState::Free));
+        assert!(matches!(info.speed, Speed::High | Speed::Super));
+        assert_eq!(info.state, DeviceState::Free);
         assert!(info.is_storage() && !info.name.is_empty());
         refuse_others(&mut control, &devices).await;
 
@@ -117,6 +170,15 @@ fn a_stick_is_lent_used_moved_and_given_back() {
         command(&mut device, &cbw(1, false, 8, 128), Some(&data), 65_536).await;
         let read = command(&mut device, &cbw(2, true, 8, 128), None, 65_536).await;
         assert!(read == data, "read back what was not written");
+        for pieces in [vec![512; 16], vec![3584, 512, 4096], vec![1024, 7168]] {
+            let data: Vec<u8> = data.iter().rev().copied().take(8192).collect();
+            let write = cbw(8, false, 200, 16);
+            divided(&mut device, &write, Some(&data), &pieces).await;
+            let read = command(&mut device, &cbw(9, true, 200, 16), None, 8192).await;
+            assert!(read == data, "written otherwise: {pieces:?}");
+            let read = divided(&mut device, &cbw(10, true, 200, 16), None, &pieces).await;
+            assert!(read == data, "read otherwise: {pieces:?}");
+        }
 
         // Another host claims between two phases of a command, and goes on.
         let (sent, _) = device.transfer(&bulk_out(31), &cbw(3, true, 8, 128)).await;
@@ -160,7 +222,7 @@ fn a_stick_is_lent_used_moved_and_given_back() {
     });
     // It ends when everything is given back.
     drop(exporter);
-    assert_eq!(driver(&stick()).as_deref(), Some("usb-storage"));
+    assert_eq!(driver(&stick()), Some(kernels));
 }
 
 #[test]
@@ -300,7 +362,7 @@ async fn enumerate(device: &mut Device) {
     let (short, configuration) = device.transfer(&get(2, 255), &[]).await;
     assert_eq!(short.status, TransferStatus::Completed);
     assert_eq!(short.actual_length as usize, configuration.len());
-    assert_eq!(endpoints(&configuration), (0x81, 0x02), "where we send to");
+    let (bulk_in_address, _) = *ENDPOINTS.get_or_init(|| endpoints(&configuration));
     let strict = Transfer {
         flags: FLAG_SHORT_NOT_OK,
         ..get(2, 255)
@@ -317,7 +379,7 @@ async fn enumerate(device: &mut Device) {
     };
     let (invalid, _) = device.transfer(&nowhere, &[]).await;
     assert_eq!(invalid.status, TransferStatus::Invalid);
-    let clear_halt = control_transfer([0x02, 1, 0, 0, 0x81, 0, 0, 0]);
+    let clear_halt = control_transfer([0x02, 1, 0, 0, bulk_in_address, 0, 0, 0]);
     let (done, _) = device.transfer(&clear_halt, &[]).await;
     assert_eq!(done.status, TransferStatus::Completed);
 }

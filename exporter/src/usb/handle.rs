@@ -1,10 +1,18 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! An open device. Everything in here may block.
 
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusb::ffi::libusb_device_handle;
-use rusb::{Context, Device, DeviceHandle, Error};
+use rusb::{ConfigDescriptor, Context, Device, DeviceHandle, Error, InterfaceDescriptor};
+use session::frame::TransferStatus;
+
+use super::request::Operation;
+use super::status;
+
+/// Mass storage, SCSI commands, bulk-only transport.
+const BULK_ONLY: (u8, u8) = (8, 0x50);
 
 /// A device whose interfaces are ours.
 pub(super) struct Handle {
@@ -50,6 +58,10 @@ impl Handle {
         self.usb.as_raw()
     }
 
+    pub(super) fn context(&self) -> Context {
+        self.usb.context().clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state is a note of what the kernel knows; a panic does not make it wrong.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -83,8 +95,30 @@ impl Handle {
         }
     }
 
+    /// Carries out what the guest asked for. The transfers that it ends were cancelled before.
+    pub(super) fn carry_out(&self, operation: Operation) -> TransferStatus {
+        let result = match operation {
+            Operation::Reset => self.reset(),
+            Operation::SetConfiguration(value) => self.set_configuration(value),
+            Operation::SetInterface { interface, setting } => {
+                let _state = self.lock();
+                self.usb.set_alternate_setting(interface, setting)
+            }
+            Operation::ClearHalt(endpoint) => {
+                let _state = self.lock();
+                self.usb.clear_halt(endpoint)
+            }
+        };
+        // Of the last call that failed, which is the one whose error this is.
+        let errno = io::Error::last_os_error().raw_os_error();
+        result.map_or_else(
+            |error| status::of_operation(error, errno),
+            |()| TransferStatus::Completed,
+        )
+    }
+
     /// A bus reset. The device keeps its configuration, as the kernel sets it again.
-    pub(super) fn reset(&self) -> Result<(), Error> {
+    fn reset(&self) -> Result<(), Error> {
         let _state = self.lock();
         match self.usb.reset() {
             // It came back as another device: for its holder it is gone.
@@ -93,48 +127,51 @@ impl Handle {
         }
     }
 
-    pub(super) fn set_configuration(&self, value: u8) -> Result<(), Error> {
+    /// Also where it is active already: the device is to get the request, and all interfaces start
+    /// with their first settings, all endpoints with DATA0 and without halts (USB 2.0 §9.1.1.5).
+    fn set_configuration(&self, value: u8) -> Result<(), Error> {
         let mut state = self.lock();
-        if self.usb.active_configuration()? == value {
-            // The kernel refuses this while interfaces are claimed. What it is for: all endpoints
-            // start with DATA0 and without halts (USB 2.0 §9.1.1.5).
-            return self.clear_all_halts();
-        }
+        // The kernel refuses while interfaces are claimed.
         self.unclaim(&mut state);
         let result = self.usb.set_active_configuration(value);
         // Also after a failure: the interfaces of the old one are to be ours again.
-        self.claim(&mut state)?;
-        result
+        let claimed = self.claim(&mut state);
+        result.and(claimed)
     }
 
-    fn clear_all_halts(&self) -> Result<(), Error> {
-        let configuration = match self.usb.device().active_config_descriptor() {
-            Ok(configuration) => configuration,
-            Err(Error::NotFound) => return Ok(()),
-            Err(e) => return Err(e),
+    /// The endpoints of all settings of an interface.
+    pub(super) fn endpoints_of(&self, interface: u8) -> EndpointSet {
+        let mut set = EndpointSet::default();
+        let Ok(configuration) = self.usb.device().active_config_descriptor() else {
+            return set;
         };
-        for interface in configuration.interfaces() {
-            // Only one setting of an interface is active; others may lack the endpoint.
-            if let Some(setting) = interface.descriptors().next() {
+        for setting in settings(&configuration) {
+            if setting.interface_number() == interface {
                 for endpoint in setting.endpoint_descriptors() {
-                    // Some devices stall this; their toggles are right, then.
-                    if let Err(e @ Error::NoDevice) = self.usb.clear_halt(endpoint.address()) {
-                        return Err(e);
-                    }
+                    set.insert(endpoint.address());
                 }
             }
         }
-        Ok(())
+        set
     }
 
-    pub(super) fn set_interface(&self, interface: u8, setting: u8) -> Result<(), Error> {
-        let _state = self.lock();
-        self.usb.set_alternate_setting(interface, setting)
-    }
-
-    pub(super) fn clear_halt(&self, endpoint: u8) -> Result<(), Error> {
-        let _state = self.lock();
-        self.usb.clear_halt(endpoint)
+    /// Of a device at SuperSpeed: bit = number, the OUT endpoints of bulk-only mass storage.
+    pub(super) fn super_speed_bulk_only(&self) -> Option<u16> {
+        let device = self.usb.device();
+        if !matches!(device.speed(), rusb::Speed::Super | rusb::Speed::SuperPlus) {
+            return None;
+        }
+        let mut numbers = 0;
+        if let Ok(configuration) = device.active_config_descriptor() {
+            for setting in settings(&configuration) {
+                if (setting.class_code(), setting.protocol_code()) == BULK_ONLY {
+                    let endpoints = setting.endpoint_descriptors();
+                    let out = endpoints.filter(|e| e.address() & 0x80 == 0);
+                    numbers |= out.fold(0, |bits, e| bits | 1 << (e.address() & 0x0f));
+                }
+            }
+        }
+        Some(numbers)
     }
 
     /// Resets the device and lets the kernel's drivers have it again. Errors mean that it is gone.
@@ -153,5 +190,27 @@ impl Handle {
         for number in ours {
             let _ = self.usb.attach_kernel_driver(number);
         }
+    }
+}
+
+fn settings(configuration: &ConfigDescriptor) -> impl Iterator<Item = InterfaceDescriptor<'_>> {
+    configuration.interfaces().flat_map(|i| i.descriptors())
+}
+
+/// Endpoints by bEndpointAddress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct EndpointSet(u32);
+
+impl EndpointSet {
+    fn insert(&mut self, address: u8) {
+        self.0 |= Self::bit(address);
+    }
+
+    pub(super) fn contains(self, address: u8) -> bool {
+        self.0 & Self::bit(address) != 0
+    }
+
+    fn bit(address: u8) -> u32 {
+        1 << (u32::from(address & 0x0f) | u32::from(address & 0x80) >> 3)
     }
 }

@@ -22,8 +22,12 @@ pub(super) fn describe(device: &Device<Context>, id: &DeviceId) -> Option<Device
         }
     };
     add(descriptor.class_code());
-    // Not configured, or its descriptors are nonsense: then there is no class to be known.
-    if let Ok(configuration) = device.active_config_descriptor() {
+    // Not configured yet, then what it will be; or its descriptors are nonsense, then there is no class
+    // to be known.
+    let configuration = device
+        .active_config_descriptor()
+        .or_else(|_| device.config_descriptor(0));
+    if let Ok(configuration) = configuration {
         for interface in configuration.interfaces() {
             for setting in interface.descriptors() {
                 add(setting.class_code());
@@ -33,7 +37,8 @@ pub(super) fn describe(device: &Device<Context>, id: &DeviceId) -> Option<Device
     let names = [text(&sysfs, "manufacturer"), text(&sysfs, "product")];
     let names: Vec<_> = names.into_iter().flatten().collect();
     let speed = speed(device.speed());
-    let state = match unavailable(speed, &classes) {
+    let uas_only = speed == Some(Speed::Super) && speaks_uas_only(&sysfs);
+    let state = match unavailable(uas_only, &classes) {
         Some(reason) => DeviceState::Unavailable { reason },
         None => DeviceState::Free,
     };
@@ -82,18 +87,40 @@ fn speed(speed: rusb::Speed) -> Option<Speed> {
     }
 }
 
+/// Whether the kernel has configured it, which it does soon after it was plugged in. There are devices
+/// that it never configures.
+pub(super) fn is_configured(id: &DeviceId) -> bool {
+    text(&sysfs(id), "bConfigurationValue").is_some()
+}
+
+/// Whether nothing of a SuperSpeed device is left without UAS, for which PV USB has no streams.
+fn speaks_uas_only(sysfs: &Path) -> bool {
+    const DEVICE_LEN: usize = 18;
+    let descriptors = fs::read(sysfs.join("descriptors")).unwrap_or_default();
+    let Some(configuration) = descriptors.get(DEVICE_LEN..) else {
+        return false;
+    };
+    let total = match configuration {
+        [_, _, low, high, ..] => usize::from(u16::from_le_bytes([*low, *high])),
+        _ => 0,
+    };
+    let configuration = &configuration[..configuration.len().min(total)];
+    let mut presented = configuration.to_vec();
+    usb_present::uas_only_interface(configuration).is_some()
+        && usb_present::configuration(&mut presented) >= 9
+        && presented[4] == 0
+}
+
 /// Why it can never be lent.
-fn unavailable(speed: Option<Speed>, classes: &[u8]) -> Option<String> {
+fn unavailable(uas_only: bool, classes: &[u8]) -> Option<String> {
     if classes.contains(&HUB) {
         return Some(HUB_REASON.to_owned());
     }
-    let reason = match speed? {
-        Speed::Super => {
-            "it runs at SuperSpeed, which guests cannot use yet; plug it into a USB 2.0 port or hub"
-        }
-        Speed::Low | Speed::Full | Speed::High => return None,
-    };
-    Some(reason.to_owned())
+    uas_only.then(|| {
+        "it runs at SuperSpeed and speaks UAS only, which needs streams that PV USB has not; plug it \
+         into a USB 2.0 port or hub"
+            .to_owned()
+    })
 }
 
 /// Where a file system of the device is mounted on this machine: lending it would destroy data.

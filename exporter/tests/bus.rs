@@ -1,0 +1,691 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Simulated devices on a real kernel's bus, lent through libusb.
+//!
+//! Not run by default: it needs root, a kernel with `vhci_hcd` (`modprobe vhci-hcd`), and the program
+//! `usbip-sim` of this workspace:
+//! `XEN_VUSB_USBIP_SIM=target/debug/usbip-sim cargo test -p exporter --test bus -- --ignored
+//! --test-threads 1`
+
+mod common;
+#[path = "common/vhci.rs"]
+mod vhci;
+
+use std::time::Duration;
+
+use common::*;
+use session::control::{Event, Reply, Request};
+use session::frame::{
+    FLAG_SHORT_NOT_OK, FLAG_ZERO_PACKET, ISO_PACKET_LEN, Transfer, TransferStatus, TransferType,
+};
+use session::{DeviceInfo, DeviceState, Lease, Speed};
+use transport::Identity;
+use vhci::{Simulator, driver};
+
+/// An exporter with one simulated device, which is lent.
+struct Bench {
+    simulator: Simulator,
+    exporter: Exporter,
+    identity: Identity,
+    control: Control,
+    info: DeviceInfo,
+    place: String,
+    lease: Lease,
+    device: Device,
+    _pool: Pool,
+}
+
+impl Bench {
+    async fn new(kind: &str) -> Self {
+        Self::with_drivers(kind, &[]).await
+    }
+
+    /// These are the kernel's drivers of its interfaces.
+    async fn with_drivers(kind: &str, drivers: &[Option<&str>]) -> Self {
+        let mut simulator = Simulator::start(&[kind]);
+        let place = simulator.attach(1);
+        check_drivers(&place, drivers);
+        let pool = Pool::new();
+        let exporter = pool.start_with_usb(ALLOW_ALL);
+        let identity = pool.identity("host-a");
+        let mut control = exporter.control(&identity).await;
+        assert_eq!(control.ask(Request::Subscribe).await, Reply::Done);
+        let info = listed(&mut control, &place).await.expect("not listed");
+        println!("{info:?}");
+        let lease = control.acquire(wanted(&place, vm(1), 1)).await;
+        let device = exporter.claim(&identity, &lease).await;
+        Self {
+            simulator,
+            exporter,
+            identity,
+            control,
+            info,
+            place,
+            lease,
+            device,
+            _pool: pool,
+        }
+    }
+
+    async fn status(&mut self, transfer: &Transfer, body: &[u8]) -> TransferStatus {
+        self.device.transfer(transfer, body).await.0.status
+    }
+
+    /// A control request without data, or with IN data.
+    async fn request(&mut self, setup: [u8; 8]) -> (TransferStatus, Vec<u8>) {
+        let (completion, body) = self.device.transfer(&control_transfer(setup), &[]).await;
+        assert_eq!(completion.actual_length as usize, body.len());
+        (completion.status, body)
+    }
+
+    async fn done(&mut self, setup: [u8; 8]) {
+        let (status, _) = self.request(setup).await;
+        assert_eq!(status, TransferStatus::Completed, "{setup:02x?}");
+    }
+
+    async fn release(&mut self) {
+        let epoch = self.device.client.epoch();
+        let id = self.lease.device.id.clone();
+        assert_eq!(self.control.release(id, vm(1), epoch).await, Reply::Done);
+        assert_eq!(self.device.next().await, Said::Gone);
+    }
+}
+
+async fn listed(control: &mut Control, place: &str) -> Option<DeviceInfo> {
+    let Reply::Devices(devices) = control.ask(Request::Devices).await else {
+        panic!("no devices");
+    };
+    devices.into_iter().find(|d| d.id.0 == place)
+}
+
+fn check_drivers(place: &str, drivers: &[Option<&str>]) {
+    for (expected, interface) in drivers.iter().zip(0..) {
+        assert_eq!(
+            driver(place, interface).as_deref(),
+            *expected,
+            "{interface}"
+        );
+    }
+}
+
+fn set_configuration(value: u8) -> [u8; 8] {
+    [0, 9, value, 0, 0, 0, 0, 0]
+}
+
+fn set_interface(interface: u8, setting: u8) -> [u8; 8] {
+    [1, 11, setting, 0, interface, 0, 0, 0]
+}
+
+const GET_CONFIGURATION: [u8; 8] = [0x80, 8, 0, 0, 0, 0, 1, 0];
+const GET_INTERFACE: [u8; 8] = [0x81, 10, 0, 0, 0, 0, 1, 0];
+
+fn endpoint(address: u8, transfer_type: TransferType, length: u32) -> Transfer {
+    Transfer {
+        transfer_type,
+        endpoint: address,
+        interval: 8,
+        ..bulk_in(length)
+    }
+}
+
+// Isochronous
+
+/// A transfer of these packets, with their offsets and lengths, and its descriptors.
+fn isochronous(address: u8, length: u32, packets: &[(u32, u32)]) -> (Transfer, Vec<u8>) {
+    let mut transfer = endpoint(address, TransferType::Isochronous, length);
+    transfer.setup[..2].copy_from_slice(&(packets.len() as u16).to_le_bytes());
+    let fields = packets
+        .iter()
+        .flat_map(|&(offset, len)| [offset, len, 0, 0]);
+    (transfer, fields.flat_map(u32::to_le_bytes).collect())
+}
+
+/// (offset, length, actual length, status) of each packet.
+fn results(body: &[u8], packets: usize) -> Vec<[u32; 4]> {
+    let (rows, _) = body[..packets * ISO_PACKET_LEN].as_chunks::<ISO_PACKET_LEN>();
+    let field = |row: &[u8], at: usize| u32::from_le_bytes(row[at..at + 4].try_into().unwrap());
+    rows.iter()
+        .map(|row| [0, 4, 8, 12].map(|at| field(row, at)))
+        .collect()
+}
+
+const PACKETS: usize = 8;
+const FRAMES: usize = 48;
+const PACKET_LEN: u32 = FRAMES as u32 * 4;
+/// In flight at a time: enough for a machine that is busy otherwise.
+const QUEUED: usize = 16;
+const TRANSFERS: usize = 80;
+
+/// A headset records and plays, both at once, through queues that never run dry; every sample is
+/// numbered.
+#[test]
+#[ignore = "needs root, vhci_hcd and usbip-sim"]
+fn isochronous_streams_lose_and_double_nothing() {
+    run(async {
+        let drivers = [Some("snd-usb-audio"); 3];
+        let mut bench = Bench::with_drivers("audio", &drivers).await;
+        check_drivers(&bench.place, &[Some("usbfs"); 3]);
+        bench.done(set_configuration(1)).await;
+        bench.done(set_interface(2, 1)).await;
+        bench.done(set_interface(1, 1)).await;
+
+        // Packets with gaps between them, the last one at the front.
+        let gap = 256;
+        let mut layout: Vec<_> = (1..PACKETS as u32).map(|i| (i * gap, PACKET_LEN)).collect();
+        layout.push((0, PACKET_LEN));
+        let length = gap * PACKETS as u32;
+        let (record, record_body) = isochronous(0x82, length, &layout);
+        let (play, play_head) = isochronous(0x01, length, &layout);
+        let mut next_sample = 1_u32;
+        let mut play_body = || {
+            let mut body = play_head.clone();
+            let start = body.len();
+            body.resize(start + length as usize, 0xee);
+            for (offset, len) in &layout {
+                let packet = &mut body[start + *offset as usize..][..*len as usize];
+                for frame in packet.chunks_exact_mut(4) {
+                    frame.copy_from_slice(&next_sample.to_le_bytes());
+                    next_sample += 1;
+                }
+            }
+            body
+        };
+        let device = &mut bench.device;
+        let mut recording: Vec<_> = (0..QUEUED)
+            .map(|_| device.submit(&record, &record_body))
+            .collect();
+        let mut playing: Vec<_> = (0..QUEUED)
+            .map(|_| device.submit(&play, &play_body()))
+            .collect();
+        let (mut recorded, mut played) = (0, 0);
+        let (mut samples, mut last, mut skipped) = (0_u64, 0_u32, 0_u64);
+        while recorded < TRANSFERS || played < TRANSFERS {
+            let (completion, body) = device.completion().await;
+            assert_eq!(completion.status, TransferStatus::Completed);
+            assert_eq!(
+                (completion.error_count, completion.actual_length),
+                (0, 8 * PACKET_LEN)
+            );
+            let is_record = recording.first() == Some(&completion.request);
+            for ([offset, len, actual, status], expected) in
+                results(&body, PACKETS).into_iter().zip(&layout)
+            {
+                assert_eq!(((offset, len), actual, status), (*expected, PACKET_LEN, 0));
+                if !is_record {
+                    continue;
+                }
+                let buffer = &body[PACKETS * ISO_PACKET_LEN..];
+                assert_eq!(buffer.len(), length as usize);
+                for frame in buffer[offset as usize..][..actual as usize].chunks_exact(4) {
+                    let number = u32::from_le_bytes(frame.try_into().unwrap());
+                    assert!(number > last, "{number} after {last}");
+                    skipped += u64::from(number - last - 1);
+                    samples += 1;
+                    last = number;
+                }
+            }
+            if is_record {
+                recording.remove(0);
+                recorded += 1;
+                recording.push(device.submit(&record, &record_body));
+            } else {
+                assert_eq!(
+                    playing.remove(0),
+                    completion.request,
+                    "in the order of submission"
+                );
+                assert_eq!(body.len(), PACKETS * ISO_PACKET_LEN);
+                played += 1;
+                playing.push(device.submit(&play, &play_body()));
+            }
+        }
+        // What runs is cancelled, each exactly once; a packet is over or not.
+        for request in recording.iter().chain(&playing) {
+            device.client.cancel(*request);
+        }
+        let mut left: Vec<_> = [recording, playing].concat();
+        while !left.is_empty() {
+            let (completion, body) = device.completion().await;
+            assert!(matches!(
+                completion.status,
+                TransferStatus::Completed | TransferStatus::Cancelled
+            ));
+            let packets = results(&body, PACKETS);
+            let moved: u32 = packets.iter().map(|p| p[2]).sum();
+            let failed = packets.iter().filter(|p| p[3] != 0).count() as u32;
+            assert_eq!(
+                (completion.actual_length, completion.error_count),
+                (moved, failed)
+            );
+            let at = left.iter().position(|r| *r == completion.request);
+            left.remove(at.expect("twice"));
+        }
+        // What the device recorded while nothing was queued it counts itself.
+        let missed = bench.simulator.stat(1, "record-missed-packets");
+        println!("{samples} samples recorded, {skipped} skipped, {missed} packets missed");
+        assert!(
+            skipped <= missed * FRAMES as u64,
+            "samples got lost on the way"
+        );
+        let name = |n| ["good", "dropped", "doubled", "malformed", "silent"][n];
+        let heard = std::array::from_fn::<_, 5, _>(|n| bench.simulator.stat(1, name(n)));
+        println!(
+            "heard {heard:?}, playback missed {}",
+            bench.simulator.stat(1, "playback-missed-packets")
+        );
+        assert!(heard[0] >= (TRANSFERS * PACKETS * FRAMES) as u64);
+        assert_eq!(heard[1..], [0; 4]);
+
+        bench.release().await;
+        drop(bench.exporter);
+        check_drivers(&bench.place, &drivers);
+    });
+}
+
+#[test]
+#[ignore = "needs root, vhci_hcd and usbip-sim"]
+fn isochronous_mistakes_are_answered() {
+    run(async {
+        let mut bench = Bench::new("source-sink:mod63").await;
+        bench.done(set_configuration(3)).await;
+        let (good, body) = isochronous(0x82, 2048, &[(0, 1024), (1024, 1024)]);
+        // Setting 0 has no such endpoint.
+        assert_eq!(bench.status(&good, &body).await, TransferStatus::Invalid);
+        bench.done(set_interface(0, 1)).await;
+        let (completion, data) = bench.device.transfer(&good, &body).await;
+        assert_eq!(completion.status, TransferStatus::Completed);
+        assert_eq!(
+            (completion.actual_length, completion.error_count),
+            (2048, 0)
+        );
+        let expected = (0..2048).map(|i| (i % 1024 % 63) as u8);
+        assert!(data[2 * ISO_PACKET_LEN..].iter().copied().eq(expected));
+        // More than a packet may be, more than the buffer, none at all, no isochronous endpoint.
+        for (address, length, packets) in [
+            (0x82, 4096, &[(0, 3073)][..]),
+            (0x82, 1024, &[(1, 1024)]),
+            (0x82, 1024, &[(u32::MAX, 2)]),
+            (0x82, 1024, &[]),
+            (0x81, 512, &[(0, 512)]),
+            (0x8f, 512, &[(0, 512)]),
+        ] {
+            let (bad, body) = isochronous(address, length, packets);
+            let status = bench.status(&bad, &body).await;
+            assert_eq!(status, TransferStatus::Invalid, "{address:x} {packets:?}");
+        }
+        // Short packets are wished for, too; 128 is the most.
+        let packets: Vec<_> = (0..128).map(|i| (i * 8, 8)).collect();
+        let (many, body) = isochronous(0x82, 1024, &packets);
+        let (completion, data) = bench.device.transfer(&many, &body).await;
+        assert_eq!(
+            (completion.status, completion.actual_length),
+            (TransferStatus::Completed, 1024)
+        );
+        assert_eq!(data.len(), 128 * ISO_PACKET_LEN + 1024);
+        // OUT data is checked by the sink.
+        let (out, mut body) = isochronous(0x02, 1500, &[(500, 1000), (0, 100)]);
+        body.resize(body.len() + 1500, 0xee);
+        for (offset, len) in [(500, 1000), (0, 100)] {
+            for i in 0..len {
+                body[2 * ISO_PACKET_LEN + offset + i] = (i % 63) as u8;
+            }
+        }
+        let (completion, data) = bench.device.transfer(&out, &body).await;
+        assert_eq!(
+            (completion.status, completion.actual_length),
+            (TransferStatus::Completed, 1100)
+        );
+        assert_eq!(data.len(), 2 * ISO_PACKET_LEN);
+        assert_eq!(bench.simulator.stat(1, "wrong-packets"), 0);
+        assert_eq!(bench.simulator.stat(1, "taken"), 1100);
+    });
+}
+
+#[test]
+#[ignore = "needs root, vhci_hcd and usbip-sim"]
+fn an_unplugged_device_is_gone_at_once() {
+    run(async {
+        let mut bench = Bench::new("source-sink").await;
+        bench.done(set_configuration(2)).await;
+        // The loop has nothing to give: these wait.
+        let mut waiting: Vec<_> = (0..4)
+            .map(|_| bench.device.submit(&bulk_in(512), &[]))
+            .collect();
+        bench.done(GET_CONFIGURATION).await;
+        assert_eq!(bench.simulator.command("unplug 1-1"), "ok");
+        loop {
+            match bench.device.next().await {
+                Said::Completed(completion, _) => {
+                    assert_eq!(completion.status, TransferStatus::NoDevice);
+                    let at = waiting.iter().position(|r| *r == completion.request);
+                    waiting.remove(at.expect("twice"));
+                }
+                Said::Gone => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(waiting.is_empty());
+        bench
+            .control
+            .wait(|e| matches!(e, Event::Released { .. }))
+            .await;
+        assert_eq!(listed(&mut bench.control, &bench.place).await, None);
+    });
+}
+
+// Standard requests
+
+#[test]
+#[ignore = "needs root, vhci_hcd and usbip-sim"]
+fn requests_reach_the_device_and_their_results_are_true() {
+    run(async {
+        let mut bench = Bench::with_drivers("source-sink", &[None]).await;
+        for value in [2, 3, 3] {
+            bench.done(set_configuration(value)).await;
+            assert_eq!(bench.request(GET_CONFIGURATION).await.1, [value]);
+        }
+        let stalled = (TransferStatus::Stall, vec![]);
+        assert_eq!(bench.request(set_configuration(7)).await, stalled);
+        assert_eq!(bench.request(GET_CONFIGURATION).await.1, [3]);
+        assert_eq!(bench.request(set_interface(0, 9)).await, stalled);
+        assert_eq!(bench.request(set_interface(5, 0)).await, stalled);
+        // A class request to an interface that does not exist, an unknown request
+        assert_eq!(bench.request([0xa1, 1, 0, 0, 5, 0, 1, 0]).await, stalled);
+        assert_eq!(bench.request([0xc0, 0x77, 0, 0, 0, 0, 1, 0]).await, stalled);
+
+        // Those of endpoint 0 are carried out in their order, by whatever call.
+        let mut expected = Vec::new();
+        for setting in [1, 2, 3, 0, 2] {
+            let set = control_transfer(set_interface(0, setting));
+            expected.push((bench.device.submit(&set, &[]), vec![]));
+            let get = control_transfer(GET_INTERFACE);
+            expected.push((bench.device.submit(&get, &[]), vec![setting]));
+        }
+        let mut ended = Vec::new();
+        for _ in &expected {
+            let (completion, body) = bench.device.completion().await;
+            assert_eq!(completion.status, TransferStatus::Completed);
+            ended.push((completion.request, body));
+        }
+        ended.sort();
+        assert_eq!(ended, expected);
+        // A configuration starts with the first settings, also if it was active.
+        bench.done(set_configuration(3)).await;
+        assert_eq!(bench.request(GET_INTERFACE).await.1, [0]);
+
+        // Not configured, for the guest.
+        bench.done(set_configuration(0)).await;
+        assert_eq!(bench.request(GET_CONFIGURATION).await.1, [0]);
+        assert_eq!(
+            bench.status(&bulk_in(512), &[]).await,
+            TransferStatus::Invalid
+        );
+        bench.done(set_configuration(3)).await;
+        assert_eq!(
+            bench.status(&bulk_in(512), &[]).await,
+            TransferStatus::Completed
+        );
+
+        // Halts
+        let halt = |request, address| [2, request, 0, 0, address, 0, 0, 0];
+        let halted = |address| [0x82, 0, 0, 0, address, 0, 2, 0];
+        bench.done(halt(3, 0x81)).await;
+        assert_eq!(bench.request(halted(0x81)).await.1, [1, 0]);
+        assert_eq!(
+            bench.status(&bulk_in(512), &[]).await,
+            TransferStatus::Stall
+        );
+        bench.done(halt(1, 0x81)).await;
+        assert_eq!(bench.request(halted(0x81)).await.1, [0, 0]);
+        assert_eq!(
+            bench.status(&bulk_in(512), &[]).await,
+            TransferStatus::Completed
+        );
+        assert_eq!(bench.request(halt(1, 0x8e)).await, stalled);
+
+        // A reset takes what waits behind it, and what comes after it waits for it.
+        let reset = bench.device.client.reset();
+        let get = bench
+            .device
+            .submit(&control_transfer(GET_CONFIGURATION), &[]);
+        let read = bench.device.submit(&bulk_in(512), &[]);
+        let mut ended = Vec::new();
+        for _ in 0..3 {
+            let (completion, _) = bench.device.completion().await;
+            assert_eq!(completion.status, TransferStatus::Completed);
+            ended.push(completion.request);
+        }
+        assert_eq!(ended[0], reset);
+        ended.sort_unstable();
+        assert_eq!(ended, [reset, get, read]);
+        bench.release().await;
+        drop(bench.exporter);
+        check_drivers(&bench.place, &[None]);
+    });
+}
+
+#[test]
+#[ignore = "needs root, vhci_hcd and usbip-sim"]
+fn short_and_empty_transfers() {
+    run(async {
+        let mut bench = Bench::new("source-sink").await;
+        bench.done(set_configuration(2)).await;
+        let out = |length, flags| Transfer {
+            endpoint: 0x01,
+            flags,
+            ..bulk_in(length)
+        };
+        let strict = |length| Transfer {
+            flags: FLAG_SHORT_NOT_OK,
+            ..bulk_in(length)
+        };
+        let data: Vec<u8> = (0..65_536).map(|i| (i * 3 + i / 256) as u8).collect();
+        for (len, flags, read, status) in [
+            (100, 0, bulk_in(512), TransferStatus::Completed),
+            (100, 0, strict(512), TransferStatus::ShortPacket),
+            (512, 0, strict(512), TransferStatus::Completed),
+            (0, 0, bulk_in(512), TransferStatus::Completed),
+            (0, 0, strict(1), TransferStatus::ShortPacket),
+            (0, 0, strict(0), TransferStatus::Completed),
+            (
+                1024,
+                FLAG_ZERO_PACKET,
+                bulk_in(2048),
+                TransferStatus::Completed,
+            ),
+            (65_536, 0, bulk_in(65_536), TransferStatus::Completed),
+        ] {
+            let body = &data[..len as usize];
+            let (written, _) = bench.device.transfer(&out(len, flags), body).await;
+            assert_eq!(
+                (written.status, written.actual_length),
+                (TransferStatus::Completed, len)
+            );
+            let (completion, came) = bench.device.transfer(&read, &[]).await;
+            assert_eq!(
+                (completion.status, completion.actual_length),
+                (status, len),
+                "{len}"
+            );
+            assert!(came == body, "{len}");
+        }
+        // Control: the device has less than asked for, or more.
+        let get = |length: u16| {
+            let [low, high] = length.to_le_bytes();
+            control_transfer([0x80, 6, 0, 1, 0, 0, low, high])
+        };
+        for (length, actual) in [(255, 18), (18, 18), (8, 8), (0, 0), (65_535, 18)] {
+            let (completion, body) = bench.device.transfer(&get(length), &[]).await;
+            assert_eq!(completion.status, TransferStatus::Completed, "{length}");
+            assert_eq!(
+                (completion.actual_length as usize, body.len()),
+                (actual, actual)
+            );
+        }
+        let strict = Transfer {
+            flags: FLAG_SHORT_NOT_OK,
+            ..get(255)
+        };
+        assert_eq!(
+            bench.status(&strict, &[]).await,
+            TransferStatus::ShortPacket
+        );
+    });
+}
+
+/// A key is pressed while its transfer is cancelled: whatever wins, the report comes once.
+#[test]
+#[ignore = "needs root, vhci_hcd and usbip-sim"]
+fn a_transfer_that_is_cancelled_while_it_completes_is_one_or_the_other() {
+    run(async {
+        let drivers = [Some("usbhid")];
+        let mut bench = Bench::with_drivers("keyboard", &drivers).await;
+        bench.done(set_configuration(1)).await;
+        let read = endpoint(0x81, TransferType::Interrupt, 8);
+        let mut reports = 0;
+        let (mut completed, mut cancelled) = (0, 0);
+        let mut seed = 12_345_u32;
+        for _ in 0..150 {
+            let request = bench.device.submit(&read, &[]);
+            bench.device.flush().await;
+            assert_eq!(bench.simulator.command("stroke 1-1 04"), "ok");
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            tokio::time::sleep(Duration::from_micros((seed >> 16).into()) / 16).await;
+            bench.device.client.cancel(request);
+            let (completion, body) = bench.device.completion().await;
+            assert_eq!(completion.request, request);
+            assert_eq!(completion.actual_length as usize, body.len());
+            match completion.status {
+                TransferStatus::Completed => completed += 1,
+                TransferStatus::Cancelled => cancelled += 1,
+                other => panic!("{other:?}"),
+            }
+            reports += body.len() / 8;
+        }
+        println!("{completed} completed, {cancelled} cancelled, {reports} reports");
+        assert_eq!(bench.simulator.stat(1, "fetched"), reports as u64);
+        bench.release().await;
+        drop(bench.exporter);
+        check_drivers(&bench.place, &drivers);
+    });
+}
+
+/// Two interfaces with one driver.
+#[test]
+#[ignore = "needs root, vhci_hcd and usbip-sim"]
+fn a_serial_adapter_is_given_back() {
+    run(async {
+        let drivers = [Some("cdc_acm"); 2];
+        let mut bench = Bench::with_drivers("serial", &drivers).await;
+        check_drivers(&bench.place, &[Some("usbfs"); 2]);
+        assert!(!bench.info.is_storage());
+        bench.done(set_configuration(1)).await;
+        // Claimed by another connection of the same holder, it is still the same device.
+        let lease = bench.control.lease().await;
+        bench.device = bench.exporter.claim(&bench.identity, &lease).await;
+        assert_eq!(bench.request(GET_CONFIGURATION).await.1, [1]);
+        bench.release().await;
+        drop(bench.exporter);
+        check_drivers(&bench.place, &drivers);
+    });
+}
+
+// SuperSpeed
+
+#[test]
+#[ignore = "needs root, vhci_hcd and usbip-sim"]
+fn a_super_speed_disk_is_one_of_high_speed() {
+    run(async {
+        let mut bench = Bench::new("super-disk:8").await;
+        assert_eq!(bench.info.speed, Speed::Super);
+        assert_eq!(bench.info.state, DeviceState::Free);
+        let get = |kind, length| [0x80, 6, 0, kind, 0, 0, length, 0];
+        let (_, device) = bench.request(get(1, 18)).await;
+        assert_eq!(
+            (device.len(), device[2..4].to_vec(), device[7]),
+            (18, vec![0, 2], 64)
+        );
+        // Bulk only, 500 mA, no companions
+        #[rustfmt::skip]
+        let configuration = [
+            9, 2, 32, 0, 1, 1, 0, 0xc0, 250,
+            9, 4, 0, 0, 2, 8, 6, 0x50, 0,
+            7, 5, 0x81, 2, 0, 2, 0,
+            7, 5, 0x02, 2, 0, 2, 0,
+        ];
+        let (_, mut presented) = bench.request(get(2, 255)).await;
+        // Self-powered or not
+        presented[7] |= 0x40;
+        assert_eq!(presented, configuration);
+        assert_eq!(bench.request(get(2, 9)).await.1[2..4], [32, 0]);
+        let (_, qualifier) = bench.request(get(6, 10)).await;
+        assert_eq!(qualifier, [10, 6, 0, 2, 0, 0, 0, 64, 0, 0]);
+        let strict = Transfer {
+            flags: FLAG_SHORT_NOT_OK,
+            ..control_transfer(get(2, 255))
+        };
+        assert_eq!(
+            bench.status(&strict, &[]).await,
+            TransferStatus::ShortPacket
+        );
+        for refused in [get(15, 5), get(7, 9), [0, 49, 40, 0, 0, 0, 0, 0]] {
+            assert_eq!(bench.request(refused).await.0, TransferStatus::Stall);
+        }
+        bench.done(set_configuration(1)).await;
+        let data: Vec<u8> = (0..16_384).map(|i| (i * 13 + i / 256) as u8).collect();
+        // However the guest divides it.
+        for (tag, pieces) in (1..).zip([vec![16_384], vec![512; 32], vec![3584, 512, 8192, 4096]]) {
+            phases(
+                &mut bench.device,
+                &cbw(tag, false, 8 * tag, 32),
+                Some(&data),
+                &pieces,
+            )
+            .await;
+            let read = phases(
+                &mut bench.device,
+                &cbw(tag, true, 8 * tag, 32),
+                None,
+                &pieces,
+            )
+            .await;
+            assert!(read == data, "{pieces:?}");
+        }
+    });
+}
+
+/// A command whose data phase is divided so, all of it queued at once.
+async fn phases(device: &mut Device, cbw: &[u8], data: Option<&[u8]>, pieces: &[u32]) -> Vec<u8> {
+    let mut expected = vec![(device.submit(&bulk_out(31), cbw), 31)];
+    let mut at = 0;
+    for piece in pieces {
+        let request = match data {
+            Some(data) => device.submit(&bulk_out(*piece), &data[at..at + *piece as usize]),
+            None => device.submit(&bulk_in(*piece), &[]),
+        };
+        at += *piece as usize;
+        expected.push((request, *piece));
+    }
+    let csw = device.submit(&bulk_in(13), &[]);
+    expected.push((csw, 13));
+    let mut all = vec![Vec::new(); expected.len()];
+    for _ in 0..all.len() {
+        let (completion, body) = device.completion().await;
+        let which = expected
+            .iter()
+            .position(|(r, _)| *r == completion.request)
+            .unwrap();
+        let ended = (completion.status, completion.actual_length);
+        assert_eq!(
+            ended,
+            (TransferStatus::Completed, expected[which].1),
+            "{which}"
+        );
+        all[which] = body;
+    }
+    let status = all.pop().unwrap();
+    assert_eq!(
+        (&status[..8], status[12]),
+        ([b"USBS", &cbw[4..8]].concat().as_slice(), 0)
+    );
+    all.concat()
+}

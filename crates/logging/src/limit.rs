@@ -4,7 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use slog::{Drain, Logger, OwnedKVList, Record, o, warn};
+use slog::{Drain, Level, Logger, OwnedKVList, Record, o, warn};
 
 /// Lines at once.
 const BURST: u32 = 100;
@@ -58,8 +58,9 @@ impl Drain for Limited {
     type Err = slog::Never;
 
     fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), slog::Never> {
-        if !self.log.is_enabled(record.level()) {
-            return Ok(());
+        // Details are only there when somebody asked for all of them.
+        if !record.level().is_at_least(Level::Info) {
+            return Drain::log(&self.log, record, values);
         }
         let taken = {
             // Counters are right whoever panicked with them.

@@ -54,6 +54,19 @@ impl Process {
         self.child.stdout.take()
     }
 
+    /// Its resident memory, in KiB.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn rss_kib(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(&path).context("the process has ended")?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let number = line.and_then(|l| l.trim().strip_suffix("kB"));
+        let number = number.with_context(|| format!("no VmRSS in {path}"))?;
+        Ok(number.trim().parse()?)
+    }
+
     /// Waits for a line on its standard output that starts with `word`.
     ///
     /// # Errors

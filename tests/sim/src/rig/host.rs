@@ -99,6 +99,14 @@ impl Host {
         Ok(())
     }
 
+    /// The memory that its vusbd has in use now, in KiB.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn vusbd_rss_kib(&self) -> Result<u64> {
+        self.vusbd.rss_kib()
+    }
+
     /// What vusbd has logged.
     pub fn vusbd_log(&self) -> String {
         self.vusbd.log()

@@ -66,7 +66,8 @@ pub struct RawFrontend {
     guest: SimGuest,
     store: Store,
     urb: GuestPages,
-    _conn: GuestPages,
+    /// Only kept: the backend maps it.
+    conn: GuestPages,
     channel: GuestChannel,
     produced: u32,
     consumed: u32,
@@ -80,32 +81,58 @@ impl RawFrontend {
         host.xl.unpause(domid).unwrap();
         let guest = SimGuest::boot(host.dir(), domid).unwrap();
         let store = Store::connect(&guest.xenstore_path()).unwrap();
-        let page = || guest.grant_pages(DomId(0), 1, Access::ReadWrite).unwrap();
-        let (urb, urb_ref) = page();
-        let (conn, conn_ref) = page();
-        for ring in [&urb, &conn] {
-            ring.store_release(REQ_EVENT, 1);
-            ring.store_release(RSP_EVENT, 1);
-        }
-        // All requests for connection events, so that they can be told.
-        for id in 0..512u16 {
-            conn.write(HEADER + 4 * usize::from(id), &id.to_le_bytes());
-        }
-        conn.store_release(REQ_PROD, 512);
+        let (urb, conn, refs) = rings(&guest);
         let channel = guest.alloc_unbound(DomId(0)).unwrap();
         let mut frontend = Self {
             domid,
             guest,
             store,
             urb,
-            _conn: conn,
+            conn,
             channel,
             produced: 0,
             consumed: 0,
         };
         let port = frontend.channel.local_port();
-        frontend.publish(urb_ref[0], conn_ref[0], &port.to_string());
+        frontend.publish(refs[0], refs[1], &port.to_string());
         frontend
+    }
+
+    /// Closes the controller and connects it with rings and an event channel of its own anew.
+    pub fn reconnect(&mut self) {
+        self.switch("6");
+        self.wait_for_state(&["6"]);
+        self.switch("1");
+        self.wait_for_state(&["2"]);
+        let (urb, conn, refs) = rings(&self.guest);
+        let channel = self.guest.alloc_unbound(DomId(0)).unwrap();
+        let port = channel.local_port();
+        let old = [
+            std::mem::replace(&mut self.urb, urb),
+            std::mem::replace(&mut self.conn, conn),
+        ];
+        self.channel = channel;
+        (self.produced, self.consumed) = (0, 0);
+        for page in old {
+            assert!(self.guest.end_access(page), "a closed backend has no pages");
+        }
+        self.publish(refs[0], refs[1], &port.to_string());
+        self.wait_for_state(&["4"]);
+    }
+
+    /// Sets the frontend's state.
+    pub fn switch(&mut self, state: &str) {
+        self.store.write("device/vusb/0/state", state).unwrap();
+    }
+
+    /// Signals, whatever is on the rings.
+    pub fn notify(&self) {
+        self.channel.notify().unwrap();
+    }
+
+    /// Writes anything anywhere in the URB ring's page.
+    pub fn scribble(&self, at: usize, bytes: &[u8]) {
+        self.urb.write(at, bytes);
     }
 
     /// Writes the frontend's nodes and switches to Connected.
@@ -215,4 +242,21 @@ impl RawFrontend {
     pub fn has_answer(&self) -> bool {
         self.urb.load_acquire(RSP_PROD) != self.consumed
     }
+}
+
+/// The two ring pages, empty, and their grants.
+fn rings(guest: &SimGuest) -> (GuestPages, GuestPages, [GrantRef; 2]) {
+    let page = || guest.grant_pages(DomId(0), 1, Access::ReadWrite).unwrap();
+    let (urb, urb_ref) = page();
+    let (conn, conn_ref) = page();
+    for ring in [&urb, &conn] {
+        ring.store_release(REQ_EVENT, 1);
+        ring.store_release(RSP_EVENT, 1);
+    }
+    // All requests for connection events, so that they can be told.
+    for id in 0..512u16 {
+        conn.write(HEADER + 4 * usize::from(id), &id.to_le_bytes());
+    }
+    conn.store_release(REQ_PROD, 512);
+    (urb, conn, [urb_ref[0], conn_ref[0]])
 }

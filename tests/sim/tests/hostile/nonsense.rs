@@ -2,12 +2,8 @@
 //! A guest that writes nonsense into its ring, with another guest at work beside it: each piece of
 //! nonsense costs the hostile guest a request or its ring, and the other nothing.
 
-#[path = "hostile/frontend.rs"]
-mod frontend;
-
-use frontend::{Answer, Raw, RawFrontend};
-use sim_scenarios::programs;
-use sim_scenarios::rig::{Guest, GuestOptions, Rig, RigOptions};
+use crate::frontend::{Answer, Raw, RawFrontend};
+use crate::scene::Scene;
 
 const OK: i32 = 0;
 const NODEV: i32 = -19;
@@ -23,57 +19,6 @@ const GET_DEVICE_DESCRIPTOR: [u8; 8] = [0x80, 6, 0, 1, 0, 0, 18, 0];
 /// SET_ADDRESS or SET_CONFIGURATION.
 fn set(request: u8, value: u8) -> [u8; 8] {
     [0, request, value, 0, 0, 0, 0, 0]
-}
-
-struct Scene {
-    rig: Rig,
-    neighbour: Guest,
-    hostile: RawFrontend,
-}
-
-impl Scene {
-    /// A guest at work on the disk, and beside it one that is up to no good.
-    fn new() -> Self {
-        programs::build().unwrap();
-        let rig = Rig::start(&RigOptions::default()).unwrap();
-        let mut neighbour = Guest::start(&rig, 0, &GuestOptions::new("neighbour")).unwrap();
-        rig.attach_disk(&neighbour).unwrap();
-        neighbour.wait_ready().unwrap();
-        let mut hostile = RawFrontend::connect(&rig, 0, "hostile");
-        hostile.wait_for_state(&["4"]);
-        Self {
-            rig,
-            neighbour,
-            hostile,
-        }
-    }
-
-    /// The neighbour goes on as if nothing were.
-    fn neighbour_is_well(&mut self) {
-        self.neighbour.wait_commands(10).unwrap();
-        assert!(self.rig.hosts[0].vusbd_runs());
-    }
-
-    fn end(mut self) {
-        self.neighbour_is_well();
-        let Self {
-            rig,
-            neighbour,
-            hostile,
-        } = self;
-        let domid = hostile.domid;
-        rig.hosts[0].xl.destroy(domid).unwrap();
-        drop(hostile);
-        let report = neighbour.stop(&rig).unwrap();
-        assert_eq!(
-            (report.lost, report.duplicated, report.disconnects),
-            (0, 0, 0),
-            "{report:?}"
-        );
-        assert_eq!((report.mismatches, report.errors), (0, 0), "{report:?}");
-        assert!(report.violations.is_empty(), "{report:?}");
-        assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
-    }
 }
 
 #[test]

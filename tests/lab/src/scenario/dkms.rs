@@ -154,6 +154,8 @@ fn install(lab: &Lab, kernel: Choice, root: &Path, package: &Path) -> Result<Ins
         Ok(String::from_utf8_lossy(&text).into_owned())
     };
     inside("dpkg -i /package.deb")?;
+    // DKMS does not index modules where only the kernel's headers are installed.
+    inside(&format!("depmod {version}"))?;
 
     let name = Module::Hcd.name();
     let status = inside(&format!("dkms status -m {name}"))?;

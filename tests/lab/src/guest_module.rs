@@ -79,6 +79,10 @@ impl Module {
         .map(str::to_owned)
         .into();
         packages.push(format!("linux-headers-{version}"));
+        if kernel != Choice::Backports {
+            // W=1 also has the comments checked, by a script in Perl until Linux 6.16.
+            packages.push("perl-base".to_owned());
+        }
         let builder = apt.tree(cache, &kernel.artefact("module-builder"), &packages, true)?;
         let files = self.files()?;
         let mut key = Key::new().with_artefact(&builder).with(&version);

@@ -13,6 +13,7 @@ use crate::agent::Agent;
 use crate::disk::{self, Account, Frontend};
 use crate::guest;
 use crate::lab::Lab;
+use crate::machine::Machine;
 use crate::measure::{DISK_REPORT, report};
 use crate::progress::Step;
 use crate::stack;
@@ -20,8 +21,12 @@ use crate::stack;
 const SEED: u64 = 0x5eed_0003;
 /// In dom0's memory, which has room for it once.
 const FILE: &str = "/root/lab.save";
+/// By which it travels.
+const PORT: u16 = 8003;
 /// For which nobody has the guest.
 const AWAY: Duration = Duration::from_secs(10);
+/// How long the exporter keeps the stick for it, in seconds: longer than the file travels here.
+const HOLD_S: u32 = 600;
 
 /// One time around.
 #[derive(Debug, Serialize)]
@@ -48,6 +53,7 @@ struct Outcome {
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     lab.fresh()?;
     stack::deploy(lab)?;
+    hold_long(lab)?;
     let outcome = attempt(lab, options).map_err(|error| {
         error.context(format!(
             "the daemons' logs end in\n{}",
@@ -118,17 +124,49 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Outcome> {
     })
 }
 
+/// Makes the exporter keep what an absent guest holds.
+fn hold_long(lab: &Lab) -> Result<()> {
+    let exporter = Machine::named("exporter")?;
+    let config = "/etc/xen-vusb/exporter.toml";
+    lab.agent(exporter.name)?
+        .must(&format!("sed -i '1i hold_seconds = {HOLD_S}' {config}"))?;
+    stack::start(lab, &exporter)
+}
+
+/// Carries the saved guest from one host to the other.
+fn carry(lab: &Lab, from: &str, to: &str) -> Result<()> {
+    let (source, target) = (lab.agent(from)?, lab.agent(to)?);
+    let size = source.must(&format!("stat -c %s {FILE}"))?;
+    target.must(&format!(
+        "rm -f {FILE}; setsid socat -u -b 262144 TCP-LISTEN:{PORT},reuseaddr OPEN:{FILE},creat </dev/null >/dev/null 2>&1 &"
+    ))?;
+    let address = Machine::named(to)?.ip();
+    source
+        .exec_for(
+            &format!(
+                "socat -u -b 262144 OPEN:{FILE},rdonly TCP:{address}:{PORT},retry=20,interval=0.2 && rm {FILE}"
+            ),
+            Duration::from_secs(600),
+        )?
+        .ok("sending the saved guest")?;
+    let start = Instant::now();
+    while target.must(&format!("stat -c %s {FILE}"))? != size {
+        if start.elapsed() > Duration::from_secs(60) {
+            bail!("the saved guest has not arrived whole on {to}");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}
+
 fn around(lab: &Lab, from: &'static str, to: &'static str) -> Result<(Agent, Round)> {
     let save = guest::save(lab, from, FILE)?;
-    let (source, target) = (lab.agent(from)?, lab.agent(to)?);
     if from != to {
-        let contents = source.get(FILE)?;
-        source.must(&format!("rm {FILE}"))?;
-        target.put(FILE, 0o600, &contents)?;
+        carry(lab, from, to)?;
     }
     std::thread::sleep(AWAY);
     let (guest, restore) = guest::restore(lab, to, FILE)?;
-    target.must(&format!("rm {FILE}"))?;
+    lab.agent(to)?.must(&format!("rm {FILE}"))?;
     let before = report(&guest, DISK_REPORT)?.verified;
     Ok((
         guest.clone(),

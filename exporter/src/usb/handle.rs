@@ -161,8 +161,11 @@ impl Handle {
         if !matches!(device.speed(), rusb::Speed::Super | rusb::Speed::SuperPlus) {
             return None;
         }
+        let count = device
+            .device_descriptor()
+            .map_or(0, |d| d.num_configurations());
         let mut numbers = 0;
-        if let Ok(configuration) = device.active_config_descriptor() {
+        for configuration in (0..count).filter_map(|i| device.config_descriptor(i).ok()) {
             for setting in settings(&configuration) {
                 if (setting.class_code(), setting.protocol_code()) == BULK_ONLY {
                     let endpoints = setting.endpoint_descriptors();

@@ -37,7 +37,8 @@ pub(super) fn describe(device: &Device<Context>, id: &DeviceId) -> Option<Device
     let names = [text(&sysfs, "manufacturer"), text(&sysfs, "product")];
     let names: Vec<_> = names.into_iter().flatten().collect();
     let speed = speed(device.speed());
-    let uas_only = speed == Some(Speed::Super) && speaks_uas_only(&sysfs);
+    let uas_only = speed == Some(Speed::Super)
+        && fs::read(sysfs.join("descriptors")).is_ok_and(|d| speaks_uas_only(&d));
     let state = match unavailable(uas_only, &classes) {
         Some(reason) => DeviceState::Unavailable { reason },
         None => DeviceState::Free,
@@ -93,22 +94,19 @@ pub(super) fn is_configured(id: &DeviceId) -> bool {
     text(&sysfs(id), "bConfigurationValue").is_some()
 }
 
-/// Whether nothing of a SuperSpeed device is left without UAS, for which PV USB has no streams.
-fn speaks_uas_only(sysfs: &Path) -> bool {
+/// Whether nothing of a SuperSpeed device is left without UAS, for which PV USB has no streams. It is
+/// asked of its descriptors as sysfs has them: of the device, and of its configurations.
+fn speaks_uas_only(descriptors: &[u8]) -> bool {
     const DEVICE_LEN: usize = 18;
-    let descriptors = fs::read(sysfs.join("descriptors")).unwrap_or_default();
-    let Some(configuration) = descriptors.get(DEVICE_LEN..) else {
+    let Some(configuration @ &[_, _, low, high, ..]) = descriptors.get(DEVICE_LEN..) else {
         return false;
     };
-    let total = match configuration {
-        [_, _, low, high, ..] => usize::from(u16::from_le_bytes([*low, *high])),
-        _ => 0,
-    };
+    let total = usize::from(u16::from_le_bytes([low, high]));
     let configuration = &configuration[..configuration.len().min(total)];
     let mut presented = configuration.to_vec();
-    usb_present::uas_only_interface(configuration).is_some()
-        && usb_present::configuration(&mut presented) >= 9
-        && presented[4] == 0
+    let len = usb_present::configuration(&mut presented);
+    // bNumInterfaces
+    usb_present::uas_only_interface(configuration).is_some() && len >= 9 && presented[4] == 0
 }
 
 /// Why it can never be lent.
@@ -136,4 +134,35 @@ pub(super) fn mounted(id: &DeviceId) -> Option<PathBuf> {
             .starts_with(&device)
             .then(|| PathBuf::from(mount_point))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use usb_sim::{Disk, Function, MemoryStorage};
+
+    use super::*;
+
+    #[test]
+    fn a_disk_with_a_setting_besides_uas_can_be_lent() {
+        let disk = Disk::super_speed(MemoryStorage::new(4096), "1", true);
+        let descriptors = disk.descriptors();
+        let mut bytes = [&*descriptors.device, &*descriptors.configurations[0]].concat();
+        assert!(!speaks_uas_only(&bytes));
+        // Its first setting is for UAS, too.
+        let protocol = 18 + 9 + 7;
+        assert_eq!(bytes[protocol - 2..=protocol], [8, 6, 0x50]);
+        bytes[protocol] = 0x62;
+        assert!(speaks_uas_only(&bytes));
+        for len in 0..bytes.len() {
+            // Whatever a device leaves out
+            let _ = speaks_uas_only(&bytes[..len]);
+        }
+    }
+
+    #[test]
+    fn hubs_are_not_lent() {
+        assert!(unavailable(false, &[3, HUB]).is_some());
+        assert!(unavailable(true, &[8]).is_some());
+        assert_eq!(unavailable(false, &[8, 3]), None);
+    }
 }

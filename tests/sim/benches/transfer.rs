@@ -55,7 +55,10 @@ fn median(
 
 fn main() -> anyhow::Result<()> {
     programs::build()?;
-    let rig = Rig::start(&RigOptions::default())?;
+    let rig = Rig::start(&RigOptions {
+        devices: guest::DEVICE.into(),
+        ..RigOptions::default()
+    })?;
     let mut guest = BenchGuest::start(&rig)?;
     let mut raw = Raw::start(&rig.dir().join("pool").join(HOSTS[0]))?;
     let mut criterion = Criterion::default().configure_from_args();

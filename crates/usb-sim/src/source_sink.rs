@@ -118,7 +118,10 @@ impl SourceSink {
 
     fn source(&mut self, endpoint: u8, length: usize, out: &mut Vec<u8>) -> Answer {
         let max_packet = self.max_packet(endpoint);
-        out.extend((0..length).map(|at| self.pattern.byte(at, max_packet)));
+        match self.pattern {
+            Pattern::Mod63 => out.extend((0..length).map(|at| self.pattern.byte(at, max_packet))),
+            Pattern::Zero | Pattern::None => out.resize(out.len() + length, 0),
+        }
         self.traffic.given += length as u64;
         Answer::Done(length)
     }

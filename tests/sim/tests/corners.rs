@@ -138,7 +138,14 @@ fn configurations_settings_and_a_port_reset() {
     assert!(scene.read(target, 0x83, interrupt, 8).unwrap().is_ok());
 
     // A port reset is seen by its first request to address 0: the device has no address and no
-    // configuration then, and it is reset for true.
+    // configuration then, and it is reset for true. What waits at the device is answered.
+    set_configuration(&mut scene, target, LOOP);
+    let buffer = scene.kernel.host().alloc_buffer(4096).unwrap();
+    for n in 0..3 {
+        let slice = buffer.slice(512 * n, 512);
+        scene.submit(target, BULK_IN, UrbKind::Bulk, slice).unwrap();
+    }
+    scene.wait_for_waiting("0-2", BULK_IN, 3).unwrap();
     let unaddressed = Target {
         address: DeviceAddress::DEFAULT,
         ..target
@@ -146,6 +153,11 @@ fn configurations_settings_and_a_port_reset() {
     let descriptor = Setup::new(0x80, 6, 0x0100, 0, 0);
     let answer = scene.control_in(unaddressed, descriptor, 64).unwrap();
     assert_eq!(answer.map(|d| d.len()), Ok(18));
+    for _ in 0..3 {
+        let done = scene.kernel.completion(LIMIT).unwrap();
+        assert_eq!(done.result, Err(TransferError::Io));
+    }
+    scene.kernel.host().free_buffer(buffer);
     let gone = scene.control_in(target, descriptor, 64).unwrap();
     assert_eq!(gone, Err(TransferError::NoDevice));
     let address = u16::from(target.address.get());

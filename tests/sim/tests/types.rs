@@ -225,17 +225,28 @@ fn interrupt_transfers_and_the_keys_of_a_keyboard() {
     scene.end().unwrap();
 }
 
-/// Time on the bus stands still but for `advance`, so that every frame is foreseen.
 #[test]
-fn isochronous_packets_with_their_lengths_statuses_and_frames() {
-    let devices = format!("{SOURCE_SINK}clock = \"manual\"\n");
+fn isochronous_packets_at_high_speed() {
+    isochronous_packets("source-sink", 1024);
+}
+
+#[test]
+fn isochronous_packets_at_full_speed() {
+    isochronous_packets("source-sink-full", 1023);
+}
+
+/// Lengths, statuses and frames of packets of a millisecond each, of at most `most` bytes. Time on
+/// the bus stands still but for `advance`, so that every frame is foreseen.
+fn isochronous_packets(kind: &str, most: usize) {
+    let devices =
+        format!("[[simulated]]\nkind = \"{kind}\"\npattern = \"mod63\"\nclock = \"manual\"\n");
     let mut scene = Scene::start(&devices).unwrap();
     let target = scene.plug("0-2", 1).unwrap().target;
     set_interface(&mut scene, target, 1);
 
     // IN: three URBs in a row, begun where the one before ends. Packets are as long as the
     // device's, or as asked for.
-    let lengths = [1024, 1, 0, 500, 2000, 1024, 3, 64];
+    let lengths = [most, 1, 0, 500, 2000, most, 3, 64];
     let mut urbs = Vec::new();
     for _ in 0..3 {
         urbs.push(scene.stream(target, ISO_IN, &lengths).unwrap());
@@ -254,12 +265,12 @@ fn isochronous_packets_with_their_lengths_statuses_and_frames() {
         assert_eq!(done.error_count, 0);
         let mut total = 0;
         for (at, (packet, data)) in urb.take(&mut scene.kernel).unwrap().iter().enumerate() {
-            let expected = lengths[at].min(1024);
+            let expected = lengths[at].min(most);
             let got = (packet.status, packet.actual_length as usize);
             assert_eq!(got, (0, expected), "packet {at}");
             assert_eq!(packet.length, urb.packets[at].length);
             assert_eq!(packet.offset, urb.packets[at].offset);
-            assert_eq!(*data, mod63(expected, 1024));
+            assert_eq!(*data, mod63(expected, most));
             total += expected;
         }
         assert_eq!(done.actual_length, total);
@@ -267,7 +278,7 @@ fn isochronous_packets_with_their_lengths_statuses_and_frames() {
 
     // OUT, with packets that fail on the bus.
     let out = scene.stream(target, ISO_OUT, &[100; 20]).unwrap();
-    out.fill(&mut scene.kernel, &mod63(100, 1024).repeat(20))
+    out.fill(&mut scene.kernel, &mod63(100, most).repeat(20))
         .unwrap();
     scene.devices.tell("0-2", "fail 02 3").unwrap();
     out.submit(&mut scene.kernel).unwrap();

@@ -20,7 +20,23 @@ pub fn root() -> &'static Path {
 pub fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
+    forget_package(&mut command);
     command
+}
+
+/// Takes out of a command's environment what cargo told this program of its own package. A cargo that
+/// inherits it would take build scripts that look at it (ring's does) for outdated, and build all that
+/// is above them anew every time.
+fn forget_package(command: &mut Command) {
+    let told = |name: &str| {
+        let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+        of_package.iter().any(|start| name.starts_with(start))
+    };
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(told) {
+            command.env_remove(name);
+        }
+    }
 }
 
 /// Builds the programs of these packages with optimisation; cargo shows its progress.
@@ -83,6 +99,9 @@ pub fn become_program(name: &str, arguments: &[String]) -> Result<ExitCode> {
 }
 
 fn become_path(path: &Path, arguments: &[String]) -> Result<ExitCode> {
-    let error = Command::new(path).args(arguments).exec();
+    let mut command = Command::new(path);
+    // It may run cargo, too.
+    forget_package(&mut command);
+    let error = command.args(arguments).exec();
     Err(error).with_context(|| format!("cannot start {}", path.display()))
 }

@@ -63,9 +63,25 @@ fn cargo_build() -> Result<()> {
         command.arg("--release");
     }
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    forget_package(&mut command);
     let status = command.status().context("cannot run cargo")?;
     if !status.success() {
         bail!("cargo build: {status}");
     }
     Ok(())
+}
+
+/// Takes out of a command's environment what cargo told this program of its own package. A cargo that
+/// inherits it would take build scripts that look at it (ring's does) for outdated, and build all that
+/// is above them anew every time.
+fn forget_package(command: &mut Command) {
+    let told = |name: &str| {
+        let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+        of_package.iter().any(|start| name.starts_with(start))
+    };
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(told) {
+            command.env_remove(name);
+        }
+    }
 }

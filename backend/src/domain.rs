@@ -46,6 +46,12 @@ impl Domain {
         self.name.ends_with("--incoming")
     }
 
+    /// Whether `xl migrate` has sent it elsewhere: it renames the source before it says "go"
+    /// (`migrate_domain` in `xl_migrate.c`), so before the guest runs there.
+    pub fn has_left(&self) -> bool {
+        self.name.ends_with("--migratedaway")
+    }
+
     /// The domids of this host, dom0 left out.
     pub async fn all(store: &XenStore) -> Result<Vec<DomId>, Error> {
         let names = store.directory(DOMAINS).await?;

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 use transport::Identity;
 use usbif::{PortNumber, RingCorrupt};
 use xen::Backend;
+use xen::xenstore::XenStore;
 
 use self::devices::Plugged;
 use super::device::News;
@@ -48,6 +49,7 @@ pub(super) struct Actor<B: Backend> {
     identity: Identity,
     hand_off: HandOff,
     log: Logger,
+    store: XenStore,
     node: StateNode,
     backend: XenbusState,
     state: State,
@@ -85,7 +87,8 @@ impl<B: Backend> Actor<B> {
             key,
             identity,
             hand_off,
-            node: StateNode::start(store, key, log.clone()),
+            node: StateNode::start(store.clone(), key, log.clone()),
+            store,
             log,
             backend: XenbusState::Initialising,
             state: State::Expecting,

@@ -17,10 +17,12 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use transport::{Identity, TlsStream};
 use usbif::PortNumber;
-use xen::Backend;
+use xen::xenstore::XenStore;
+use xen::{Backend, DomId};
 
 use super::serving::Serving;
 use crate::config;
+use crate::domain::Domain;
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
@@ -83,6 +85,7 @@ pub struct DeviceTask<B: Backend> {
     pub(super) port: PortNumber,
     pub(super) lease: Lease,
     pub(super) domid: u16,
+    pub(super) store: XenStore,
     pub(super) exporter: config::Exporter,
     pub(super) identity: Identity,
     pub(super) wake: Rc<Notify>,
@@ -148,13 +151,19 @@ impl<B: Backend> DeviceTask<B> {
         transport::send(&mut stream, &open).await?;
         match transport::receive::<Opened>(&mut stream).await? {
             // The epoch has grown since the lease was read, for example because the source was
-            // restarted. The frontend is connected here, so here is where the guest runs.
+            // restarted. The frontend is connected here, so here is where the guest runs, unless it
+            // has moved on before it could claim.
             // A task that has held it before does not do this: who fenced it off is where the guest
             // is.
             Opened::Refused(Refusal::Fenced { current, .. })
                 if matches!(how, How::Claim { .. }) && !self.held && current > self.lease.epoch =>
             {
-                self.lease.epoch = current;
+                match Domain::read(&self.store, DomId(self.domid)).await {
+                    Ok(Some(domain)) if !domain.has_left() => self.lease.epoch = current,
+                    Ok(_) => return Err(Broken::Fenced),
+                    // Asked again with the next attempt.
+                    Err(e) => warn!(self.log, "xenstore: {}", e),
+                }
                 return Err(Broken::Outdated(current));
             }
             // The exporter was restarted and knows nothing of what was in flight, or somebody else

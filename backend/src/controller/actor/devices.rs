@@ -120,6 +120,7 @@ impl<B: Backend> Actor<B> {
             port,
             lease: lease.clone(),
             domid: self.key.domid.0,
+            store: self.store.clone(),
             exporter: exporter.clone(),
             identity: self.identity.clone(),
             wake,

@@ -6,7 +6,7 @@ use std::fmt;
 use xen::DomId;
 
 /// The state of one end of a split driver (`enum xenbus_state` of Xen's `io/xenbus.h`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum XenbusState {
     /// The node is missing, empty, or not a state.

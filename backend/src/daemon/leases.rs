@@ -91,10 +91,11 @@ impl<B: Backend> Daemon<B> {
             host: self.identity.name().into(),
             domid: key.domid.0,
         };
+        let arrives = entry.domain.is_incoming();
         let leases: Vec<_> = leases
             .into_iter()
             .map(|(exporter, lease)| {
-                let incoming = verdict(&lease, &me);
+                let incoming = verdict(&lease, &me, arrives);
                 (exporter, lease, incoming)
             })
             .collect();
@@ -202,7 +203,7 @@ impl<B: Backend> Daemon<B> {
                     && report.at(lease.port).is_none()
             });
             let ours = ours.map(|(exporter, lease)| {
-                let incoming = match verdict(&lease, &me) {
+                let incoming = match verdict(&lease, &me, false) {
                     // Too late to keep the guest from coming.
                     Incoming::Refuse => Incoming::Replug,
                     incoming => incoming,

@@ -14,17 +14,23 @@ pub enum Incoming {
     Refuse,
 }
 
-/// Decides for one lease, at the host and domain `me`.
+/// Decides for one lease, at the host and domain `me`. `arrives`: the toolstack says that the guest
+/// is on its way here.
 ///
 /// Only a guest that is on its way can be refused: one whose lease somebody else serves or has
-/// just frozen. Where the holder is gone (a restored, rebooted or restarted VM) there is nothing to
-/// go back to.
-pub fn verdict(lease: &Lease, me: &Holder) -> Incoming {
+/// just frozen, or has lost its connection to. Where the holder is gone (a restored, rebooted or
+/// restarted VM) there is nothing to go back to.
+pub fn verdict(lease: &Lease, me: &Holder, arrives: bool) -> Incoming {
     if lease.frontend_resumes || lease.on_migrate == OnMigrate::Risk {
         return Incoming::Seamless;
     }
-    let on_its_way =
-        lease.holder != *me && matches!(lease.phase, LeasePhase::Serving | LeasePhase::Frozen);
+    let has_source = match lease.phase {
+        LeasePhase::Serving | LeasePhase::Frozen => true,
+        // A host that died looks the same.
+        LeasePhase::Disconnected => arrives,
+        LeasePhase::Orphaned => false,
+    };
+    let on_its_way = lease.holder != *me && has_source;
     match lease.on_migrate {
         OnMigrate::Refuse if on_its_way => Incoming::Refuse,
         _ => Incoming::Replug,
@@ -74,7 +80,7 @@ mod tests {
     fn a_frontend_that_resumes_is_always_seamless() {
         for on_migrate in [OnMigrate::Refuse, OnMigrate::Replug, OnMigrate::Risk] {
             let lease = lease(on_migrate, LeasePhase::Serving, true);
-            assert_eq!(verdict(&lease, &holder("b", 1)), Incoming::Seamless);
+            assert_eq!(verdict(&lease, &holder("b", 1), false), Incoming::Seamless);
         }
     }
 
@@ -82,14 +88,14 @@ mod tests {
     fn storage_of_a_stock_guest_is_refused_while_it_is_still_served_elsewhere() {
         for phase in [LeasePhase::Serving, LeasePhase::Frozen] {
             let lease = lease(OnMigrate::Refuse, phase, false);
-            assert_eq!(verdict(&lease, &holder("b", 1)), Incoming::Refuse);
+            assert_eq!(verdict(&lease, &holder("b", 1), false), Incoming::Refuse);
             assert_eq!(
-                verdict(&lease, &holder("a", 8)),
+                verdict(&lease, &holder("a", 8), false),
                 Incoming::Refuse,
                 "to localhost"
             );
             assert_eq!(
-                verdict(&lease, &holder("a", 7)),
+                verdict(&lease, &holder("a", 7), false),
                 Incoming::Replug,
                 "the holder itself"
             );
@@ -100,15 +106,25 @@ mod tests {
     fn a_restored_guest_is_not_refused() {
         for phase in [LeasePhase::Orphaned, LeasePhase::Disconnected] {
             let lease = lease(OnMigrate::Refuse, phase, false);
-            assert_eq!(verdict(&lease, &holder("b", 1)), Incoming::Replug);
+            assert_eq!(verdict(&lease, &holder("b", 1), false), Incoming::Replug);
         }
     }
 
     #[test]
     fn replug_and_risk_are_what_they_say() {
         let replug = lease(OnMigrate::Replug, LeasePhase::Frozen, false);
-        assert_eq!(verdict(&replug, &holder("b", 1)), Incoming::Replug);
+        assert_eq!(verdict(&replug, &holder("b", 1), false), Incoming::Replug);
         let risk = lease(OnMigrate::Risk, LeasePhase::Frozen, false);
-        assert_eq!(verdict(&risk, &holder("b", 1)), Incoming::Seamless);
+        assert_eq!(verdict(&risk, &holder("b", 1), false), Incoming::Seamless);
+    }
+
+    /// Found by the model: a connection that was lost for a moment made a replug of it.
+    #[test]
+    fn a_guest_that_arrives_is_refused_also_when_its_source_has_lost_the_exporter() {
+        let lost = lease(OnMigrate::Refuse, LeasePhase::Disconnected, false);
+        assert_eq!(verdict(&lost, &holder("b", 1), true), Incoming::Refuse);
+        assert_eq!(verdict(&lost, &holder("a", 7), true), Incoming::Replug);
+        let gone = lease(OnMigrate::Refuse, LeasePhase::Orphaned, false);
+        assert_eq!(verdict(&gone, &holder("b", 1), true), Incoming::Replug);
     }
 }

@@ -30,6 +30,10 @@ use crate::{
 pub const MAX_VM_NAME_LEN: usize = 256;
 /// Longest note, in bytes.
 pub const MAX_NOTE_LEN: usize = 1000;
+/// More epochs than are given out between two saves. A claim is answered when it is saved, but
+/// who asks for the lease meanwhile sees its epoch; after a crash that epoch must not be used for
+/// another claim, nor be newer than the lease.
+const UNSAVED_EPOCHS: u64 = 1 << 16;
 /// Ports of a controller are 1 to this.
 pub const MAX_PORT: u8 = 31;
 
@@ -109,6 +113,7 @@ impl LeaseTable {
         let mut table = Self::new(policy, hold_ms);
         let highest = saved.leases.iter().map(|l| l.epoch).max();
         table.epoch = saved.epoch.max(highest.unwrap_or_default());
+        table.epoch.0 = table.epoch.0.saturating_add(UNSAVED_EPOCHS);
         for mut lease in saved.leases {
             lease.epoch = table.raise();
             let orphaned = lease.phase == LeasePhase::Orphaned;

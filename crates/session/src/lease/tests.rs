@@ -445,3 +445,23 @@ proptest! {
         }
     }
 }
+
+/// Found by the simulation: an exporter that crashes before it has saved a claim, whose epoch
+/// somebody has seen already.
+#[test]
+fn an_epoch_that_was_seen_and_not_saved_is_older_than_any_after_a_crash() {
+    let (mut table, lease) = lent();
+    let device = id(1);
+    let saved = table.saved();
+    let claimed = table.claim(&device, &claimant("b", 9), true, lease.epoch);
+    let seen = claimed.unwrap();
+    let mut table = LeaseTable::restore(any(), 60_000, saved, 0);
+    let current = table.get(&device).unwrap().epoch;
+    assert!(seen < current);
+    assert!(
+        table
+            .claim(&device, &claimant("a", 7), true, current)
+            .unwrap()
+            > current
+    );
+}

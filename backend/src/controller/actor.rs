@@ -324,13 +324,20 @@ impl<B: Backend> Actor<B> {
         let quiesce = Duration::from_millis(self.hand_off.quiesce_ms);
         for &(port, number) in &outcome.unlinked {
             let serving = self.serving.clone();
+            let epoch = serving.borrow().epoch(port);
             spawn_local(async move {
+                // In another epoch the number is another transfer's.
+                let is_same = || epoch == serving.borrow().epoch(port);
                 if finishing {
                     sleep(quiesce).await;
-                    serving.borrow_mut().cancel(port, number);
+                    if is_same() {
+                        serving.borrow_mut().cancel(port, number);
+                    }
                 }
                 sleep(CANCEL_TIMEOUT).await;
-                serving.borrow_mut().give_up(port, number);
+                if is_same() {
+                    serving.borrow_mut().give_up(port, number);
+                }
             });
         }
     }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use control::Counters;
 use handoff::Cookie;
+use session::Epoch;
 use session::client::Client;
 use session::frame::{Completion, Transfer, TransferStatus, TransferType};
 use slog::warn;
@@ -71,6 +72,11 @@ impl<B: Backend> Serving<B> {
     /// The session of the device at a port.
     pub fn client(&mut self, port: PortNumber) -> Option<&mut Client> {
         self.at_mut(port)?.client.as_mut()
+    }
+
+    /// The epoch of the session of the device at a port: request numbers are unique within it.
+    pub fn epoch(&self, port: PortNumber) -> Option<Epoch> {
+        Some(self.at(port)?.client.as_ref()?.epoch())
     }
 
     /// The lease is claimed: requests go to this session from now on, those held first.

@@ -55,20 +55,12 @@ pub fn build_release(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Builds a program with optimisation and with all checks (profile `checked`), and goes on as it.
+/// Builds a program with all checks of debug builds, and goes on as it.
 ///
 /// # Errors
 /// When cargo fails, or the program cannot be started.
 pub fn become_checked(package: &str, name: &str, arguments: &[String]) -> Result<ExitCode> {
-    let build = [
-        "build",
-        "--profile",
-        "checked",
-        "-p",
-        package,
-        "--bin",
-        name,
-    ];
+    let build = ["build", "-p", package, "--bin", name];
     if !cargo(&build)
         .status()
         .context("cannot run cargo")?
@@ -76,7 +68,7 @@ pub fn become_checked(package: &str, name: &str, arguments: &[String]) -> Result
     {
         bail!("cargo build failed");
     }
-    become_path(&built("checked", name), arguments)
+    become_path(&built("debug", name), arguments)
 }
 
 /// Where a program is that was built with [`build_release`].

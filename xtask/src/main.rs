@@ -47,6 +47,19 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// The whole system as one machine: every order of everything that may happen within bounds
+    /// (--small, --max-states N)
+    #[command(disable_help_flag = true)]
+    Model {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// The same machine on long runs with faults, in which chance decides (--seeds N, --seed S)
+    #[command(disable_help_flag = true)]
+    Sim {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Formatting, clippy with warnings as errors, unit and property tests
     Check,
     /// Everything: check, the simulator's scenarios, a short demo, the lab's scenarios
@@ -76,6 +89,14 @@ fn main() -> Result<ExitCode> {
             cargo::become_program("lab", &arguments)
         }
         Command::Fuzz { arguments } => cargo::become_checked("fuzz", "fuzz", &arguments),
+        Command::Model { mut arguments } => {
+            arguments.insert(0, "model".into());
+            cargo::become_checked("model", "model", &arguments)
+        }
+        Command::Sim { mut arguments } => {
+            arguments.insert(0, "sim".into());
+            cargo::become_checked("model", "model", &arguments)
+        }
         Command::Check => check::run(),
         Command::Test { no_lab } => test::run(no_lab),
         Command::Deb { out } => {

@@ -27,7 +27,7 @@ enum Layer {
 
 use Layer::*;
 
-const LAYERS: [(&str, Layer); 21] = [
+const LAYERS: [(&str, Layer); 22] = [
     ("usbif", Wire),
     ("vusb-core", Pure),
     ("session", Pure),
@@ -48,6 +48,7 @@ const LAYERS: [(&str, Layer); 21] = [
     ("sim-scenarios", Driver),
     ("xen-vusb-lab", Driver),
     ("fuzz", Driver),
+    ("model", Driver),
     ("xtask", Driver),
 ];
 

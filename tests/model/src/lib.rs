@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The whole system as one machine: a guest, two hosts' `vusbd`, an exporter, the toolstack, and the
+//! network between them, all on one thread.
+//!
+//! A [`World`] knows what may happen next ([`World::enabled`]) and lets it happen
+//! ([`World::apply`]). [`check`] tries everything within bounds; [`sim`] chooses at random, for
+//! long. What is shipped does the work: `usbif`'s rings, `backend`'s `Serving` with `vusb-core`,
+//! both ends of `session`, the lease table, `handoff::step`. The world adds what they run in:
+//! xenstore, the toolstack's script, connections, and the order of events.
+//!
+//! What must not happen is written down in [`History`], and judged when nothing more can happen.
+#![forbid(unsafe_code)]
+
+pub mod check;
+mod exporter;
+mod guest;
+mod history;
+mod host;
+mod memory;
+mod network;
+pub mod sim;
+pub mod suites;
+mod world;
+
+pub use history::History;
+pub use world::{Step, World};
+
+/// What a world may do, and what is left of that.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// Transfers of the guest.
+    pub transfers: u16,
+    /// Most of them at a time.
+    pub window: usize,
+    /// Migrations.
+    pub migrations: u16,
+    /// Connections that break.
+    pub cuts: u16,
+    /// Migrations that fail before "go".
+    pub aborts: u16,
+    /// Crashes of the exporter.
+    pub exporter_crashes: u16,
+    /// Crashes of a host, with the guest on it.
+    pub host_crashes: u16,
+    /// Times that the guest's driver is unloaded and loaded again.
+    pub reloads: u16,
+    /// Transfers that the guest's driver gives up on.
+    pub unlinks: u16,
+    /// Events that mean nothing: watches that fire again, signals without a request.
+    pub spurious: u16,
+    /// Whether the frontend can resume. If it cannot, a migration is refused.
+    pub resumes: bool,
+    /// Whether acknowledgements without a request are a step of their own.
+    pub acknowledgements: bool,
+    /// A bug, to see that it is found: the exporter's device goes on with transfers of epochs that
+    /// have ended.
+    pub planted_unfenced: bool,
+    /// Another: a signal of the frontend is lost.
+    pub planted_lost_signal: bool,
+}
+
+impl Limits {
+    /// Nothing goes wrong.
+    pub fn calm(transfers: u16, migrations: u16) -> Self {
+        Self {
+            transfers,
+            window: 2,
+            migrations,
+            cuts: 0,
+            aborts: 0,
+            exporter_crashes: 0,
+            host_crashes: 0,
+            reloads: 0,
+            unlinks: 0,
+            spurious: 0,
+            resumes: true,
+            acknowledgements: false,
+            planted_unfenced: false,
+            planted_lost_signal: false,
+        }
+    }
+}

@@ -1,0 +1,583 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! What may happen next, and letting it happen.
+
+mod faults;
+mod toolstack;
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use backend::xenbus::XenbusState;
+use handoff::{Event, State};
+
+use crate::Limits;
+use crate::exporter::{Exporter, Say, host_name, vm};
+use crate::guest::{Guest, Mode};
+use crate::history::History;
+use crate::host::{Controller, Host, Nodes, Stage, Watch};
+use crate::memory::{self, Memory};
+use crate::network::{Connection, Message};
+use toolstack::Phase;
+
+/// One thing that may happen. Hosts are 0 and 1, domains have numbers that are never used twice,
+/// and connections have the smallest free number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Step {
+    Watch(usize),
+    Ask(usize, u16),
+    Decide(usize, u16),
+    Service(usize, u16),
+    Idle(usize, u16),
+    Connect(usize, u16),
+    Acknowledge(usize, u16),
+    UnlinkedDue(usize, u16),
+    Up(u8),
+    Down(u8),
+    BackendSeesEnd(u8),
+    ExporterSeesEnd(u8),
+    Save,
+    Execute,
+    RestartExporter,
+    GuestConnect,
+    GuestSubmit,
+    GuestWake,
+    GuestFreeze,
+    GuestSuspend,
+    GuestReinitialise,
+    Toolstack,
+    // What need not happen.
+    Cut(u8),
+    Abort,
+    CrashExporter,
+    CrashHost(usize),
+    GuestReload,
+    GuestUnlink,
+    SpuriousWatches(usize),
+    SpuriousSignal,
+}
+
+impl Step {
+    /// Whether it is a fault, or something else that need not happen.
+    pub fn is_fault(self) -> bool {
+        matches!(
+            self,
+            Self::Cut(_)
+                | Self::Abort
+                | Self::CrashExporter
+                | Self::CrashHost(_)
+                | Self::GuestReload
+                | Self::GuestUnlink
+                | Self::SpuriousWatches(_)
+                | Self::SpuriousSignal
+        )
+    }
+
+    /// Whether it is the end of a time that is longer than anything else takes.
+    pub fn is_timer(self) -> bool {
+        matches!(
+            self,
+            Self::UnlinkedDue(..) | Self::Idle(..) | Self::Acknowledge(..)
+        )
+    }
+}
+
+/// Everything.
+#[derive(Clone, Hash)]
+pub struct World {
+    left: Limits,
+    memory: Memory,
+    guest: Guest,
+    hosts: [Host; 2],
+    nodes: BTreeMap<u16, Nodes>,
+    exporter: Exporter,
+    connections: BTreeMap<u8, Connection>,
+    phase: Phase,
+    next_dom: u16,
+    history: History,
+    now_ms: u64,
+}
+
+impl World {
+    /// A VM that is being started on host 0, with a device leased.
+    pub fn new(limits: Limits) -> Self {
+        let mut world = Self {
+            memory: Memory::default(),
+            guest: Guest::new(limits.transfers),
+            hosts: Default::default(),
+            nodes: BTreeMap::new(),
+            exporter: Exporter::new(&limits),
+            connections: BTreeMap::new(),
+            phase: Phase::Calm,
+            next_dom: 1,
+            history: History::default(),
+            now_ms: 0,
+            left: limits,
+        };
+        world.with_memory(|world| {
+            let dom = world.make_domain(0);
+            world.phase = Phase::Starting { dom };
+        });
+        world
+    }
+
+    fn with_memory<R>(&mut self, run: impl FnOnce(&mut Self) -> R) -> R {
+        self.memory.exchange();
+        let result = run(self);
+        self.memory.exchange();
+        result
+    }
+
+    /// Two worlds with the same number will go on in the same way (but for one in 2^64).
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// What must not have happened.
+    pub fn violation(&self) -> Option<&str> {
+        self.history.violation.as_deref()
+    }
+
+    /// Transfers that the guest has asked for so far.
+    pub fn transfers(&self) -> usize {
+        self.history.operations.len()
+    }
+
+    /// Time goes on.
+    pub fn advance(&mut self, ms: u64) {
+        self.now_ms += ms;
+    }
+
+    /// Whether every part is where it is to be when nothing more happens.
+    pub fn judge_end(&self) -> Result<(), String> {
+        let lease = self.exporter.lease().ok_or("the lease has ended")?;
+        let controllers: Vec<_> = self
+            .hosts
+            .iter()
+            .flat_map(|h| h.controllers.values())
+            .collect();
+        let [controller] = controllers.as_slice() else {
+            return Err(format!("{} controllers are left", controllers.len()));
+        };
+        let open = controller
+            .task
+            .as_ref()
+            .is_some_and(|t| t.stage == Stage::Open);
+        let checks = [
+            (self.guest.mode == Mode::Running, "the guest does not run"),
+            (self.guest.is_connected(), "the frontend is not connected"),
+            (self.guest.left == 0, "transfers were not sent"),
+            (self.guest.is_idle(), "a transfer has no answer"),
+            (self.history.is_complete(), "a transfer was forgotten"),
+            (self.phase == Phase::Calm, "the toolstack waits"),
+            (self.left.migrations == 0, "a migration has not begun"),
+            (open, "the session is not open"),
+            (
+                controller.serving.core.is_idle(),
+                "the backend has a request",
+            ),
+            (
+                matches!(controller.state, State::Serving | State::Frozen),
+                "the controller does not serve",
+            ),
+            (
+                lease.holder.domid == self.guest.dom,
+                "another domain holds the lease",
+            ),
+        ];
+        match checks.iter().find(|(good, _)| !good) {
+            Some((_, what)) => Err(format!("{what} (controller {:?})", controller.state)),
+            None => Ok(()),
+        }
+    }
+
+    /// What may happen next. The first that is no fault is always one that brings the end nearer.
+    pub fn enabled(&mut self) -> Vec<Step> {
+        self.with_memory(|world| world.list())
+    }
+
+    fn list(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let mut may = |step, when| {
+            if when {
+                steps.push(step);
+            }
+        };
+        let guest = &self.guest;
+        let running = guest.mode == Mode::Running;
+        let nodes = self.nodes.get(&guest.dom);
+        let channel = memory::channel(guest.dom, |c| *c);
+        let awake = running || guest.mode == Mode::Suspending;
+        may(
+            Step::GuestWake,
+            awake && guest.is_connected() && channel.to_frontend,
+        );
+        may(Step::GuestSuspend, guest.may_suspend());
+        may(
+            Step::GuestFreeze,
+            running && nodes.is_some_and(|n| n.suspend),
+        );
+        may(Step::GuestConnect, self.may_connect());
+        may(Step::GuestReinitialise, self.may_reinitialise());
+        may(Step::Save, self.exporter.must_save());
+        for (&id, connection) in &self.connections {
+            let Connection {
+                up,
+                down,
+                cut,
+                backend,
+                exporter,
+                ..
+            } = connection;
+            may(
+                Step::Up(id),
+                *exporter && self.exporter.up && !up.is_empty(),
+            );
+            may(Step::Down(id), *backend && !down.is_empty());
+            let ended = *cut || (!exporter && down.is_empty());
+            may(Step::BackendSeesEnd(id), *backend && ended);
+            let ended = *cut || (!backend && up.is_empty());
+            may(Step::ExporterSeesEnd(id), *exporter && ended);
+        }
+        for (at, host) in self.hosts.iter().enumerate() {
+            may(Step::Watch(at), !host.watches.is_empty());
+            for (&dom, controller) in &host.controllers {
+                let task = controller.task.as_ref();
+                let down = task.is_some_and(|t| t.stage == Stage::Down);
+                let signalled = memory::channel(dom, |c| c.to_backend);
+                may(
+                    Step::Service(at, dom),
+                    controller.state.has_rings() && signalled,
+                );
+                may(Step::Ask(at, dom), controller.asking && self.exporter.up);
+                may(Step::Decide(at, dom), controller.gathered.is_some());
+                may(Step::Connect(at, dom), down && self.exporter.up);
+            }
+        }
+        may(Step::RestartExporter, !self.exporter.up);
+        may(Step::Execute, self.exporter.can_execute());
+        may(Step::GuestSubmit, guest.can_submit(self.left.window));
+        may(Step::Toolstack, self.toolstack_may_go_on());
+        for (at, host) in self.hosts.iter().enumerate() {
+            for (&dom, controller) in &host.controllers {
+                let idle = controller.serving.core.is_idle();
+                may(
+                    Step::Idle(at, dom),
+                    controller.state == State::Quiescing && idle,
+                );
+                // As long as the exporter answers, it does so in less time. What is to finish while
+                // the guest suspends has less.
+                let open = controller
+                    .task
+                    .as_ref()
+                    .is_some_and(|t| t.stage == Stage::Open);
+                let due = controller.unlinked.front().is_some_and(|u| u.1 || !open);
+                may(Step::UnlinkedDue(at, dom), due);
+                if self.left.acknowledgements {
+                    may(Step::Acknowledge(at, dom), controller.owes());
+                }
+            }
+        }
+        self.faults(&mut may);
+        steps
+    }
+
+    /// Lets one of [`World::enabled`] happen.
+    pub fn apply(&mut self, step: Step) {
+        self.with_memory(|world| {
+            world.happen(step);
+            world.connections.retain(|_, c| c.backend || c.exporter);
+        });
+    }
+
+    fn happen(&mut self, step: Step) {
+        match step {
+            Step::Watch(host) => self.watch(host),
+            Step::Ask(host, dom) => {
+                let leases = self
+                    .exporter
+                    .table
+                    .visible_leases(Some(vm()), host_name(host));
+                if let Some(controller) = self.hosts[host].controllers.get_mut(&dom) {
+                    (controller.asking, controller.gathered) = (false, Some(leases));
+                }
+            }
+            Step::Decide(host, dom) => self.at(host, dom, Controller::decide),
+            Step::Service(host, dom) => {
+                let fault = self.at(host, dom, Controller::service);
+                self.blame(fault, "the ring");
+            }
+            Step::Idle(host, dom) => self.at(host, dom, |c, nodes| c.event(Event::Idle, nodes)),
+            Step::Connect(host, dom) => self.connect(host, dom),
+            Step::Acknowledge(host, dom) => self.at(host, dom, |c, _| c.acknowledge()),
+            Step::UnlinkedDue(host, dom) => self.at(host, dom, |c, _| c.unlinked_is_due()),
+            Step::Up(id) => self.up(id),
+            Step::Down(id) => self.down(id),
+            Step::BackendSeesEnd(id) => self.backend_end(id),
+            Step::ExporterSeesEnd(id) => {
+                self.exporter.disconnected(id, self.now_ms);
+                self.end_of(id, |c| c.exporter = false);
+            }
+            Step::Save => {
+                let said = self.exporter.save();
+                self.say(said);
+            }
+            Step::Execute => {
+                let said = self.exporter.execute(&mut self.history);
+                self.say(said);
+            }
+            Step::RestartExporter => self.exporter.restart(self.now_ms),
+            Step::GuestConnect => self.guest_connects(),
+            Step::GuestSubmit => {
+                self.guest.submit(&mut self.history);
+                if std::mem::take(&mut self.left.planted_lost_signal) {
+                    memory::channel(self.guest.dom, |c| c.to_backend = false);
+                }
+            }
+            Step::GuestWake => {
+                memory::channel(self.guest.dom, |c| c.to_frontend = false);
+                self.guest.wake(&mut self.history);
+            }
+            Step::GuestFreeze => {
+                // The guest takes the request by clearing the node.
+                if let Some(nodes) = self.nodes.get_mut(&self.guest.dom) {
+                    nodes.suspend = false;
+                }
+                self.guest.freeze(&mut self.history);
+            }
+            Step::GuestSuspend => self.guest.mode = Mode::Suspended,
+            Step::GuestReinitialise => self.set_frontend(XenbusState::Initialising, None),
+            Step::Toolstack => self.toolstack(),
+            fault => self.fault(fault),
+        }
+    }
+
+    fn blame(&mut self, fault: Option<String>, whom: &str) {
+        if let Some(e) = fault {
+            self.history.violate(format!("{whom}: {e}"));
+        }
+    }
+
+    // ---- hosts
+
+    /// Lets a controller do something, then sends what came of it.
+    fn at<R: Default>(
+        &mut self,
+        host: usize,
+        dom: u16,
+        act: impl FnOnce(&mut Controller, &mut Nodes) -> R,
+    ) -> R {
+        let Some(controller) = self.hosts[host].controllers.get_mut(&dom) else {
+            return R::default();
+        };
+        // Of a domain that is gone nobody reads them.
+        let mut gone = Nodes::new(host);
+        gone.away = true;
+        let nodes = self.nodes.get_mut(&dom).unwrap_or(&mut gone);
+        let result = act(controller, nodes);
+        self.pump(host, dom);
+        result
+    }
+
+    fn pump(&mut self, host: usize, dom: u16) {
+        let Some(controller) = self.hosts[host].controllers.get_mut(&dom) else {
+            return;
+        };
+        let opening = controller.opening();
+        let output = controller.output();
+        let Some(id) = controller.task.as_ref().and_then(|t| t.connection) else {
+            return;
+        };
+        if let Some(connection) = self.connections.get_mut(&id)
+            && !connection.cut
+            && connection.exporter
+        {
+            connection.up.extend(opening.map(Message::Open));
+            Connection::send(&mut connection.up, &output);
+        }
+    }
+
+    fn watch(&mut self, host: usize) {
+        let Some(watch) = self.hosts[host].watches.pop_front() else {
+            return;
+        };
+        match watch {
+            Watch::Backend(dom) => {
+                let backend = self.nodes.get(&dom).map(|n| n.backend);
+                let known = self.hosts[host].controllers.contains_key(&dom);
+                match backend {
+                    None if known => self.domain_gone(host, dom),
+                    Some(Some(XenbusState::Initialising)) if !known => {
+                        let controller = Controller::new(host, dom, self.left.resumes);
+                        self.hosts[host].controllers.insert(dom, controller);
+                    }
+                    _ => {}
+                }
+            }
+            Watch::Frontend(dom) => self.at(host, dom, |c, nodes| c.frontend_changed(nodes)),
+            Watch::Shutdown(dom) => self.at(host, dom, |c, nodes| {
+                if nodes.suspend {
+                    c.event(Event::SuspendRequested, nodes);
+                }
+            }),
+        }
+    }
+
+    fn domain_gone(&mut self, host: usize, dom: u16) {
+        self.at(host, dom, |c, nodes| c.event(Event::DomainGone, nodes));
+        let Some(controller) = self.hosts[host].controllers.remove(&dom) else {
+            return;
+        };
+        if let Some(id) = controller.task.and_then(|t| t.connection) {
+            self.end_of(id, |c| c.backend = false);
+        }
+    }
+
+    fn connect(&mut self, host: usize, dom: u16) {
+        let free = (0..=u8::MAX).find(|id| !self.connections.contains_key(id));
+        let (Some(id), Some(controller)) = (free, self.hosts[host].controllers.get_mut(&dom))
+        else {
+            return;
+        };
+        if let Some(task) = &mut controller.task {
+            (task.stage, task.connection) = (Stage::Standing, Some(id));
+            self.connections.insert(id, Connection::new(host, dom));
+        }
+        self.pump(host, dom);
+    }
+
+    fn backend_end(&mut self, id: u8) {
+        let Some(connection) = self.connections.get(&id) else {
+            return;
+        };
+        let (host, dom) = (connection.host, connection.dom);
+        self.end_of(id, |c| c.backend = false);
+        if let Some(controller) = self.hosts[host].controllers.get_mut(&dom)
+            && controller
+                .task
+                .as_ref()
+                .is_some_and(|t| t.connection == Some(id))
+        {
+            controller.lost();
+        }
+    }
+
+    // ---- connections
+
+    fn end_of(&mut self, id: u8, end: impl FnOnce(&mut Connection)) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            end(connection);
+        }
+    }
+
+    fn up(&mut self, id: u8) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let host = connection.host;
+        let said = match connection.up.pop_front() {
+            Some(Message::Open(open)) => self.exporter.open(id, &open, host),
+            Some(Message::Frames(bytes)) => match self.exporter.frames(id, &bytes, self.now_ms) {
+                Ok(said) => said,
+                Err(e) => return self.history.violate(format!("the exporter: {e}")),
+            },
+            _ => Vec::new(),
+        };
+        self.say(said);
+    }
+
+    fn say(&mut self, said: Vec<Say>) {
+        for say in said {
+            let (id, message) = match say {
+                Say::Opened(id, opened) => (id, Some(Message::Opened(Box::new(opened)))),
+                Say::Frames(id, bytes) => {
+                    if let Some(connection) = self.connections.get_mut(&id)
+                        && !connection.cut
+                        && connection.backend
+                    {
+                        Connection::send(&mut connection.down, &bytes);
+                    }
+                    continue;
+                }
+                Say::Close(id) => {
+                    self.end_of(id, |c| c.exporter = false);
+                    self.exporter.disconnected(id, self.now_ms);
+                    continue;
+                }
+            };
+            if let Some(connection) = self.connections.get_mut(&id)
+                && !connection.cut
+                && connection.backend
+            {
+                connection.down.extend(message);
+            }
+        }
+    }
+
+    fn down(&mut self, id: u8) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let (host, dom) = (connection.host, connection.dom);
+        match connection.down.pop_front() {
+            Some(Message::Opened(opened)) => {
+                let over = self.at(host, dom, |c, nodes| c.opened(*opened, nodes));
+                if over {
+                    self.backend_end(id);
+                }
+                let claimed = self.hosts[host].controllers.get_mut(&dom);
+                if claimed.is_some_and(|c| c.take_claim()) {
+                    self.history.excuse_claim();
+                }
+            }
+            Some(Message::Frames(bytes)) => {
+                let fault = self.at(host, dom, |c, nodes| c.frames(&bytes, nodes));
+                self.blame(fault, "the backend");
+                let gone = self.hosts[host].controllers.get(&dom);
+                if gone.is_none_or(|c| c.task.is_none()) {
+                    self.end_of(id, |c| c.backend = false);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    // ---- guest
+
+    fn may_connect(&self) -> bool {
+        let nodes = self.nodes.get(&self.guest.dom);
+        self.guest.mode == Mode::Running
+            && !self.guest.is_connected()
+            && nodes.is_some_and(|n| {
+                n.backend == Some(XenbusState::InitWait) && n.frontend == XenbusState::Initialising
+            })
+    }
+
+    fn may_reinitialise(&self) -> bool {
+        let nodes = self.nodes.get(&self.guest.dom);
+        self.guest.mode == Mode::Running
+            && nodes.is_some_and(|n| {
+                n.frontend == XenbusState::Closing
+                    && matches!(
+                        n.backend,
+                        Some(XenbusState::Closing | XenbusState::InitWait)
+                    )
+            })
+    }
+
+    fn guest_connects(&mut self) {
+        let rings = self.guest.connect();
+        self.set_frontend(XenbusState::Connected, Some(rings));
+    }
+
+    fn set_frontend(&mut self, state: XenbusState, rings: Option<(u32, u32)>) {
+        let dom = self.guest.dom;
+        if let Some(nodes) = self.nodes.get_mut(&dom) {
+            (nodes.frontend, nodes.rings) = (state, rings);
+            let host = nodes.host;
+            self.hosts[host].watches.push_back(Watch::Frontend(dom));
+        }
+    }
+}

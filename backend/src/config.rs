@@ -14,6 +14,9 @@ pub struct Config {
     /// Where `xl-vusb` finds the daemon.
     #[serde(default = "default_socket")]
     pub socket: PathBuf,
+    /// What outlives the daemon, so that a restart goes unnoticed; see [`Config::state_dir`].
+    #[serde(default)]
+    pub state_dir: Option<PathBuf>,
     /// This host's certificate.
     #[serde(default)]
     pub tls: Tls,
@@ -140,6 +143,15 @@ impl Config {
             source,
         })?;
         Self::parse(&text, path)
+    }
+
+    /// Where to keep what outlives the daemon: `state` beside the socket, unless it is configured.
+    pub fn state_dir(&self) -> PathBuf {
+        match (&self.state_dir, self.socket.parent()) {
+            (Some(dir), _) => dir.clone(),
+            (None, Some(beside)) => beside.join("state"),
+            (None, None) => "state".into(),
+        }
     }
 
     /// Reads a text; `path` is for the errors.

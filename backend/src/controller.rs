@@ -11,6 +11,6 @@ mod poll;
 mod rings;
 mod serving;
 
-pub use handle::{Command, Device, Handle, Report, Setup, spawn};
+pub use handle::{Adopted, Command, Device, Handle, Report, Setup, spawn};
 pub use rings::{RingDetails, RingError};
 pub use serving::{Attached, Outcome, Serving};

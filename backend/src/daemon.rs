@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! The daemon: what changes in xenstore, and which controller is to know.
 
+mod adoption;
 mod controllers;
 mod leases;
 
@@ -24,6 +25,7 @@ use crate::controller::Command;
 use crate::domain::{DOMAINS, Domain};
 use crate::exporter::Exporter;
 use crate::socket;
+use crate::state::StateDir;
 use crate::xenbus::{BACKENDS, Key};
 
 const TOKEN_BACKEND: &str = "backend";
@@ -43,6 +45,7 @@ struct Daemon<B: Backend> {
     expected: BTreeMap<DomId, Domain>,
     /// Controllers that were told to end and may still hold the guest's pages.
     leaving: BTreeMap<Key, Rc<Entry>>,
+    state: StateDir,
 }
 
 /// Runs the daemon; see [`crate::run`].
@@ -54,6 +57,7 @@ pub async fn serve<B: Backend>(
     log: Logger,
 ) -> Result<()> {
     let listener = socket::bind(&config.socket)?;
+    let state = StateDir::open(&config.state_dir())?;
     let (store, mut watches) = XenStore::connect(endpoint).await?;
     let (exporter_events, mut from_exporters) = mpsc::unbounded_channel();
     let exporters = config
@@ -78,8 +82,11 @@ pub async fn serve<B: Backend>(
         gathered,
         expected: BTreeMap::new(),
         leaving: BTreeMap::new(),
+        state,
     };
     daemon.watch().await.context("cannot watch xenstore")?;
+    // Before anybody asks: the controllers of an earlier vusbd.
+    daemon.take_over().await.context("cannot read xenstore")?;
     spawn_local(socket::serve(listener, admin, log.clone()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

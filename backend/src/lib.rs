@@ -11,6 +11,7 @@ mod daemon;
 mod domain;
 mod exporter;
 mod socket;
+mod state;
 pub mod totals;
 pub mod xenbus;
 

@@ -9,6 +9,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use handoff::{Action, Event, State, step};
+use session::VmUuid;
+use session::client::Client;
 use session::frame::Kind;
 use slog::{Logger, debug, error, info};
 use tokio::sync::{mpsc, watch};
@@ -21,12 +23,13 @@ use xen::xenstore::XenStore;
 
 use self::devices::Plugged;
 use super::device::News;
-use super::handle::{Command, Setup};
+use super::handle::{Adopted, Command, Setup};
 use super::node::StateNode;
 use super::poll::{Moved, Polling};
 use super::rings::{RingDetails, Signal};
-use super::serving::{Outcome, Serving};
+use super::serving::{Outcome, Place, Serving};
 use crate::config::HandOff;
+use crate::state::ControllerFiles;
 use crate::xenbus::{Key, XenbusState};
 
 /// A cancelled transfer is answered without the exporter after this time: the guest's USB core
@@ -46,6 +49,8 @@ const GOODBYE: Duration = Duration::from_millis(500);
 /// A controller at work; see the module's documentation.
 pub(super) struct Actor<B: Backend> {
     key: Key,
+    vm: VmUuid,
+    files: ControllerFiles,
     identity: Identity,
     hand_off: HandOff,
     log: Logger,
@@ -72,7 +77,11 @@ impl<B: Backend> Actor<B> {
     pub(super) fn new(setup: Setup<B>) -> Self {
         let Setup {
             key,
+            vm,
             port_count,
+            journal,
+            files,
+            adopted,
             platform,
             store,
             identity,
@@ -82,9 +91,19 @@ impl<B: Backend> Actor<B> {
             log,
         } = setup;
         let (news, reports) = mpsc::unbounded_channel();
-        let serving = Serving::new(platform, key.domid, port_count, totals, log.clone());
-        Self {
+        let place = Place {
+            platform,
+            domid: key.domid,
+            devid: key.devid,
+            vm,
+            totals,
+            log: log.clone(),
+        };
+        let serving = Serving::keeping(place, port_count, journal);
+        let mut actor = Self {
             key,
+            vm,
+            files,
             identity,
             hand_off,
             node: StateNode::start(store.clone(), key, log.clone()),
@@ -104,6 +123,27 @@ impl<B: Backend> Actor<B> {
             idle_since: None,
             full_since: None,
             polling: Polling::new(poll),
+        };
+        match adopted {
+            Some(adopted) => actor.adopt(adopted),
+            None => actor.keep_devices(),
+        }
+        actor
+    }
+
+    /// Goes on for an earlier process. The rings come with the frontend's state.
+    fn adopt(&mut self, adopted: Adopted) {
+        let Adopted { backend, devices } = adopted;
+        self.backend = backend;
+        self.state = match backend {
+            XenbusState::InitWait => State::WaitingForFrontend,
+            _ => State::Closed,
+        };
+        info!(self.log, "taking over from an earlier vusbd"; "backend" => %backend,
+            "devices" => devices.len());
+        self.serving.borrow_mut().adopt();
+        for (exporter, device) in devices {
+            self.plug_again(exporter, device);
         }
     }
 
@@ -120,7 +160,8 @@ impl<B: Backend> Actor<B> {
             tokio::select! {
                 command = inbox.recv() => match command {
                     Some(command) => self.command(command),
-                    None => self.event(Event::DomainGone),
+                    // The daemon ends. The guest does not, and whoever comes after us goes on.
+                    None => return,
                 },
                 Some(news) = reports.recv() => self.device(news),
                 signalled = wait(&self.signal) => {
@@ -143,7 +184,10 @@ impl<B: Backend> Actor<B> {
                 () = sleep(IDLE_FOR / 4), if quiescing => self.look_idle(),
             }
         }
-        self.say_goodbye().await;
+        let said = self.say_goodbye().await;
+        if said || self.state == State::Abandoned {
+            self.files.remove_own();
+        }
         info!(self.log, "controller ended"; "state" => %self.state);
         // The toolstack waits for the last state.
         self.node.finish().await;
@@ -162,7 +206,11 @@ impl<B: Backend> Actor<B> {
             Command::Refuse => self.event(Event::MoveForbidden),
             Command::FrontendConnected(details) => {
                 self.rings = Some(details);
+                let was_quiescing = self.serving.borrow().was_quiescing();
                 self.event(Event::FrontendConnected);
+                if was_quiescing {
+                    self.suspend();
+                }
             }
             Command::FrontendClosed(state) => self.follow(state),
             Command::FrontendInitialising => {
@@ -174,11 +222,7 @@ impl<B: Backend> Actor<B> {
                 self.frontend_resumes
                     .send_if_modified(|now| std::mem::replace(now, yes) != yes);
             }
-            Command::Suspend => {
-                self.suspend_asked = Some(Instant::now());
-                self.idle_since = None;
-                self.event(Event::SuspendRequested);
-            }
+            Command::Suspend => self.suspend(),
             Command::Gone => self.event(Event::DomainGone),
             Command::Attach(exporter, lease, answer) => self.attach(exporter, *lease, answer),
             Command::Detach(port, answer) => {
@@ -188,6 +232,12 @@ impl<B: Backend> Actor<B> {
                 let _ = answer.send(self.report());
             }
         }
+    }
+
+    fn suspend(&mut self) {
+        self.suspend_asked = Some(Instant::now());
+        self.idle_since = None;
+        self.event(Event::SuspendRequested);
     }
 
     fn event(&mut self, event: Event) {
@@ -210,19 +260,21 @@ impl<B: Backend> Actor<B> {
             Action::RemoveStateNode => self.node.remove(),
             Action::MapRings => self.map_rings(),
             Action::Claim => drop(self.may_claim.send_replace(true)),
-            Action::SwitchToConnected if self.signal.is_some() => {
+            Action::SwitchToConnected
+                if self.signal.is_some() && self.backend != XenbusState::Connected =>
+            {
                 self.switch(XenbusState::Connected);
             }
             Action::SwitchToConnected => {}
-            Action::StartQuiescing => self.serving.borrow_mut().quiescing = true,
-            Action::StopQuiescing => self.serving.borrow_mut().quiescing = false,
+            Action::StartQuiescing => self.serving.borrow_mut().set_quiescing(true),
+            Action::StopQuiescing => self.serving.borrow_mut().set_quiescing(false),
             Action::Freeze => self.say(Kind::Freeze),
             Action::Thaw => self.say(Kind::Thaw),
             Action::UnmapRings => {
                 self.signal = None;
                 let mut serving = self.serving.borrow_mut();
                 serving.disconnect();
-                serving.quiescing = false;
+                serving.set_quiescing(false);
             }
             Action::Orphan => self.say(Kind::Orphan),
             Action::Close => self.switch(XenbusState::Closed),
@@ -261,7 +313,13 @@ impl<B: Backend> Actor<B> {
         let Some(details) = self.rings else { return };
         let connected = self.serving.borrow_mut().connect(details);
         match connected.and_then(|channel| Signal::new(channel, details.channel)) {
-            Ok(signal) => self.signal = Some(signal),
+            Ok(signal) => {
+                self.signal = Some(signal);
+                // What lies on the ring already is announced by the channel, which starts with an event.
+                let outcome = self.serving.borrow_mut().take_recovered();
+                self.watch_unlinked(&outcome);
+                self.note_sessions();
+            }
             Err(e) => {
                 // The guest's fault or ours; either way only this frontend stands still.
                 error!(self.log, "frontend refused: {}", e);
@@ -363,8 +421,9 @@ impl<B: Backend> Actor<B> {
 
     // ---- the end
 
-    /// Gives the last words to the exporters, and the last state, the time to leave.
-    async fn say_goodbye(&self) {
+    /// Gives the last words to the exporters, and the last state, the time to leave. Whether every
+    /// exporter was there to hear them.
+    async fn say_goodbye(&self) -> bool {
         let until = Instant::now() + GOODBYE;
         while Instant::now() < until {
             sleep(Duration::from_millis(5)).await;
@@ -378,7 +437,14 @@ impl<B: Backend> Actor<B> {
             }
         }
         sleep(Duration::from_millis(50)).await;
-        debug!(self.log, "last words said");
+        let mut serving = self.serving.borrow_mut();
+        let mut ports = serving.core.ports();
+        let said = ports.all(|port| match serving.at_mut(port) {
+            Some(attached) => attached.client.as_ref().is_some_and(Client::is_connected),
+            None => true,
+        });
+        debug!(self.log, "last words said"; "to all" => said);
+        said
     }
 }
 

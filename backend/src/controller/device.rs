@@ -93,6 +93,8 @@ pub struct DeviceTask<B: Backend> {
     pub(super) may_claim: watch::Receiver<bool>,
     /// Whether it has held the lease.
     pub(super) held: bool,
+    /// The epoch under which an earlier process held it.
+    pub(super) session: Option<Epoch>,
     /// Whether the frontend can resume.
     pub(super) frontend_resumes: watch::Receiver<bool>,
     pub(super) news: mpsc::UnboundedSender<News>,
@@ -102,7 +104,7 @@ pub struct DeviceTask<B: Backend> {
 impl<B: Backend> DeviceTask<B> {
     /// Runs until the device is lost; dropped when it is detached.
     pub async fn run(mut self) {
-        let mut epoch = None;
+        let mut epoch = self.session;
         let mut pause = RETRY_MIN;
         let mut said = String::new();
         loop {
@@ -138,7 +140,7 @@ impl<B: Backend> DeviceTask<B> {
         let how = match self.serving.borrow_mut().client(self.port) {
             Some(client) if *epoch == Some(client.epoch()) => client.resume(),
             _ => How::Claim {
-                seen: self.lease.epoch,
+                seen: epoch.unwrap_or(self.lease.epoch),
             },
         };
         let open = Open {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use control::Counters;
 use handoff::{Incoming, State};
-use session::Lease;
+use session::{Lease, VmUuid};
 use slog::{Logger, error};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
@@ -17,6 +17,7 @@ use xen::xenstore::XenStore;
 use super::actor::Actor;
 use super::rings::RingDetails;
 use crate::config::{self, HandOff};
+use crate::state::{ControllerFiles, ControllerJournal, SavedDevice};
 use crate::totals::Totals;
 use crate::xenbus::{Key, XenbusState};
 
@@ -24,8 +25,16 @@ use crate::xenbus::{Key, XenbusState};
 pub struct Setup<B> {
     /// Which.
     pub key: Key,
+    /// The VM.
+    pub vm: VmUuid,
     /// Its number of ports.
     pub port_count: u8,
+    /// What a later process is to know, or what an earlier one kept.
+    pub journal: ControllerJournal,
+    /// Where that is.
+    pub files: ControllerFiles,
+    /// The controller was served by an earlier process.
+    pub adopted: Option<Adopted>,
     /// Xen.
     pub platform: B,
     /// Its nodes.
@@ -40,6 +49,14 @@ pub struct Setup<B> {
     pub totals: Arc<Totals>,
     /// Its logger.
     pub log: Logger,
+}
+
+/// What is known of a controller that an earlier process served, besides its journal.
+pub struct Adopted {
+    /// The state of its backend node.
+    pub backend: XenbusState,
+    /// Its devices.
+    pub devices: Vec<(config::Exporter, SavedDevice)>,
 }
 
 /// What the daemon tells a controller.

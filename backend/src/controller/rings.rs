@@ -4,9 +4,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
+use journal::Corrupt;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use usbif::{BackRing, Conn, Urb};
+use usbif::{BackRing, Conn, RingCorrupt, Urb};
 use xen::{Backend, EventChannel, EvtchnPort, GrantError, GrantRef, RingPage};
 
 /// What the frontend's directory says of its rings.
@@ -34,6 +35,12 @@ pub enum RingError {
         /// Why.
         source: std::io::Error,
     },
+    /// We were started again, and cannot go on with them.
+    #[error(transparent)]
+    Lost(#[from] Corrupt),
+    /// As above.
+    #[error(transparent)]
+    Indices(#[from] RingCorrupt),
 }
 
 /// The mapped rings.

@@ -5,26 +5,34 @@
 //! is on the rings, and what it leads to is sent and published in one go.
 
 mod copy;
+mod recovery;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use control::Counters;
 use handoff::Cookie;
+use journal::Record;
+use session::VmUuid;
 use session::client::Client;
 use slog::{Logger, warn};
 use tokio::sync::Notify;
-use usbif::{BackRing, ConnResponse, PortNumber, RingCorrupt, UrbResponse};
+use usbif::{BadRequest, ConnResponse, PortNumber, RingCorrupt, UrbRequest, UrbResponse};
 use vusb_core::{Answers, Controller, Slot, UrbResult, Verdict};
 use xen::{Access, Backend, DomId, EventChannel, GrantError, RingPage};
 
 use super::rings::{RingDetails, RingError, Rings};
+use crate::state::ControllerJournal;
 use crate::totals::Totals;
 
 /// Requests taken in one wake-up before others get their turn. A guest whose requests are answered
 /// at once could else keep the thread for itself.
 const BUDGET: usize = 64;
+/// Unanswered requests: slots of the ring.
+const SLOTS: usize = 16;
 
 /// The device at a port.
 #[derive(Clone)]
@@ -41,16 +49,38 @@ pub struct Attached {
     reset: Option<u64>,
 }
 
+/// Where a controller is.
+#[derive(Clone)]
+pub struct Place<B> {
+    /// Xen.
+    pub platform: B,
+    /// Its domain.
+    pub domid: DomId,
+    /// Its number there.
+    pub devid: u16,
+    /// The VM.
+    pub vm: VmUuid,
+    /// The daemon's counters.
+    pub totals: Arc<Totals>,
+    /// Its logger.
+    pub log: Logger,
+}
+
 /// Requests in flight, the rings they came from, and the sessions they went to.
 pub struct Serving<B: Backend> {
-    platform: B,
-    domid: DomId,
-    totals: Arc<Totals>,
-    log: Logger,
+    place: Place<B>,
     /// The ports.
     pub core: Controller,
     rings: Option<Rings<B>>,
     attached: [Option<Attached>; PortNumber::MAX as usize],
+    /// What a process after this one is to know.
+    journal: ControllerJournal,
+    /// The record of each unanswered request, and of the unlink that waits for its answer.
+    records: [(Option<Record>, Option<Record>); SLOTS],
+    /// The first frontend to connect may be one that an earlier process served.
+    recovering: bool,
+    /// What came of that.
+    recovered: Outcome,
     /// Unlinked OUT transfers are given a moment to finish.
     pub quiescing: bool,
     /// The rings are looked at again without an event.
@@ -71,7 +101,7 @@ pub struct Outcome {
 }
 
 impl<B: Backend> Serving<B> {
-    /// A controller with empty ports and no rings.
+    /// A controller with empty ports and no rings, of which nothing is kept.
     pub fn new(
         platform: B,
         domid: DomId,
@@ -79,14 +109,28 @@ impl<B: Backend> Serving<B> {
         totals: Arc<Totals>,
         log: Logger,
     ) -> Self {
-        Self {
-            totals,
+        let place = Place {
             platform,
             domid,
+            devid: 0,
+            vm: VmUuid(uuid::Uuid::nil()),
+            totals,
             log,
+        };
+        Self::keeping(place, port_count, crate::state::no_journal())
+    }
+
+    /// A controller with empty ports and no rings.
+    pub fn keeping(place: Place<B>, port_count: u8, journal: ControllerJournal) -> Self {
+        Self {
+            place,
             core: Controller::new(port_count),
             rings: None,
             attached: std::array::from_fn(|_| None),
+            journal,
+            records: [(None, None); SLOTS],
+            recovering: false,
+            recovered: Outcome::default(),
             quiescing: false,
             polled: false,
             completions: Rc::default(),
@@ -96,26 +140,32 @@ impl<B: Backend> Serving<B> {
 
     // ---- rings
 
-    /// Maps the rings and binds the event channel, which it returns.
+    /// Maps the rings and binds the event channel, which it returns. Where an earlier process served
+    /// these very rings, goes on with them; then [`take_recovered`](Self::take_recovered) is next.
+    ///
+    /// # Errors
+    /// [`RingError`]; then no rings are mapped.
     pub fn connect(&mut self, details: RingDetails) -> Result<Rc<B::Channel>, RingError> {
+        let Place {
+            platform, domid, ..
+        } = &self.place;
         let page = |gref| {
-            let mapping = self.platform.map(self.domid, &[gref], Access::ReadWrite)?;
+            let mapping = platform.map(*domid, &[gref], Access::ReadWrite)?;
             Ok::<_, GrantError>(RingPage::new(mapping, 0))
         };
         let (urb, conn) = (page(details.urb)?, page(details.conn)?);
         let port = details.channel;
-        let channel = self
-            .platform
-            .bind_interdomain(self.domid, port)
+        let channel = platform
+            .bind_interdomain(*domid, port)
             .map_err(|source| RingError::Channel { port, source })?;
         let channel = Rc::new(channel);
-        self.rings = Some(Rings {
-            urb: BackRing::new(urb),
-            conn: BackRing::new(conn),
-            channel: channel.clone(),
-        });
-        self.core.tell_all();
+        self.recovered = self.take_up(details, urb, conn, channel.clone())?;
         Ok(channel)
+    }
+
+    /// What came of taking up the rings of an earlier process.
+    pub fn take_recovered(&mut self) -> Outcome {
+        std::mem::take(&mut self.recovered)
     }
 
     /// Unmaps the rings. Transfers in flight are cancelled; their completions find no request.
@@ -131,7 +181,15 @@ impl<B: Backend> Serving<B> {
             }
         }
         self.core.forget_requests();
+        self.journal.end();
+        self.records = [(None, None); SLOTS];
         self.rings = None;
+    }
+
+    /// The guest is about to be suspended, or is not any more.
+    pub fn set_quiescing(&mut self, quiescing: bool) {
+        self.quiescing = quiescing;
+        self.journal.set_quiescing(quiescing);
     }
 
     /// Whether a request was taken since the last call.
@@ -152,14 +210,17 @@ impl<B: Backend> Serving<B> {
         let mut outcome = Outcome::default();
         let mut budget = BUDGET;
         loop {
+            if !self.journal.has_room() {
+                self.publish();
+            }
             let Some(rings) = &mut self.rings else {
                 return Ok(outcome);
             };
-            match rings.urb.next_request()? {
-                Some(request) => {
+            match rings.urb.next_slot()? {
+                Some(raw) => {
                     self.activity = true;
-                    let verdict = self.core.take(request);
-                    self.act(verdict, &mut outcome);
+                    let record = self.journal.take(&raw);
+                    self.decide(record, UrbRequest::decode(&raw), &mut outcome);
                     budget -= 1;
                 }
                 // Who looks again anyway needs no event, and the guest can do without sending one.
@@ -180,21 +241,37 @@ impl<B: Backend> Serving<B> {
     /// Shows the frontend what was answered, and signals it if it wants that.
     pub fn publish(&mut self) {
         let Some(rings) = &mut self.rings else { return };
-        let urb = rings.urb.publish();
-        let conn = rings.conn.publish();
-        if (urb || conn)
-            && let Err(e) = rings.channel.notify()
-        {
-            warn!(self.log, "cannot signal the frontend: {}", e);
+        let wants_signal = rings.urb.publish();
+        self.journal.published();
+        if wants_signal {
+            self.signal();
+        }
+    }
+
+    fn signal(&self) {
+        let Some(rings) = &self.rings else { return };
+        if let Err(e) = rings.channel.notify() {
+            warn!(self.place.log, "cannot signal the frontend: {}", e);
+        }
+    }
+
+    /// Keeps in the journal what changed at the ports. Called before anything goes out that depends
+    /// on it.
+    pub fn note_ports(&mut self) {
+        if self.core.take_ports_changed() {
+            for port in self.core.ports() {
+                self.journal.save_port(port, &self.core.snapshot(port));
+            }
         }
     }
 
     /// Pushes connection events, as far as the frontend has left requests for them.
     fn tell_connections(&mut self) -> Result<(), RingCorrupt> {
-        let Some(rings) = &mut self.rings else {
-            return Ok(());
-        };
+        let mut wants_signal = false;
         while let Some(event) = self.core.next_event() {
+            let Some(rings) = &mut self.rings else {
+                return Ok(());
+            };
             let Some(request) = rings.conn.next_request()? else {
                 if rings.conn.final_check() {
                     continue;
@@ -206,21 +283,47 @@ impl<B: Backend> Serving<B> {
                 port: event.port,
                 speed: event.speed,
             };
+            // One by one: whoever comes after us must know which event was told.
+            self.journal.telling(event.port, rings.conn.indices().rsp);
             if rings.conn.push_response(&response).is_ok() {
+                wants_signal |= rings.conn.publish();
                 self.core.told(event);
             }
+            self.note_ports();
+        }
+        if wants_signal {
+            self.signal();
         }
         Ok(())
     }
 
-    fn act(&mut self, verdict: Verdict, outcome: &mut Outcome) {
+    fn decide(
+        &mut self,
+        record: Option<Record>,
+        request: Result<UrbRequest, BadRequest>,
+        outcome: &mut Outcome,
+    ) {
+        let verdict = self.core.take(request);
+        self.note_ports();
         match verdict {
-            Verdict::Answer(response) => self.push(&response),
-            Verdict::AnswerBoth(answers) => self.answer(answers),
-            Verdict::Submit(slot) => self.submit(slot),
-            Verdict::Hold => {}
-            Verdict::Reset(port) => self.reset(port),
+            Verdict::Answer(response) => self.push(record, &response),
+            Verdict::AnswerBoth(slot, answers) => {
+                self.records[slot.index()].1 = record;
+                self.answer(slot, answers);
+            }
+            Verdict::Submit(slot) => {
+                self.records[slot.index()] = (record, None);
+                self.submit(slot);
+            }
+            Verdict::Hold(slot) => self.place(slot, record),
+            Verdict::Reset(slot) => {
+                self.place(slot, record);
+                if let Some(port) = self.core.urb(slot).map(|u| u.port) {
+                    self.reset(port);
+                }
+            }
             Verdict::Cancel(slot) => {
+                self.records[slot.index()].1 = record;
                 let Some(urb) = self.core.urb(slot) else {
                     return;
                 };
@@ -241,20 +344,32 @@ impl<B: Backend> Serving<B> {
         }
     }
 
-    fn push(&mut self, response: &UrbResponse) {
-        let Some(rings) = &mut self.rings else { return };
-        if rings.urb.push_response(response).is_err() {
-            // Each answer belongs to a request taken from this very ring.
-            debug_assert!(false, "answer {response:?} without a request");
-            warn!(self.log, "answer without a request"; "id" => response.id);
+    /// The request waits for its device.
+    fn place(&mut self, slot: Slot, record: Option<Record>) {
+        self.records[slot.index()] = (record, None);
+        if let (Some(record), Some(urb)) = (record, self.core.urb(slot)) {
+            self.journal.placed(record, urb.port);
         }
     }
 
-    fn answer(&mut self, answers: Answers) {
-        if let Some(unlink) = answers.unlink {
-            self.push(&unlink);
+    fn push(&mut self, record: Option<Record>, response: &UrbResponse) {
+        let Some(rings) = &mut self.rings else { return };
+        let index = rings.urb.indices().rsp;
+        if rings.urb.push_response(response).is_err() {
+            // Each answer belongs to a request taken from this very ring.
+            debug_assert!(false, "answer {response:?} without a request");
+            warn!(self.place.log, "answer without a request"; "id" => response.id);
+        } else if let Some(record) = record {
+            self.journal.answered(record, index, response);
         }
-        self.push(&answers.urb);
+    }
+
+    fn answer(&mut self, slot: Slot, answers: Answers) {
+        let (urb, unlink) = std::mem::take(&mut self.records[slot.index()]);
+        if let Some(response) = answers.unlink {
+            self.push(unlink, &response);
+        }
+        self.push(urb, &answers.urb);
     }
 
     fn finish(&mut self, slot: Slot, result: UrbResult) {
@@ -278,7 +393,7 @@ impl<B: Backend> Serving<B> {
             self.count(urb.port, more);
         }
         if let Some(answers) = self.core.complete(slot, result) {
-            self.answer(answers);
+            self.answer(slot, answers);
         }
     }
 }

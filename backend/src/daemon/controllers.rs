@@ -9,8 +9,9 @@ use xen::{Backend, DomId, EvtchnPort, GrantRef};
 
 use super::{Daemon, TOKEN_FRONTEND, TOKEN_SHUTDOWN};
 use crate::admin::Entry;
-use crate::controller::{self, Command, RingDetails, Setup};
+use crate::controller::{self, Adopted, Command, RingDetails, Setup};
 use crate::domain::{DOMAINS, Domain};
+use crate::state::{ControllerFiles, ControllerJournal};
 use crate::xenbus::{BACKENDS, Key, XenbusState, frontends};
 
 impl<B: Backend> Daemon<B> {
@@ -47,6 +48,13 @@ impl<B: Backend> Daemon<B> {
             Some(_) if removed => self.end(key).await,
             Some(_) => {}
             None if !removed && state == XenbusState::Initialising => self.begin(key).await?,
+            // An earlier vusbd served it.
+            None if !removed
+                && state != XenbusState::Unknown
+                && !self.leaving.contains_key(&key) =>
+            {
+                self.adopt(key, state).await?;
+            }
             // Its thread says so when it has let go of everything.
             None if self.leaving.contains_key(&key) => {}
             // Nobody serves it, for example because it came and went while we were away: what is
@@ -67,6 +75,27 @@ impl<B: Backend> Daemon<B> {
             warn!(log, "controller without a domain");
             return Ok(());
         };
+        info!(log, "controller appeared"; "vm" => %domain.vm, "name" => &domain.name);
+        let mut files = self.state.files(key);
+        let journal = files.create(&log);
+        let started = self.start(key, &domain, files, journal, None).await?;
+        if started {
+            self.gather(key, &domain);
+        }
+        Ok(())
+    }
+
+    /// Starts a controller's thread, and watches its frontend. False when that was not possible,
+    /// which was logged.
+    pub(super) async fn start(
+        &mut self,
+        key: Key,
+        domain: &Domain,
+        files: ControllerFiles,
+        journal: ControllerJournal,
+        adopted: Option<Adopted>,
+    ) -> Result<bool, Error> {
+        let log = self.log.new(o!("controller" => key.to_string()));
         let ports = self
             .store
             .read_optional(&format!("{}/num-ports", key.backend()))
@@ -76,12 +105,15 @@ impl<B: Backend> Daemon<B> {
                 log,
                 "num-ports is not 1 to 31; correct the usbctrl line of the domain"
             );
-            return Ok(());
+            return Ok(false);
         };
-        info!(log, "controller appeared"; "vm" => %domain.vm, "name" => &domain.name);
         let setup = Setup {
             key,
+            vm: domain.vm,
             port_count,
+            journal,
+            files,
+            adopted,
             platform: self.platform.clone(),
             store: self.store.clone(),
             identity: self.identity.clone(),
@@ -95,12 +127,11 @@ impl<B: Backend> Daemon<B> {
             Ok(handle) => handle,
             Err(e) => {
                 error!(log, "cannot start the controller's thread: {}", e);
-                return Ok(());
+                return Ok(false);
             }
         };
         let first = self.admin.controllers_of(key.domid).is_empty();
         self.admin.insert(key, Entry::new(handle, domain.clone()));
-        self.gather(key, &domain);
         if first {
             let domid = key.domid;
             let set = async {
@@ -114,7 +145,7 @@ impl<B: Backend> Daemon<B> {
             };
             set.await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     pub(super) async fn end(&mut self, key: Key) {

@@ -92,6 +92,32 @@ struct Outstanding {
     cancelled: bool,
 }
 
+impl Outstanding {
+    fn transfer(request: u64, transfer: &Transfer) -> Self {
+        let iso = transfer.iso_packets() * frame::ISO_PACKET_LEN;
+        let data = if transfer.is_in() {
+            transfer.length as usize
+        } else {
+            0
+        };
+        Self {
+            request,
+            body_limit: iso + data,
+            length: transfer.length,
+            cancelled: false,
+        }
+    }
+
+    fn nothing(request: u64) -> Self {
+        Self {
+            request,
+            body_limit: 0,
+            length: 0,
+            cancelled: false,
+        }
+    }
+}
+
 /// The machine; see the module's documentation.
 #[derive(Clone, Debug, Hash)]
 pub struct Client {
@@ -101,6 +127,8 @@ pub struct Client {
     completions_received: u64,
     acknowledged: u64,
     outstanding: VecDeque<Outstanding>,
+    /// Of a restored client: requests that may complete without anybody having asked any more.
+    unaccounted: u64,
     output: Vec<u8>,
 }
 
@@ -114,8 +142,48 @@ impl Client {
             completions_received: 0,
             acknowledged: 0,
             outstanding: VecDeque::with_capacity(MAX_OUTSTANDING),
+            unaccounted: 0,
             output: Vec::with_capacity(256 * 1024),
         }
+    }
+
+    /// The client of an earlier process, not connected. `known` are the requests without a
+    /// completion that somebody waits for, in any order, a reset as `None`. `last_request` is the
+    /// last one that may have been sent, `completions_received` the last completion whose outcome
+    /// was kept.
+    ///
+    /// Numbers that are neither known nor completed belong to requests that nobody waits for any more:
+    /// their completions are taken, and what of them did not arrive is sent with no effect.
+    ///
+    /// `None` when these numbers contradict each other; then the lease is to be claimed.
+    pub fn restore(
+        epoch: Epoch,
+        last_request: u64,
+        completions_received: u64,
+        known: impl IntoIterator<Item = (u64, Option<Transfer>)>,
+    ) -> Option<Self> {
+        let mut client = Self::new(epoch);
+        client.connected = false;
+        client.last_request = last_request;
+        client.completions_received = completions_received;
+        client.acknowledged = completions_received;
+        for (request, transfer) in known {
+            if request == 0 || request > last_request || !client.has_room() {
+                return None;
+            }
+            client.outstanding.push_back(match transfer {
+                Some(transfer) => Outstanding::transfer(request, &transfer),
+                None => Outstanding::nothing(request),
+            });
+        }
+        let open = last_request.checked_sub(completions_received)?;
+        client.unaccounted = open.checked_sub(client.outstanding.len() as u64)?;
+        // More than an exporter would ever have taken.
+        if open > crate::server::MAX_OPEN as u64 {
+            return None;
+        }
+        client.sort_outstanding();
+        Some(client)
     }
 
     /// The epoch that it was made for.
@@ -156,18 +224,8 @@ impl Client {
         let request = self.last_request + 1;
         self.encode_submit(request, transfer, fill)?;
         self.last_request = request;
-        let iso = transfer.iso_packets() * frame::ISO_PACKET_LEN;
-        let data = if transfer.is_in() {
-            transfer.length as usize
-        } else {
-            0
-        };
-        self.outstanding.push_back(Outstanding {
-            request,
-            body_limit: iso + data,
-            length: transfer.length,
-            cancelled: false,
-        });
+        self.outstanding
+            .push_back(Outstanding::transfer(request, transfer));
         Ok(request)
     }
 
@@ -175,12 +233,7 @@ impl Client {
     pub fn reset(&mut self) -> u64 {
         self.last_request += 1;
         let request = self.last_request;
-        self.outstanding.push_back(Outstanding {
-            request,
-            body_limit: 0,
-            length: 0,
-            cancelled: false,
-        });
+        self.outstanding.push_back(Outstanding::nothing(request));
         self.resend_reset(request);
         request
     }
@@ -273,7 +326,30 @@ impl Client {
         }
         self.connected = true;
         self.acknowledged = self.completions_received;
+        // Numbers have no gaps: what nobody waits for is sent, too, with no effect.
+        let fillers = requests_received + 1..=self.last_request;
+        for request in fillers.take(crate::server::MAX_OPEN) {
+            if self.unaccounted > 0 && !self.is_outstanding(request) {
+                self.unaccounted -= 1;
+                self.outstanding.push_back(Outstanding::nothing(request));
+            }
+        }
+        self.sort_outstanding();
         Ok(())
+    }
+
+    fn is_outstanding(&self, request: u64) -> bool {
+        self.outstanding.iter().any(|o| o.request == request)
+    }
+
+    fn sort_outstanding(&mut self) {
+        let outstanding = self.outstanding.make_contiguous();
+        outstanding.sort_unstable_by_key(|o| o.request);
+    }
+
+    /// The last completion that arrived, 0 for none.
+    pub fn completions_received(&self) -> u64 {
+        self.completions_received
     }
 
     /// The outstanding requests after `requests_received`, oldest first.
@@ -361,11 +437,15 @@ impl Client {
             });
         }
         let request = completion.request;
-        let at = self
-            .outstanding
-            .iter()
-            .position(|o| o.request == request)
-            .ok_or(ClientError::UnknownRequest(request))?;
+        let at = self.outstanding.iter().position(|o| o.request == request);
+        let Some(at) = at else {
+            if self.unaccounted == 0 || request > self.last_request {
+                return Err(ClientError::UnknownRequest(request));
+            }
+            self.unaccounted -= 1;
+            self.completions_received = expected;
+            return Ok(());
+        };
         let Outstanding {
             body_limit, length, ..
         } = self.outstanding[at];

@@ -3,17 +3,35 @@
 
 use core::marker::PhantomData;
 
-use crate::RingMemory;
 use crate::ring::{
     REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, RingCorrupt, RingIndices, RingKind, publish_index,
     slot_offset,
 };
+use crate::{RingMemory, Urb};
 
 /// [`BackRing::push_response`] without a request that still wants one. Written all the same, the
 /// response would destroy a request that has not been read yet. Always our own mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("every request that was read has been answered")]
 pub struct NoRequestToAnswer;
+
+impl<M: RingMemory> BackRing<M, Urb> {
+    /// As [`next_request`](Self::next_request), but the slot's bytes, for who keeps them. They are
+    /// for [`UrbRequest::decode`](crate::UrbRequest::decode).
+    ///
+    /// # Errors
+    /// Those of `next_request`.
+    pub fn next_slot(&mut self) -> Result<Option<[u8; Urb::SLOT_BYTES]>, RingCorrupt> {
+        if self.unread()? == 0 {
+            return Ok(None);
+        }
+        let mut bytes = [0; Urb::SLOT_BYTES];
+        self.memory
+            .read(slot_offset::<Urb>(self.req_cons), &mut bytes);
+        self.req_cons = self.req_cons.wrapping_add(1);
+        Ok(Some(bytes))
+    }
+}
 
 /// The backend's end of a ring.
 ///
@@ -64,6 +82,14 @@ impl<M: RingMemory, R: RingKind> BackRing<M, R> {
         let mut ring = Self::at(memory, indices.rsp);
         ring.req_cons = indices.req;
         Ok(ring)
+    }
+
+    /// The two producer indices as they are on a shared page, not checked.
+    pub fn shared_indices(memory: &M) -> RingIndices {
+        RingIndices {
+            req: memory.load_acquire(REQ_PROD),
+            rsp: memory.load_acquire(RSP_PROD),
+        }
     }
 
     fn at(memory: M, index: u32) -> Self {

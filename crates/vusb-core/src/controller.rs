@@ -6,7 +6,7 @@ use usbif::{
 };
 
 use crate::port::Port;
-use crate::{ConnEvent, PortState, Slot, Urb, transfer_of};
+use crate::{ConnEvent, PortSnapshot, PortState, Slot, Urb, transfer_of};
 
 /// Requests that can be unanswered: the slots of the URB ring.
 const SLOTS: usize = 16;
@@ -20,14 +20,14 @@ pub enum Verdict {
     /// Submit it to the device of its port, then say so with [`Controller::submitted`].
     Submit(Slot),
     /// Keep it: [`Controller::release`] will name it again.
-    Hold,
+    Hold(Slot),
     /// The guest has reset the port of an addressed device, which a real device must be told:
     /// reset it, and call [`Controller::release`] when that is over. The request is held.
-    Reset(PortNumber),
+    Reset(Slot),
     /// Cancel this transfer in the device's session. Its completion answers both.
     Cancel(Slot),
-    /// The cancelled request never left: answer both now.
-    AnswerBoth(Answers),
+    /// The cancelled request, which was in this slot, never left: answer both now.
+    AnswerBoth(Slot, Answers),
 }
 
 /// One or two answers, to be pushed in this order and published together.
@@ -94,6 +94,8 @@ pub struct Controller {
     urbs: [Option<Urb>; SLOTS],
     /// Requests taken so far: held ones are released in the order of the ring.
     taken: u64,
+    /// A port may have changed.
+    ports_changed: bool,
 }
 
 impl Controller {
@@ -105,6 +107,7 @@ impl Controller {
             addresses: [None; DeviceAddress::MAX as usize + 1],
             urbs: [None; SLOTS],
             taken: 0,
+            ports_changed: false,
         }
     }
 
@@ -189,7 +192,8 @@ impl Controller {
 
     /// Holds requests to a port until [`Controller::release`].
     pub fn hold(&mut self, port: PortNumber) {
-        self.port_mut(port).held = true;
+        let entry = self.port_mut(port);
+        entry.held = !entry.is_empty();
     }
 
     /// Ends the holding of a port. The caller now submits every request of
@@ -201,6 +205,70 @@ impl Controller {
     /// Whether requests to a port are held.
     pub fn is_held(&self, port: PortNumber) -> bool {
         self.port(port).held
+    }
+
+    // ---- what outlives this process
+
+    /// Whether a [`Controller::snapshot`] may have changed since the last call.
+    pub fn take_ports_changed(&mut self) -> bool {
+        core::mem::take(&mut self.ports_changed)
+    }
+
+    /// All that is known of a port.
+    pub fn snapshot(&self, port: PortNumber) -> PortSnapshot {
+        let Port {
+            speed,
+            address,
+            held,
+            events,
+        } = *self.port(port);
+        PortSnapshot {
+            speed,
+            address,
+            held,
+            events,
+        }
+    }
+
+    /// A port is as it was in an earlier process. Ports beyond the last one are left alone.
+    pub fn restore_port(&mut self, port: PortNumber, snapshot: &PortSnapshot) {
+        if port.get() > self.port_count {
+            return;
+        }
+        self.forget_address(port);
+        let entry = self.port_mut(port);
+        entry.speed = snapshot.speed;
+        entry.held = snapshot.held && !entry.is_empty();
+        entry.events = snapshot.events;
+        if let Some(address) = snapshot.address
+            && snapshot.speed != Speed::None
+            && self.addresses[usize::from(address.get())].is_none()
+        {
+            self.set_address(port, address);
+        }
+    }
+
+    /// A request that an earlier process had taken for the device at `port`, and submitted as this
+    /// number of its session if there is one. Requests are restored in the order of the ring.
+    /// `None` when it cannot have been so; then it is to be refused.
+    pub fn restore_urb(
+        &mut self,
+        request: UrbRequest,
+        port: PortNumber,
+        submitted: Option<u64>,
+    ) -> Option<Slot> {
+        let transfer = transfer_of(&request)?;
+        let at = self.urbs.iter().position(Option::is_none)?;
+        self.taken += 1;
+        self.urbs[at] = Some(Urb {
+            order: self.taken,
+            request,
+            port,
+            transfer,
+            submitted,
+            unlinked_by: None,
+        });
+        Some(Slot(at as u8))
     }
 
     // ---- connection ring
@@ -273,13 +341,14 @@ impl Controller {
         if was_reset {
             self.forget_address(port);
         }
+        let slot = Slot(at as u8);
         match (self.port(port).held, was_reset) {
-            (true, _) => Verdict::Hold,
+            (true, _) => Verdict::Hold(slot),
             (false, true) => {
                 self.port_mut(port).held = true;
-                Verdict::Reset(port)
+                Verdict::Reset(slot)
             }
-            (false, false) => Verdict::Submit(Slot(at as u8)),
+            (false, false) => Verdict::Submit(slot),
         }
     }
 
@@ -366,7 +435,7 @@ impl Controller {
             return Verdict::Cancel(slot);
         }
         match self.complete(slot, UrbResult::failed(UrbStatus::IOERROR)) {
-            Some(answers) => Verdict::AnswerBoth(answers),
+            Some(answers) => Verdict::AnswerBoth(slot, answers),
             None => answer(id, UrbStatus::OK),
         }
     }
@@ -427,6 +496,7 @@ impl Controller {
     }
 
     fn port_mut(&mut self, port: PortNumber) -> &mut Port {
+        self.ports_changed = true;
         &mut self.ports[port.index()]
     }
 }

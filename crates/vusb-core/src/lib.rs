@@ -25,6 +25,6 @@ mod urb;
 mod tests;
 
 pub use controller::{Answers, Controller, PortError, UrbResult, Verdict};
-pub use port::{ConnEvent, PortState};
+pub use port::{ConnEvent, PortSnapshot, PortState};
 pub use transfer::{transfer_of, urb_status};
 pub use urb::{Slot, Urb};

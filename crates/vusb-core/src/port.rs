@@ -21,6 +21,19 @@ pub struct PortState {
     pub address: Option<DeviceAddress>,
 }
 
+/// All that is known of a port, to be kept beyond the end of this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortSnapshot {
+    /// What is plugged in.
+    pub speed: Speed,
+    /// The address that the guest gave it.
+    pub address: Option<DeviceAddress>,
+    /// Requests wait.
+    pub held: bool,
+    /// What the guest is still to be told, oldest first.
+    pub events: [Option<Speed>; 2],
+}
+
 /// What is plugged into a port.
 #[derive(Clone, Copy, Debug, Default, Hash)]
 pub(crate) struct Port {

@@ -194,10 +194,10 @@ fn an_unlink_of_an_unknown_id_is_answered_and_harms_nobody() {
 fn requests_wait_while_the_port_is_held_and_can_be_unlinked() {
     let mut c = with_device();
     c.hold(port(2));
-    assert_eq!(c.take(Ok(bulk(1, 5))), Verdict::Hold);
-    assert_eq!(c.take(Ok(bulk(2, 5))), Verdict::Hold);
+    assert!(matches!(c.take(Ok(bulk(1, 5))), Verdict::Hold(_)));
+    assert!(matches!(c.take(Ok(bulk(2, 5))), Verdict::Hold(_)));
     match c.take(Ok(unlink(3, 1))) {
-        Verdict::AnswerBoth(answers) => {
+        Verdict::AnswerBoth(_, answers) => {
             assert_eq!(answers.unlink.unwrap().id, 3);
             assert_eq!(answers.urb.id, 1);
         }
@@ -215,13 +215,13 @@ fn held_requests_are_released_in_the_order_of_the_ring() {
     let early = slot_of(c.take(Ok(bulk(1, 5))));
     c.submitted(early, 1);
     c.hold(port(2));
-    assert_eq!(c.take(Ok(bulk(2, 5))), Verdict::Hold);
+    assert!(matches!(c.take(Ok(bulk(2, 5))), Verdict::Hold(_)));
     // The next one takes the first slot, which is free again.
     assert!(
         c.complete(early, UrbResult::new(UrbStatus::OK, 0))
             .is_some()
     );
-    assert_eq!(c.take(Ok(bulk(3, 5))), Verdict::Hold);
+    assert!(matches!(c.take(Ok(bulk(3, 5))), Verdict::Hold(_)));
     let ids: Vec<_> = c
         .held_requests(port(2))
         .map(|s| c.urb(s).unwrap().request.id)
@@ -232,8 +232,14 @@ fn held_requests_are_released_in_the_order_of_the_ring() {
 #[test]
 fn address_zero_after_an_address_means_that_the_guest_reset_the_port() {
     let mut c = with_device();
-    assert_eq!(c.take(Ok(get_descriptor(1, 2, 0))), Verdict::Reset(port(2)));
-    assert_eq!(c.take(Ok(get_descriptor(2, 2, 0))), Verdict::Hold);
+    let Verdict::Reset(slot) = c.take(Ok(get_descriptor(1, 2, 0))) else {
+        panic!("no reset");
+    };
+    assert_eq!(c.urb(slot).unwrap().port, port(2));
+    assert!(matches!(
+        c.take(Ok(get_descriptor(2, 2, 0))),
+        Verdict::Hold(_)
+    ));
     c.release(port(2));
     assert_eq!(c.held_requests(port(2)).count(), 2);
     for slot in c.held_requests(port(2)).collect::<Vec<_>>() {
@@ -273,7 +279,7 @@ fn a_handed_over_device_keeps_its_address_and_its_speed() {
             speed: Speed::High
         })
     );
-    assert_eq!(target.take(Ok(bulk(1, 5))), Verdict::Hold);
+    assert!(matches!(target.take(Ok(bulk(1, 5))), Verdict::Hold(_)));
     target.release(port(2));
     assert_eq!(target.held_requests(port(2)).count(), 1);
 }

@@ -114,6 +114,24 @@ impl Listener {
 }
 
 impl Socket {
+    /// The process at the other end, as it was when it connected.
+    pub(crate) fn peer_pid(&self) -> io::Result<i32> {
+        // SAFETY: ucred is plain data; all zeroes is a valid value.
+        let mut peer: libc::ucred = unsafe { mem::zeroed() };
+        let mut len = mem::size_of::<libc::ucred>() as libc::socklen_t;
+        // SAFETY: peer has room for the len bytes that are written at most.
+        check(unsafe {
+            libc::getsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERCRED,
+                ptr::from_mut(&mut peer).cast(),
+                &mut len,
+            )
+        })?;
+        Ok(peer.pid)
+    }
+
     pub(crate) fn connect(path: &Path) -> io::Result<Socket> {
         let fd = new_socket()?;
         let (addr, len) = address(path)?;

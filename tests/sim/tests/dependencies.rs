@@ -32,6 +32,7 @@ const LAYERS: [(&str, Layer); 22] = [
     ("vusb-core", Pure),
     ("session", Pure),
     ("handoff", Pure),
+    ("journal", Pure),
     ("usb-sim", Pure),
     ("usb-present", Pure),
     ("transport", Adapter),
@@ -53,9 +54,10 @@ const LAYERS: [(&str, Layer); 22] = [
 ];
 
 /// Dependencies within a layer, from the left to the right.
-const SIBLINGS: [(&str, &str); 4] = [
+const SIBLINGS: [(&str, &str); 5] = [
     ("vusb-core", "session"),
     ("handoff", "session"),
+    ("journal", "vusb-core"),
     ("usb-sim", "session"),
     ("xen", "xengnttab"),
 ];

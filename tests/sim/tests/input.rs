@@ -151,7 +151,7 @@ fn uuid_text(config: &DomainConfig) -> String {
 
 #[test]
 fn a_configuration_with_an_unknown_key() {
-    let mut rig = rig(&RigOptions::default());
+    let rig = rig(&RigOptions::default());
     let config = rig.dir().join("wrong.toml");
     std::fs::write(&config, "[hand-off]\nquiese-ms = 3\n").unwrap();
     let output = Command::new(programs::path("vusbd-sim").unwrap())

@@ -17,6 +17,7 @@ use super::Actor;
 use crate::config;
 use crate::controller::device::{DeviceTask, News};
 use crate::controller::handle::{Device, Report};
+use crate::state::{Saved, SavedDevice};
 
 /// A device at a port.
 pub(super) struct Plugged {
@@ -56,7 +57,59 @@ impl<B: Backend> Actor<B> {
             return;
         }
         if carried.is_none() {
-            self.serving.borrow_mut().core.replug(port);
+            let mut serving = self.serving.borrow_mut();
+            serving.core.replug(port);
+            serving.note_ports();
+        }
+    }
+
+    /// A device that an earlier process had plugged in.
+    pub(super) fn plug_again(&mut self, exporter: config::Exporter, device: SavedDevice) {
+        let SavedDevice { lease, fresh, .. } = device;
+        let Some(port) = PortNumber::new(lease.port) else {
+            return;
+        };
+        let known = self.serving.borrow().core.snapshot(port).speed != Speed::None;
+        if known {
+            self.start(port, exporter, lease, None);
+        } else if let Err(e) = self.plug(port, exporter, lease, None, None) {
+            warn!(self.log, "device not plugged in again: {}", e);
+            return;
+        }
+        if let Some(plugged) = &mut self.plugged[port.index()] {
+            plugged.fresh = fresh;
+        }
+    }
+
+    /// Sessions that were taken up again are claimed already.
+    pub(super) fn note_sessions(&mut self) {
+        let mut serving = self.serving.borrow_mut();
+        for (at, plugged) in self.plugged.iter_mut().enumerate() {
+            let port = PortNumber::new(at as u8 + 1);
+            if let (Some(plugged), Some(port)) = (plugged, port) {
+                plugged.claimed |= serving.client(port).is_some();
+            }
+        }
+    }
+
+    /// Writes down which devices there are.
+    pub(super) fn keep_devices(&self) {
+        let devices = self.plugged.iter().flatten().map(|p| SavedDevice {
+            exporter: p.exporter.name.clone(),
+            lease: p.lease.clone(),
+            fresh: p.fresh && !p.claimed,
+        });
+        let saved = Saved {
+            vm: self.vm,
+            domid: self.key.domid.0,
+            devid: self.key.devid,
+            devices: devices.collect(),
+        };
+        if let Err(e) = self.files.save(&saved) {
+            warn!(
+                self.log,
+                "a restart of vusbd will cost the guest its devices: {}", e
+            );
         }
     }
 
@@ -103,18 +156,32 @@ impl<B: Backend> Actor<B> {
             session::Speed::Full => Speed::Full,
             session::Speed::High | session::Speed::Super => Speed::High,
         };
-        let wake = Rc::new(Notify::new());
-        {
-            let mut serving = self.serving.borrow_mut();
-            if let Err(e) = serving.core.plug(port, speed, carried) {
-                let text = e.to_string();
-                if let Some(waiting) = waiting {
-                    let _ = waiting.send(Err(text.clone()));
-                }
-                return Err(text);
+        let plugged = self.serving.borrow_mut().core.plug(port, speed, carried);
+        if let Err(e) = plugged {
+            let text = e.to_string();
+            if let Some(waiting) = waiting {
+                let _ = waiting.send(Err(text.clone()));
             }
-            serving.attach(port, wake.clone());
+            return Err(text);
         }
+        self.start(port, exporter, lease, waiting);
+        self.keep_devices();
+        Ok(())
+    }
+
+    /// Starts the task of a device that is plugged into the core.
+    fn start(
+        &mut self,
+        port: PortNumber,
+        exporter: config::Exporter,
+        lease: Lease,
+        waiting: Option<oneshot::Sender<Result<(), String>>>,
+    ) {
+        let wake = Rc::new(Notify::new());
+        let mut serving = self.serving.borrow_mut();
+        serving.attach(port, wake.clone());
+        let session = serving.session_before(port);
+        drop(serving);
         let task = DeviceTask {
             serving: self.serving.clone(),
             port,
@@ -125,7 +192,8 @@ impl<B: Backend> Actor<B> {
             identity: self.identity.clone(),
             wake,
             may_claim: self.may_claim.subscribe(),
-            held: false,
+            held: session.is_some(),
+            session,
             frontend_resumes: self.frontend_resumes.subscribe(),
             news: self.news.clone(),
             log: self.log.new(slog::o!(
@@ -142,7 +210,6 @@ impl<B: Backend> Actor<B> {
             fresh: false,
             waiting,
         });
-        Ok(())
     }
 
     pub(super) fn detach(&mut self, port: PortNumber) -> Option<(String, Lease)> {
@@ -154,6 +221,7 @@ impl<B: Backend> Actor<B> {
         } = self.plugged[port.index()].take()?;
         task.abort();
         let attached = self.serving.borrow_mut().detach(port);
+        self.keep_devices();
         if let Some(client) = attached.and_then(|a| a.client) {
             lease.epoch = client.epoch();
         }
@@ -164,9 +232,12 @@ impl<B: Backend> Actor<B> {
         match news {
             News::Claimed(port) => {
                 if let Some(plugged) = &mut self.plugged[port.index()] {
-                    plugged.claimed = true;
+                    let first = !std::mem::replace(&mut plugged.claimed, true);
                     if let Some(waiting) = plugged.waiting.take() {
                         let _ = waiting.send(Ok(()));
+                    }
+                    if first && plugged.fresh {
+                        self.keep_devices();
                     }
                 }
             }
@@ -184,6 +255,7 @@ impl<B: Backend> Actor<B> {
                     let _ = waiting.send(Err(why));
                 }
                 self.serving.borrow_mut().detach(port);
+                self.keep_devices();
             }
         }
         self.look_claimed();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Copies of a whole controller, and what tells two of them apart: for tools that try everything
 //! that may happen next. Sessions, requests and the position in the rings are copied; the guest's
-//! memory is the platform's.
+//! memory is the platform's. A copy keeps no journal.
 
 use std::hash::{Hash, Hasher};
 
@@ -13,10 +13,11 @@ use crate::controller::rings::Rings;
 impl<B: Backend<Mapping: Clone>> Clone for Serving<B> {
     fn clone(&self) -> Self {
         Self {
-            platform: self.platform.clone(),
-            domid: self.domid,
-            totals: self.totals.clone(),
-            log: self.log.clone(),
+            place: self.place.clone(),
+            journal: crate::state::no_journal(),
+            records: self.records,
+            recovering: self.recovering,
+            recovered: super::Outcome::default(),
             core: self.core.clone(),
             rings: self.rings.as_ref().map(|rings| Rings {
                 urb: rings.urb.clone(),
@@ -35,7 +36,7 @@ impl<B: Backend<Mapping: Clone>> Clone for Serving<B> {
 /// What was counted, and what is not ours (the platform), makes no difference.
 impl<B: Backend> Hash for Serving<B> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.domid.0.hash(state);
+        self.place.domid.0.hash(state);
         self.core.hash(state);
         if let Some(rings) = &self.rings {
             (rings.urb.indices(), rings.urb.unpublished()).hash(state);

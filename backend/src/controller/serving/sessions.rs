@@ -38,11 +38,14 @@ impl<B: Backend> Serving<B> {
             saved: None,
             reset: None,
         });
+        self.note_ports();
     }
 
     /// Unplugs a device: the guest is told, and everything unanswered is answered.
     pub fn detach(&mut self, port: PortNumber) -> Option<Attached> {
         self.core.unplug(port);
+        self.note_ports();
+        self.journal.close_session(port);
         let slots: arrayvec::ArrayVec<Slot, 16> = self.core.unanswered(port).collect();
         for slot in slots {
             self.finish(slot, UrbResult::failed(UrbStatus::NODEV));
@@ -53,7 +56,7 @@ impl<B: Backend> Serving<B> {
     }
 
     pub(super) fn count(&mut self, port: PortNumber, more: Counters) {
-        self.totals.add(&more);
+        self.place.totals.add(&more);
         if let Some(attached) = self.at_mut(port) {
             attached.counters += more;
         }
@@ -81,11 +84,16 @@ impl<B: Backend> Serving<B> {
 
     /// The lease is claimed: requests go to this session from now on, those held first.
     pub fn open(&mut self, port: PortNumber, client: Client) {
+        let epoch = client.epoch();
         if let Some(attached) = self.at_mut(port) {
             attached.client = Some(client);
             attached.saved = None;
             attached.reset = None;
-            self.release(port);
+            // In this order: a port that is held in an open session is one that is being reset.
+            self.core.release(port);
+            self.note_ports();
+            self.journal.open_session(port, epoch.0);
+            self.submit_held(port);
         }
     }
 
@@ -127,16 +135,28 @@ impl<B: Backend> Serving<B> {
         self.flush();
     }
 
-    /// A transfer is over. Call [`Serving::flush`] after the last of a batch.
+    /// A transfer is over. Call [`Serving::flush`] after the last of a batch, and before anything is
+    /// sent.
     pub fn completed(&mut self, port: PortNumber, completion: &Completion, body: &[u8]) {
+        self.settle(port, completion, body);
+        if let Some(client) = self.client(port) {
+            let number = client.completions_received();
+            self.journal.completed(port, number);
+        }
+    }
+
+    fn settle(&mut self, port: PortNumber, completion: &Completion, body: &[u8]) {
         if let Some(attached) = self.at_mut(port)
             && attached.reset == Some(completion.request)
         {
             attached.reset = None;
             if completion.status != TransferStatus::Completed {
-                warn!(self.log, "device reset failed"; "status" => ?completion.status);
+                warn!(self.place.log, "device reset failed"; "status" => ?completion.status);
             }
-            self.release(port);
+            self.core.release(port);
+            self.note_ports();
+            self.journal.reset_over(port);
+            self.submit_held(port);
             return;
         }
         let Some(slot) = self.core.by_number(port, completion.request) else {
@@ -152,15 +172,15 @@ impl<B: Backend> Serving<B> {
             start_frame: completion.start_frame,
         };
         let copied = data::body_to_guest(
-            &self.platform,
-            self.domid,
+            &self.place.platform,
+            self.place.domid,
             &urb.request,
             &urb.transfer,
             completion.actual_length,
             body,
         );
         if let Err(e) = copied {
-            warn!(self.log, "URB's data lost"; "id" => urb.request.id, "error" => %e);
+            warn!(self.place.log, "URB's data lost"; "id" => urb.request.id, "error" => %e);
             result = UrbResult::failed(UrbStatus::INVAL);
         }
         self.finish(slot, result);
@@ -170,7 +190,7 @@ impl<B: Backend> Serving<B> {
     /// After a batch of completions: whatever they led to goes out.
     pub fn flush(&mut self) {
         if let Err(e) = self.tell_connections() {
-            warn!(self.log, "connection ring is corrupt: {}", e);
+            warn!(self.place.log, "connection ring is corrupt: {}", e);
         }
         self.save_cookies();
         self.publish();
@@ -190,7 +210,7 @@ impl<B: Backend> Serving<B> {
     /// if one comes, finds no request.
     pub fn give_up(&mut self, port: PortNumber, number: u64) {
         if let Some(slot) = self.core.by_number(port, number) {
-            warn!(self.log, "exporter did not answer a cancellation in time";
+            warn!(self.place.log, "exporter did not answer a cancellation in time";
                 "port" => port.get(), "request" => number);
             self.finish(slot, UrbResult::failed(UrbStatus::IOERROR));
             self.publish();
@@ -223,6 +243,11 @@ impl<B: Backend> Serving<B> {
 
     pub(super) fn release(&mut self, port: PortNumber) {
         self.core.release(port);
+        self.note_ports();
+        self.submit_held(port);
+    }
+
+    fn submit_held(&mut self, port: PortNumber) {
         for slot in self.core.held_requests(port) {
             self.submit(slot);
         }
@@ -244,12 +269,22 @@ impl<B: Backend> Serving<B> {
             return;
         };
         let submitted = client.submit(&transfer, |out| {
-            data::body_from_guest(&self.platform, self.domid, request, &transfer, out)
+            data::body_from_guest(
+                &self.place.platform,
+                self.place.domid,
+                request,
+                &transfer,
+                out,
+            )
         });
         match submitted {
             Ok(number) => {
                 attached.wake.notify_one();
+                let epoch = client.epoch();
                 self.core.submitted(slot, number);
+                if let Some(record) = self.records[slot.index()].0 {
+                    self.journal.submitted(record, port, epoch.0, number);
+                }
                 self.count(
                     port,
                     Counters {
@@ -259,7 +294,7 @@ impl<B: Backend> Serving<B> {
                 );
             }
             Err(e) => {
-                warn!(self.log, "URB refused"; "id" => request.id, "error" => %e);
+                warn!(self.place.log, "URB refused"; "id" => request.id, "error" => %e);
                 self.finish(slot, UrbResult::failed(UrbStatus::INVAL));
             }
         }
@@ -283,10 +318,10 @@ impl<B: Backend> Serving<B> {
         let sent = urb.is_some_and(|urb| {
             let (request, transfer) = (&urb.request, &urb.transfer);
             let sent = client.resend(number, transfer, |out| {
-                data::body_from_guest(&self.platform, self.domid, request, transfer, out)
+                data::body_from_guest(&self.place.platform, self.place.domid, request, transfer, out)
             });
             if let Err(e) = &sent {
-                warn!(self.log, "URB lost with its pages"; "id" => urb.request.id, "error" => %e);
+                warn!(self.place.log, "URB lost with its pages"; "id" => urb.request.id, "error" => %e);
             }
             sent.is_ok()
         });
@@ -305,8 +340,10 @@ impl<B: Backend> Serving<B> {
                 reset,
                 ..
             }) if client.has_room() => {
-                *reset = Some(client.reset());
+                let number = client.reset();
+                *reset = Some(number);
                 wake.notify_one();
+                self.journal.reset(port, number);
             }
             _ => self.release(port),
         }

@@ -186,3 +186,45 @@ fn a_failed_fill_leaves_no_trace() {
     assert_eq!(client.outstanding(), 0);
     assert_eq!(submit(&mut client, &bulk(0x02, 8)), 1);
 }
+
+#[test]
+fn a_restored_client_goes_on_where_it_stopped() {
+    // Requests 1 to 6 were sent. Completions 1 and 2 are settled; 3 and 6 are waited for; of 5
+    // nobody knows any more, and the third completion is settled but was not counted.
+    let known = [(6, None), (3, Some(bulk(0x81, 512)))];
+    let mut client = Client::restore(Epoch(7), 6, 2, known).unwrap();
+    let epoch = Epoch(7);
+    assert_eq!(
+        client.resume(),
+        How::Resume {
+            epoch,
+            completions_received: 2
+        }
+    );
+    client.resumed(4).unwrap();
+    assert_eq!(client.unsent(4).collect::<Vec<_>>(), [5, 6]);
+    // 1 or 2, and 3.
+    for (number, request) in [(3, 2), (4, 3)] {
+        let body: &[u8] = if request == 3 { b"abc" } else { b"" };
+        let input = completion(request, number, body.len() as u32, body);
+        client.next_event(&input).unwrap().unwrap();
+    }
+    assert_eq!(
+        (client.completions_received(), client.outstanding()),
+        (4, 2)
+    );
+    // No more strangers than there can be.
+    let input = completion(1, 5, 0, b"");
+    let unknown = client.next_event(&input);
+    assert_eq!(unknown, Err(ClientError::UnknownRequest(1)));
+}
+
+#[test]
+fn numbers_that_contradict_each_other_restore_nothing() {
+    let known = |request| [(request, None)];
+    assert!(Client::restore(Epoch(1), 5, 6, []).is_none());
+    assert!(Client::restore(Epoch(1), 5, 5, known(5)).is_none());
+    assert!(Client::restore(Epoch(1), 5, 4, known(6)).is_none());
+    assert!(Client::restore(Epoch(1), 5, 4, known(0)).is_none());
+    assert!(Client::restore(Epoch(1), 500, 0, []).is_none());
+}

@@ -10,6 +10,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use xen::{Access, DomId, GrantRef};
 
@@ -44,9 +45,21 @@ struct Machine {
     next_connection: Locker,
     domains: BTreeMap<DomId, Domain>,
     ports: Ports,
-    backends: HashMap<Locker, Maptrack>,
+    backends: HashMap<Locker, BackendProcess>,
     /// Domains that ended while a backend still had their pages mapped.
     zombies: Vec<Arc<DomainView>>,
+}
+
+#[derive(Debug)]
+struct BackendProcess {
+    maptrack: Maptrack,
+    pid: i32,
+}
+
+impl BackendProcess {
+    fn is_gone(&self) -> bool {
+        !std::path::Path::new(&format!("/proc/{}", self.pid)).exists()
+    }
 }
 
 impl Hypervisor {
@@ -94,13 +107,24 @@ impl Hypervisor {
     }
 
     /// A new backend connection, with its track record.
-    fn add_backend(&self) -> io::Result<(Locker, std::os::fd::OwnedFd)> {
+    fn add_backend(&self, pid: i32) -> io::Result<(Locker, std::os::fd::OwnedFd)> {
+        // On Xen a process that is gone has left nothing behind; here a thread has to get round to
+        // it. A backend that was started in its place finds everything as it would there.
+        while self
+            .machine()
+            .backends
+            .values()
+            .any(BackendProcess::is_gone)
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let fd = Maptrack::create()?;
         let maptrack = Maptrack::map(&fd)?;
+        let process = BackendProcess { maptrack, pid };
         let mut machine = self.machine();
         let connection = machine.next_connection;
         machine.next_connection += 1;
-        machine.backends.insert(connection, maptrack);
+        machine.backends.insert(connection, process);
         Ok((connection, fd))
     }
 
@@ -167,7 +191,11 @@ impl Machine {
     /// (readers, writers) of each grant of a domain, by the records of the living backends.
     fn uses_of(&self, dom: DomId) -> HashMap<GrantRef, (u32, u32)> {
         let mut counts: HashMap<GrantRef, (u32, u32)> = HashMap::new();
-        for used in self.backends.values().flat_map(Maptrack::uses) {
+        for used in self
+            .backends
+            .values()
+            .flat_map(|process| process.maptrack.uses())
+        {
             if used.domid == dom {
                 let count = counts.entry(used.gref).or_default();
                 match used.access {

@@ -116,7 +116,7 @@ impl Connection {
         if self.backend.is_some() {
             return wire::respond(socket, &Response::Error(libc::EBUSY), &[]);
         }
-        let (connection, maptrack) = self.hypervisor.add_backend()?;
+        let (connection, maptrack) = self.hypervisor.add_backend(socket.peer_pid()?)?;
         self.backend = Some(connection);
         wire::respond(socket, &Response::Hello { connection }, &[maptrack.as_fd()])
     }

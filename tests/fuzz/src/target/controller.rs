@@ -140,9 +140,9 @@ impl World {
         input.did((std::mem::discriminant(&verdict), self.unanswered));
         match verdict {
             Verdict::Answer(response) => self.answered(&response),
-            Verdict::AnswerBoth(answers) => self.answer(answers),
+            Verdict::AnswerBoth(_, answers) => self.answer(answers),
             Verdict::Submit(slot) => self.submit(slot),
-            Verdict::Hold => {}
+            Verdict::Hold(_) => {}
             Verdict::Reset(_) => self.resetting = true,
             Verdict::Cancel(slot) => assert!(self.core.urb(slot).unwrap().submitted.is_some()),
         }

@@ -59,6 +59,9 @@ pub struct Machine {
     stopping: bool,
     /// The device is gone by what its answers say; the news on the port may come a moment later.
     gone: Option<(Instant, anyhow::Error)>,
+    /// A transfer failed, and with it the command: the device is reset and the command repeated, as
+    /// Linux's usb-storage does.
+    broken: bool,
 }
 
 impl Machine {
@@ -82,6 +85,7 @@ impl Machine {
             learning: 0,
             stopping: false,
             gone: None,
+            broken: false,
         })
     }
 
@@ -174,6 +178,13 @@ impl Machine {
             return Ok(self.stopping && !plugged);
         };
         if driver.in_flight() > 0 || self.gone.is_some() {
+            return Ok(false);
+        }
+        if std::mem::take(&mut self.broken) {
+            if let Some(driver) = self.driver.take() {
+                driver.close(self.kernel.host());
+            }
+            self.open_disk()?;
             return Ok(false);
         }
         if let Some(operation) = self.operation {
@@ -309,10 +320,15 @@ impl Machine {
                 continue;
             };
             if let Err(e) = driver.completed(&completion) {
-                if completion.result != Err(TransferError::NoDevice) {
-                    return Err(e);
+                match completion.result {
+                    Err(TransferError::NoDevice) => drop(self.gone.get_or_insert((now, e))),
+                    Err(TransferError::Io) if !self.broken => {
+                        self.broken = true;
+                        driver.unlink(self.kernel.host());
+                    }
+                    _ if self.broken => {}
+                    _ => return Err(e),
                 }
-                self.gone.get_or_insert((now, e));
             }
         }
         let mut pulled = false;
@@ -321,6 +337,7 @@ impl Machine {
         }
         if pulled {
             self.gone = None;
+            self.broken = false;
             say(&Said::Unplugged)?;
             return self.drop_disk();
         }

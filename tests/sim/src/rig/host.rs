@@ -4,6 +4,7 @@
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Context, Result};
 use xen_sim::toolstack::Toolstack;
@@ -23,7 +24,7 @@ pub struct Host {
     /// Plays `xl` there.
     pub xl: Toolstack,
     /// Before `xen`: it lets go of everything first.
-    vusbd: Process,
+    vusbd: Mutex<Process>,
     xen: Process,
 }
 
@@ -63,7 +64,7 @@ impl Host {
             socket,
             log,
             xl,
-            vusbd,
+            vusbd: Mutex::new(vusbd),
             xen,
         })
     }
@@ -84,18 +85,49 @@ impl Host {
     }
 
     /// Whether its vusbd is alive.
-    pub fn vusbd_runs(&mut self) -> bool {
-        self.vusbd.is_running()
+    pub fn vusbd_runs(&self) -> bool {
+        self.vusbd().is_running()
+    }
+
+    fn vusbd(&self) -> MutexGuard<'_, Process> {
+        self.vusbd.lock().expect("no holder panics")
     }
 
     /// Kills vusbd as a crash would, and starts it again.
     ///
     /// # Errors
     /// When it does not start.
-    pub fn restart_vusbd(&mut self) -> Result<()> {
-        self.vusbd.signal(libc::SIGKILL);
-        self.vusbd.wait()?;
-        self.vusbd = run(&self.dir, &self.config, &self.socket, &self.log)?;
+    pub fn restart_vusbd(&self) -> Result<()> {
+        self.kill_vusbd()?;
+        self.start_vusbd()
+    }
+
+    /// Kills vusbd as a crash would.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill_vusbd(&self) -> Result<()> {
+        let mut vusbd = self.vusbd();
+        vusbd.signal(libc::SIGKILL);
+        vusbd.wait().map(drop)
+    }
+
+    /// Asks vusbd to end, as `systemctl restart` does.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn terminate_vusbd(&self) -> Result<()> {
+        let mut vusbd = self.vusbd();
+        vusbd.signal(libc::SIGTERM);
+        vusbd.wait().map(drop)
+    }
+
+    /// Starts vusbd after it has ended.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_vusbd(&self) -> Result<()> {
+        *self.vusbd() = run(&self.dir, &self.config, &self.socket, &self.log)?;
         Ok(())
     }
 
@@ -104,18 +136,17 @@ impl Host {
     /// # Errors
     /// When it does not run.
     pub fn vusbd_rss_kib(&self) -> Result<u64> {
-        self.vusbd.rss_kib()
+        self.vusbd().rss_kib()
     }
 
     /// What vusbd has logged.
     pub fn vusbd_log(&self) -> String {
-        self.vusbd.log()
+        self.vusbd().log()
     }
 
     pub(super) fn log_tails(&self) -> String {
-        let Self {
-            name, vusbd, xen, ..
-        } = self;
+        let Self { name, xen, .. } = self;
+        let vusbd = self.vusbd();
         format!(
             "--- vusbd of {name}\n{}\n--- xen-sim {name}\n{}\n",
             vusbd.log_tail(),
@@ -124,7 +155,8 @@ impl Host {
     }
 
     pub(super) fn stop(self) -> Result<Vec<String>> {
-        self.vusbd.terminate()?;
+        let vusbd = self.vusbd.into_inner().expect("no holder panics");
+        vusbd.terminate()?;
         drop(self.xl);
         self.xen.terminate()?;
         let violations = std::fs::read_to_string(self.dir.join("violations"))

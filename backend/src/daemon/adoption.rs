@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Controllers of an earlier vusbd, which was killed or restarted.
+
+use std::time::Duration;
+
+use session::frame::{Kind, encode_plain};
+use session::message::Purpose;
+use session::open::{How, Open, Opened};
+use session::{Epoch, Lease};
+use slog::{debug, error, info, warn};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+use transport::Identity;
+use xen::Backend;
+use xen::xenstore::Error;
+
+use super::Daemon;
+use crate::config;
+use crate::controller::Adopted;
+use crate::domain::Domain;
+use crate::state::{ControllerFiles, Saved, SavedDevice};
+use crate::xenbus::{Key, XenbusState};
+
+/// Pauses between attempts to tell an exporter that a domain is gone.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// How long an exporter may take to close a connection after the last words on it.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl<B: Backend> Daemon<B> {
+    /// Takes over whatever an earlier vusbd has left.
+    pub(super) async fn take_over(&mut self) -> Result<(), Error> {
+        self.backends_changed().await?;
+        for saved in self.state.saved(&self.log) {
+            if self.admin.entry(saved.key()).is_none() {
+                self.say_gone(saved);
+            }
+        }
+        Ok(())
+    }
+
+    /// A controller whose state says that somebody has served it.
+    pub(super) async fn adopt(&mut self, key: Key, backend: XenbusState) -> Result<(), Error> {
+        let Some(domain) = Domain::read(&self.store, key.domid).await? else {
+            return Ok(());
+        };
+        let log = self.log.new(slog::o!("controller" => key.to_string()));
+        let mut files = self.state.files(key);
+        let (journal, devices) = match files.open(domain.vm) {
+            Some((journal, saved)) => (journal, Some(self.known(saved))),
+            None => {
+                warn!(
+                    log,
+                    "an earlier vusbd served this controller and left no record of it"
+                );
+                (files.create(&log), None)
+            }
+        };
+        let gather = devices.is_none();
+        let adopted = Adopted {
+            backend,
+            devices: devices.unwrap_or_default(),
+        };
+        if !self
+            .start(key, &domain, files, journal, Some(adopted))
+            .await?
+        {
+            return Ok(());
+        }
+        let Some(entry) = self.admin.entry(key) else {
+            return Ok(());
+        };
+        if gather {
+            // The frontend waits until the leases are known.
+            self.gather(key, &domain);
+            return Ok(());
+        }
+        entry.decided.set(true);
+        if backend == XenbusState::Closing {
+            // Its ring was corrupt. It is looked at again when the frontend closes.
+            entry.frontend.set(XenbusState::Connected);
+        }
+        self.frontend_changed(key.domid).await
+    }
+
+    fn known(&self, saved: Saved) -> Vec<(config::Exporter, SavedDevice)> {
+        let exporters = self.admin.exporters();
+        let known = saved.devices.into_iter().filter_map(|device| {
+            let found = exporters.iter().find(|e| e.name() == device.exporter);
+            let Some(exporter) = found else {
+                error!(
+                    self.log,
+                    "device {}/{} is unplugged: its exporter is not configured any more",
+                    device.exporter,
+                    device.lease.device.id
+                );
+                return None;
+            };
+            Some((exporter.config().clone(), device))
+        });
+        known.collect()
+    }
+
+    /// The domain of these devices went away while nobody was there to tell their exporters, or the
+    /// exporters could not be told: tells them, however long that takes.
+    pub(super) fn say_gone(&self, saved: Saved) {
+        let files = self.state.files(saved.key());
+        let sessions = files.sessions();
+        info!(self.log, "domain went away unnoticed"; "controller" => %saved.key(),
+            "devices" => saved.devices.len());
+        let tell = saved.devices.into_iter().filter_map(|device| {
+            let port = device.lease.port;
+            let session = sessions.iter().find(|(at, _)| *at == port);
+            let exporters = self.admin.exporters();
+            let exporter = exporters.iter().find(|e| e.name() == device.exporter)?;
+            let SavedDevice { lease, fresh, .. } = device;
+            Some(Gone {
+                exporter: exporter.config().clone(),
+                identity: self.identity.clone(),
+                domid: saved.domid,
+                how: match session {
+                    Some((_, session)) => How::Resume {
+                        epoch: Epoch(session.epoch),
+                        completions_received: session.completions_received,
+                    },
+                    // Never claimed by the one who kept this.
+                    None if fresh => How::Claim { seen: lease.epoch },
+                    None => return None,
+                },
+                lease,
+            })
+        });
+        let tell: Vec<_> = tell.collect();
+        let log = self.log.clone();
+        spawn_local(async move {
+            for gone in tell {
+                gone.say(&log).await;
+            }
+            remove(&files);
+        });
+    }
+}
+
+fn remove(files: &ControllerFiles) {
+    files.remove();
+}
+
+/// A lease whose domain is gone.
+struct Gone {
+    exporter: config::Exporter,
+    identity: Identity,
+    lease: Lease,
+    domid: u16,
+    how: How,
+}
+
+impl Gone {
+    async fn say(mut self, log: &slog::Logger) {
+        let mut pause = RETRY_MIN;
+        loop {
+            match self.try_say().await {
+                Ok(Opened::Ready { .. }) => {
+                    info!(log, "exporter told that the domain is gone";
+                        "exporter" => &self.exporter.name, "device" => %self.lease.device.id);
+                    return;
+                }
+                // Restarted meanwhile: it knows the holder by its name and domain.
+                Ok(Opened::Refused(refusal)) => {
+                    if let How::Resume { epoch, .. } = self.how {
+                        self.how = How::Claim { seen: epoch };
+                        continue;
+                    }
+                    debug!(log, "lease is somebody else's"; "reason" => %refusal);
+                    return;
+                }
+                Err(e) => debug!(log, "exporter not told yet: {}", e),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn try_say(&self) -> Result<Opened, transport::Error> {
+        let config::Exporter { name, address } = &self.exporter;
+        let mut stream = transport::connect(&self.identity, address, name).await?;
+        transport::greet(&mut stream, Purpose::Device).await?;
+        let (ack, how) = match self.how {
+            How::Resume {
+                completions_received,
+                ..
+            } => (completions_received, self.how),
+            How::Claim { .. } => (0, self.how),
+        };
+        let open = Open {
+            device: self.lease.device.id.clone(),
+            vm: self.lease.vm,
+            domid: self.domid,
+            frontend_resumes: self.lease.frontend_resumes,
+            how,
+        };
+        transport::send(&mut stream, &open).await?;
+        let opened = transport::receive::<Opened>(&mut stream).await?;
+        if let Opened::Ready { .. } = opened {
+            let mut bytes = Vec::new();
+            encode_plain(&mut bytes, Kind::Orphan, 0, ack, &[]);
+            let lost = |e| transport::Error::from_io(e, name);
+            stream.write_all(&bytes).await.map_err(lost)?;
+            stream.shutdown().await.map_err(lost)?;
+            // Until it has read everything.
+            let mut rest = Vec::new();
+            let _ = timeout(CLOSE_TIMEOUT, stream.read_to_end(&mut rest)).await;
+        }
+        Ok(opened)
+    }
+}

@@ -108,6 +108,21 @@ impl User {
         Ok(text.split_whitespace().collect::<Vec<_>>().join("+"))
     }
 
+    /// The same once they had time to be bound; "none (usbfs)" where programs are the driver.
+    pub fn node_drivers(&self) -> Result<String> {
+        let start = Instant::now();
+        loop {
+            let drivers = self.drivers()?;
+            if drivers != "none" {
+                return Ok(drivers);
+            }
+            if start.elapsed() > Duration::from_secs(3) {
+                return Ok("none (usbfs)".to_owned());
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
     fn background(&self, command: &str, log: &str) -> Result<()> {
         self.agent.must(&format!(
             "setsid {command} </dev/null >/run/{log}.out 2>/run/{log}.err &"

@@ -47,8 +47,9 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
 fn one(lab: &Lab, bench: &Bench, guest: &Agent, kind: Kind) -> Result<Row> {
     let plugged = bench.plug(lab, kind)?;
     let user = bench::attach(lab, "host-a", guest, &plugged)?;
+    // Before the job: a program that uses usbfs lets go of the interface at its end.
+    let drivers = user.node_drivers();
     let result = job::once(bench, &plugged, &user);
-    let drivers = user.drivers();
     // Its port is for the next one, whatever became of it.
     bench::detach(lab, "host-a", &user)?;
     let (what, score) = result?;

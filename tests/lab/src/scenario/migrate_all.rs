@@ -37,6 +37,21 @@ struct Line {
     disconnects: usize,
 }
 
+impl Line {
+    /// Of a device that never got to work.
+    fn failed(kind: Kind, error: &anyhow::Error) -> Self {
+        Self {
+            device: kind.name(),
+            good: false,
+            score: Score {
+                errors: vec![format!("{error:#}")],
+                ..Score::default()
+            },
+            disconnects: 0,
+        }
+    }
+}
+
 /// Run the scenario.
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     lab.fresh()?;
@@ -100,31 +115,43 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, 
     bench::install(&guest)?;
     guest.must("modprobe ext4")?;
     step.done();
-    let mut busy = Vec::new();
+    // One that does not get as far as its job fails by itself: the others go on without it.
+    let mut lines = Vec::new();
+    let mut attached = Vec::new();
     for kind in Kind::USEFUL {
         let step = Step::start(format!("{} attached", kind.name()));
-        let plugged = bench.plug(lab, kind)?;
-        let user = bench::attach(lab, "host-a", &guest, &plugged)?;
-        step.done();
-        busy.push(Busy {
-            plugged,
-            user,
-            job: None,
+        let one = bench.plug(lab, kind).and_then(|plugged| {
+            let user = bench::attach(lab, "host-a", &guest, &plugged)?;
+            Ok((plugged, user))
         });
+        match one {
+            Ok(one) => {
+                attached.push(one);
+                step.done();
+            }
+            Err(error) => lines.push(Line::failed(kind, &error)),
+        }
     }
     start_ticker(&guest)?;
-    for one in &mut busy {
-        let step = Step::start(format!("{} busy", one.plugged.kind.name()));
-        if is_disk(one.plugged.kind) {
-            start_writer(&one.plugged, &one.user)?;
+    let mut busy = Vec::new();
+    for (plugged, user) in attached {
+        let kind = plugged.kind;
+        let step = Step::start(format!("{} busy", kind.name()));
+        let job = if is_disk(kind) {
+            start_writer(&plugged, &user).map(|()| None)
         } else {
-            one.job = Some(Job::start(&bench, &one.plugged, &one.user)?);
+            Job::start(&bench, &plugged, &user).map(Some)
+        };
+        match job {
+            Ok(job) => {
+                busy.push(Busy { plugged, user, job });
+                step.done();
+            }
+            Err(error) => lines.push(Line::failed(kind, &error)),
         }
-        step.done();
     }
     let (migrations, host) = measure::migrate_many(lab, count, false, "all devices")?;
     let guest = guest::agent_through(lab, host)?;
-    let mut lines = Vec::new();
     for mut one in busy {
         one.user.agent = guest.clone();
         let name = one.plugged.kind.name();

@@ -27,7 +27,7 @@ enum Layer {
 
 use Layer::*;
 
-const LAYERS: [(&str, Layer); 22] = [
+const LAYERS: [(&str, Layer); 23] = [
     ("usbif", Wire),
     ("vusb-core", Pure),
     ("session", Pure),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::cargo::cargo;
+use crate::deny;
 use crate::step::Tally;
 
 /// Runs it by itself.
@@ -38,5 +39,12 @@ pub fn steps(tally: &mut Tally) -> Result<()> {
         "--test",
         "dependencies",
     ];
-    tally.run("direction of dependencies", cargo(&direction))
+    tally.run("direction of dependencies", cargo(&direction))?;
+    match deny::command() {
+        Ok(command) => tally.run("licences and sources", command),
+        Err(e) => {
+            tally.fail(format!("licences and sources: {e:#}"));
+            Ok(())
+        }
+    }
 }

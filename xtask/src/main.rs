@@ -7,6 +7,7 @@
 mod cargo;
 mod check;
 mod deb;
+mod deny;
 mod packages;
 mod step;
 mod test;

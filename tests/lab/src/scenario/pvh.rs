@@ -15,7 +15,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
         kind: Kind::Pvh,
         ..options.guest
     };
-    let outcome = disk_migrate::measure(lab, "pvh", setup, options.migrations_or(3), true)?;
+    let outcome = disk_migrate::measure(lab, "pvh", setup, options.migrations_or(3), false)?;
     disk_migrate::print(&outcome, options.json)?;
     outcome.check()
 }

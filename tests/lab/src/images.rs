@@ -113,11 +113,15 @@ pub fn guest(
 ) -> Result<GuestImages> {
     let agent = programs::stripped(&programs_dir.join("lab-agent"))?;
     let disk = programs::stripped(&programs_dir.join("lab-disk"))?;
-    let modules: Vec<&str> = GUEST_MODULES
+    let mut modules: Vec<&str> = GUEST_MODULES
         .iter()
         .copied()
         .filter(|&name| name != "xen_hcd" || choice.has_stock_driver())
         .collect();
+    if choice != Choice::Backports {
+        // ext4 asks the crypto API for it, where a newer one has it built in.
+        modules.push("crc32c_generic");
+    }
     let key = Key::new()
         .with_artefact(&tree.path)
         .with(&kernel.version)

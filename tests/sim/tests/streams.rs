@@ -20,9 +20,9 @@ const KEYBOARD: &str = "0-2";
 const AUDIO: &str = "0-4";
 const PLAYBACK: u8 = 0x01;
 const RECORDING: u8 = 0x82;
-/// Until the exporter keeps what arrives for a guest on its way through a suspend, it comes with the
-/// URBs that the guest has unlinked.
-const UNLINKED: UnlinkedData = UnlinkedData::Taken;
+/// As Linux's drivers. What an answer brings that crosses with the unlink of its URB can be lost so;
+/// nothing else may be.
+const UNLINKED: UnlinkedData = UnlinkedData::Dropped;
 /// Time on the audio device's bus that passes in one blackout.
 const BLACKOUT_STEPS: u32 = 20;
 
@@ -148,7 +148,9 @@ fn a_keyboard_a_serial_line_and_a_headset_travel_along() {
     let keys = world.stop().unwrap();
     let settled = travelled.and_then(|()| {
         workload.wait_until("every key had arrived", || {
-            typed.lock().unwrap().keys.len() >= keys.len()
+            let typed = typed.lock().unwrap();
+            typed.keys.last() == keys.last()
+                && typed.keys.len() + typed.dropped as usize >= keys.len()
         })?;
         shared.set_quiet(true);
         workload.wait_until("every byte had come back", || {
@@ -172,7 +174,14 @@ fn a_keyboard_a_serial_line_and_a_headset_travel_along() {
     assert_eq!((shared.disconnects(), shared.cancelled()), (0, 2));
 
     let typed = typed.lock().unwrap();
-    assert_eq!(typed.keys, keys, "{} reports dropped", typed.dropped);
+    let mut all = keys.iter();
+    assert!(
+        typed.keys.iter().all(|key| all.any(|k| k == key)),
+        "doubled or out of order: {:?}",
+        typed.keys
+    );
+    let lost_keys = keys.len() - typed.keys.len();
+    assert!(lost_keys as u64 <= typed.dropped, "{lost_keys} keys lost");
 
     let recorded = recorded.lock().unwrap();
     let frames = recorded.frames;
@@ -195,10 +204,12 @@ fn a_keyboard_a_serial_line_and_a_headset_travel_along() {
         assert_eq!(heard[fault], 0, "{fault}: {heard:?}");
     }
     let streamed = streamed.lock().unwrap();
+    assert!(streamed.lost <= streamed.dropped, "{streamed:?}");
     println!(
-        "{} keys, {} bytes, {} frames recorded and {} dropped in blackouts, {} played",
+        "{} keys and {lost_keys} lost, {} bytes and {} lost, {} frames recorded and {} dropped in blackouts, {} played",
         keys.len(),
         streamed.received,
+        streamed.lost,
         frames.good,
         frames.dropped,
         played.frames

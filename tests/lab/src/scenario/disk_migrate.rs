@@ -167,16 +167,17 @@ pub fn table(outcome: &Outcome) {
         let without = outcome
             .without_usb
             .get(number)
-            .map_or(f64::NAN, |one| one.pause_ms);
+            .map_or("not measured".to_owned(), |one| {
+                format!("{:.0}", one.pause_ms)
+            });
         println!(
-            "{:<2} {} -> {}  {:>5.1}  {:>8.0}  {:>18.0}  {:>20.0}",
+            "{:<2} {} -> {}  {:>5.1}  {:>8.0}  {:>18.0}  {without:>20}",
             number + 1,
             one.from,
             one.to,
             one.wall_s,
             one.pause_ms,
-            one.io_gap_ms.unwrap_or(f64::NAN),
-            without
+            one.io_gap_ms.unwrap_or(f64::NAN)
         );
     }
 }

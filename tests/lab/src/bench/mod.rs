@@ -41,7 +41,8 @@ pub enum Kind {
     Stick,
     /// QEMU's mass storage on xHCI, at SuperSpeed.
     SuperStick,
-    /// QEMU's UAS storage on xHCI, at SuperSpeed.
+    /// QEMU's UAS storage on EHCI: at SuperSpeed it speaks UAS with streams, which PV USB has not,
+    /// and nothing else, and is refused with that reason.
     UasStick,
     /// A CDC-ACM gadget.
     AcmGadget,
@@ -94,17 +95,17 @@ impl Kind {
         }
     }
 
-    /// Port of the machine's xHCI, which every device has for itself.
-    fn port(self) -> &'static str {
+    /// Bus and port of the machine's controllers, which every device has for itself.
+    fn port(self) -> (&'static str, &'static str) {
         match self {
-            Self::Keyboard => "1",
-            Self::Tablet => "2",
-            Self::Serial => "3",
-            Self::Reader => "4",
-            Self::Speaker => "5",
-            Self::SuperStick => "6",
-            Self::UasStick => "7",
-            _ => "8",
+            Self::Keyboard => ("xhci.0", "1"),
+            Self::Tablet => ("xhci.0", "2"),
+            Self::Serial => ("xhci.0", "3"),
+            Self::Reader => ("xhci.0", "4"),
+            Self::Speaker => ("xhci.0", "5"),
+            Self::SuperStick => ("xhci.0", "6"),
+            Self::UasStick => ("ehci.0", "2"),
+            _ => ("xhci.0", "8"),
         }
     }
 }
@@ -218,9 +219,9 @@ impl Bench {
 
     fn plug_emulated(&self, kind: Kind) -> Result<()> {
         let name = kind.name();
+        let (bus, port) = kind.port();
         let add = |driver: &str, more: Value| {
-            let mut device =
-                json!({ "driver": driver, "id": name, "bus": "xhci.0", "port": kind.port() });
+            let mut device = json!({ "driver": driver, "id": name, "bus": bus, "port": port });
             merge(&mut device, more);
             self.qmp("device_add", device)
         };

@@ -194,7 +194,7 @@ fn recover(pcm: &File, error: &io::Error, tally: &mut Tally) -> io::Result<()> {
             Ok(())
         }
         Some(libc::EINTR) => Ok(()),
-        _ => Err(io::Error::from(error.kind())),
+        code => Err(code.map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)),
     }
 }
 
@@ -225,7 +225,12 @@ pub fn play(pcm: &str, control: &str, until: &str) -> io::Result<()> {
                 left -= written;
                 until.tally().sent += written as u64;
             }
-            Err(error) => recover(&pcm, &error, until.tally())?,
+            Err(error) => {
+                if let Err(error) = recover(&pcm, &error, until.tally()) {
+                    until.tally().failed(&format!("the stream ended: {error}"));
+                    break;
+                }
+            }
         }
     }
     // Interrupted by a freeze it can be asked again; after an underrun there is nothing to drain.
@@ -251,7 +256,12 @@ pub fn record(pcm: &str, until: &str) -> io::Result<()> {
                 let read = usize::try_from(transfer.result).unwrap_or(0).min(CHUNK);
                 check.feed_packet(&chunk[..read * FRAME_LEN]);
             }
-            Err(error) => recover(&pcm, &error, until.tally())?,
+            Err(error) => {
+                if let Err(error) = recover(&pcm, &error, until.tally()) {
+                    until.tally().failed(&format!("the stream ended: {error}"));
+                    break;
+                }
+            }
         }
         let counts = check.counts();
         let tally = until.tally();

@@ -430,6 +430,7 @@ impl<B> Admin<B> {
                     on_migrate: lease.on_migrate,
                     phase: current.map_or(LeasePhase::Disconnected, |l| l.phase),
                     note: current.and_then(|l| l.note.clone()),
+                    stash: current.map_or_else(Default::default, |l| l.stash),
                     counters,
                     device: lease.device,
                     exporter,

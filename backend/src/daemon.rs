@@ -43,6 +43,8 @@ struct Daemon<B: Backend> {
     gathered: mpsc::UnboundedSender<Gathered>,
     /// Domains that exporters were told to expect.
     expected: BTreeMap<DomId, Domain>,
+    /// `control/shutdown` of each domain, as last seen.
+    shutdown: BTreeMap<DomId, Option<String>>,
     /// Controllers that were told to end and may still hold the guest's pages.
     leaving: BTreeMap<Key, Rc<Entry>>,
     state: StateDir,
@@ -81,6 +83,7 @@ pub async fn serve<B: Backend>(
         log: log.clone(),
         gathered,
         expected: BTreeMap::new(),
+        shutdown: BTreeMap::new(),
         leaving: BTreeMap::new(),
         state,
     };
@@ -165,7 +168,11 @@ impl<B: Backend> Daemon<B> {
     /// Tells the exporters of domains that are being built, and forgets those that are gone.
     async fn domains_changed(&mut self) -> Result<(), Error> {
         let domids = Domain::all(&self.store).await?;
-        self.expected.retain(|domid, _| domids.contains(domid));
+        let gone: Vec<DomId> = self.expected.keys().copied().collect();
+        for domid in gone.into_iter().filter(|domid| !domids.contains(domid)) {
+            self.arrived(domid);
+            self.expected.remove(&domid);
+        }
         for domid in domids {
             if self.expected.contains_key(&domid) {
                 continue;
@@ -178,6 +185,9 @@ impl<B: Backend> Daemon<B> {
                 vm: domain.vm,
                 domid: domid.0,
             };
+            if domain.is_incoming() {
+                self.announce(&domain, true);
+            }
             self.expected.insert(domid, domain);
             for exporter in self.admin.exporters() {
                 let (exporter, request) = (exporter.clone(), request.clone());
@@ -199,9 +209,17 @@ impl<B: Backend> Daemon<B> {
     }
 
     async fn shutdown_changed(&mut self, domid: DomId, path: &str) -> Result<(), Error> {
-        // The guest clears the node as soon as it has read it; what is missed here costs only
-        // the moment that OUT transfers are given.
-        if self.store.read_optional(path).await?.as_deref() == Some("suspend") {
+        let value = self.store.read_optional(path).await?;
+        // The guest clears the node as soon as it has read it, often before we have. So when it is
+        // found cleared and was not set before, it was a suspend: else a guest shuts down, and then
+        // nothing is lost by thinking so. The first event is the watch's own.
+        let asked = match (self.shutdown.get(&domid), value.as_deref()) {
+            (_, Some("suspend")) => true,
+            (Some(before), Some("")) => before.as_deref().is_none_or(str::is_empty),
+            _ => false,
+        };
+        self.shutdown.insert(domid, value);
+        if asked {
             for (_, entry) in self.admin.controllers_of(domid) {
                 entry.handle.tell(Command::Suspend);
             }

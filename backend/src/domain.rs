@@ -8,6 +8,8 @@ use xen::xenstore::{Error, XenStore};
 /// Where domains are.
 pub const DOMAINS: &str = "/local/domain";
 
+const INCOMING: &str = "--incoming";
+
 /// A domain of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Domain {
@@ -43,7 +45,14 @@ impl Domain {
 
     /// Whether `xl migrate` is still bringing it here (`migrate_receive` in `xl_migrate.c`).
     pub fn is_incoming(&self) -> bool {
-        self.name.ends_with("--incoming")
+        self.name.ends_with(INCOMING)
+    }
+
+    /// The guest runs here.
+    pub fn has_arrived(&mut self) {
+        if let Some(name) = self.name.strip_suffix(INCOMING) {
+            self.name = name.to_owned();
+        }
     }
 
     /// Whether `xl migrate` has sent it elsewhere: it renames the source before it says "go"

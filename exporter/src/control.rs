@@ -13,6 +13,13 @@ use crate::hub::Hub;
 
 /// Serves `host` until the connection ends.
 pub(crate) async fn serve(hub: &Rc<Hub>, stream: TlsStream, host: &str) -> Result<(), Error> {
+    let connection = hub.next_connection();
+    let result = talk(hub, stream, host, connection).await;
+    hub.control_ended(connection);
+    result
+}
+
+async fn talk(hub: &Rc<Hub>, stream: TlsStream, host: &str, connection: u64) -> Result<(), Error> {
     let (mut from, mut to) = split(stream);
     let mut reader = MessageReader::new();
     let mut events: Option<Receiver<Event>> = None;
@@ -22,6 +29,14 @@ pub(crate) async fn serve(hub: &Rc<Hub>, stream: TlsStream, host: &str) -> Resul
                 let request = request?;
                 if request == Request::Subscribe && events.is_none() {
                     events = Some(hub.subscribe(host));
+                }
+                if let Request::Arriving {
+                    vm,
+                    domid,
+                    arriving,
+                } = request
+                {
+                    hub.arriving(connection, host, vm, domid, arriving);
                 }
                 let reply = hub.answer(request, host).await;
                 send(&mut to, &ToBackend::Reply(reply)).await?;

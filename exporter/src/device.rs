@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use transport::{Error, MessageReader, TlsStream, send};
 
 use crate::hub::{Hub, SharedSession};
-use crate::session_state::Connection;
+use crate::session_state::{Connection, forget_later};
 
 /// Several of the longest frames, so that the rest of one is rarely moved.
 const INPUT_LEN: usize = 4 * (HEADER_LEN + MAX_BODY_LEN);
@@ -161,14 +161,19 @@ impl Serving<'_> {
     fn handle_input(&mut self) -> Result<(), ServerError> {
         let mut taken = 0;
         let result = self.handle_frames(&mut taken);
+        if let Ok(true) = result {
+            forget_later(&self.session);
+        }
         if taken > 0 {
             self.input.copy_within(taken..self.filled, 0);
             self.filled -= taken;
         }
-        result
+        result.map(drop)
     }
 
-    fn handle_frames(&self, taken: &mut usize) -> Result<(), ServerError> {
+    /// Answers whether the guest goes on after a suspend that was cancelled.
+    fn handle_frames(&self, taken: &mut usize) -> Result<bool, ServerError> {
+        let mut thawed = false;
         let mut session = self.session.borrow_mut();
         let session = &mut *session;
         while let Some((event, len)) = session
@@ -182,28 +187,36 @@ impl Serving<'_> {
                     request,
                     transfer,
                     body,
-                } => session
-                    .executor
-                    .submit(&mut session.server, request, &transfer, body),
+                } => {
+                    session.before(&transfer);
+                    session
+                        .executor
+                        .submit(&mut session.server, request, &transfer, body);
+                }
+                Event::Keep { request } => session.keep(request),
                 Event::Cancel { request } => session.executor.cancel(&mut session.server, request),
                 Event::Reset { request } => session.executor.reset(&mut session.server, request),
                 Event::Cookie(cookie) => self.hub.save_cookie(device, epoch, cookie),
                 Event::Freeze => self.hub.apply(device, epoch, Change::Freeze),
-                Event::Thaw => self.hub.apply(device, epoch, Change::Thaw),
+                Event::Thaw => {
+                    self.hub.apply(device, epoch, Change::Thaw);
+                    thawed = true;
+                }
                 Event::Orphan => self.hub.apply(device, epoch, Change::Orphan),
                 Event::FrontendResumes(resumes) => {
                     self.hub.set_frontend_resumes(device, epoch, resumes);
                 }
                 Event::Handled => (),
             }
+            session.carry_out();
         }
-        Ok(())
+        Ok(thawed)
     }
 
     fn write(&mut self, cx: &mut Context<'_>, stream: &mut TlsStream) -> Result<(), Ended> {
         let mut session = self.session.borrow_mut();
         let session = &mut *session;
-        session.executor.drain(&mut session.server);
+        session.pump();
         loop {
             let output = session.server.output();
             if output.is_empty() {

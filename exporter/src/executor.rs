@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use session::DeviceInfo;
 use session::frame::{Transfer, TransferStatus};
 use session::server::{Outcome, Server};
+use session::{DeviceInfo, Epoch};
 use tokio::sync::Notify;
 
 use crate::sim::SimulatedDevice;
@@ -108,11 +108,32 @@ impl Executor {
         }
     }
 
-    /// Cancels everything; nobody waits for it any more.
-    pub(crate) fn abandon(&mut self) {
+    /// Cancels these requests of `epoch`; nobody waits for them any more.
+    pub(crate) fn abandon(&mut self, server: &mut Server, epoch: Epoch, requests: &[u64]) {
         match self {
-            Self::Simulated(device) => device.abandon(),
-            Self::Usb(device) => device.abandon(),
+            Self::Simulated(device) => {
+                for &request in requests {
+                    // Of an epoch that is over: the server does not know it any more.
+                    device.cancel(server, request);
+                }
+            }
+            Self::Usb(device) => device.abandon(epoch, requests),
+        }
+    }
+
+    /// wMaxPacketSize of an endpoint, in bytes, where that is known.
+    pub(crate) fn packet_len(&self, endpoint: u8) -> Option<u16> {
+        match self {
+            Self::Simulated(device) => device.packet_len(endpoint),
+            Self::Usb(device) => device.packet_len(endpoint),
+        }
+    }
+
+    /// The endpoints of all settings of an interface, where they are known.
+    pub(crate) fn endpoints_of(&self, interface: u8) -> Option<Vec<u8>> {
+        match self {
+            Self::Simulated(device) => device.endpoints_of(interface),
+            Self::Usb(device) => device.endpoints_of(interface),
         }
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Devices, leases, sessions and subscribers: all that connections share.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -14,14 +14,37 @@ use slog::{Logger, info, warn};
 use tokio::sync::{Mutex, Notify, mpsc};
 
 use crate::executor::Executor;
-use crate::session_state::{Connection, Session};
+use crate::session_state::{Connection, Session, forget_later, mind};
 use crate::store::Store;
 
 /// Events that a subscriber may be behind; then its connection ends, and it asks anew.
 const MAX_EVENTS: usize = 256;
 
+/// Domains that may be arriving at a time, so that a new subscriber can be told of all.
+const MAX_ARRIVALS: usize = MAX_EVENTS / 2;
+
 /// A device and its session.
 pub(crate) type SharedSession = Rc<RefCell<Session>>;
+
+/// A domain that is arriving at a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Arrival {
+    connection: u64,
+    vm: VmUuid,
+    host: String,
+    domid: u16,
+}
+
+impl Arrival {
+    fn event(&self, arriving: bool) -> Event {
+        Event::Arriving {
+            vm: self.vm,
+            host: self.host.clone(),
+            domid: self.domid,
+            arriving,
+        }
+    }
+}
 
 struct Subscriber {
     host: String,
@@ -35,6 +58,9 @@ pub(crate) struct Hub {
     table: RefCell<LeaseTable>,
     devices: RefCell<BTreeMap<DeviceId, SharedSession>>,
     subscribers: RefCell<Vec<Subscriber>>,
+    arrivals: RefCell<Vec<Arrival>>,
+    /// Control connections so far.
+    connections: Cell<u64>,
     store: Store,
     /// [`LeaseTable::changes`] of what was saved last.
     saved_changes: Mutex<u64>,
@@ -57,6 +83,8 @@ impl Hub {
             table: RefCell::new(table),
             devices: RefCell::default(),
             subscribers: RefCell::default(),
+            arrivals: RefCell::default(),
+            connections: Cell::new(0),
             store,
             saved_changes: Mutex::new(0),
             deadlines: Notify::new(),
@@ -169,6 +197,8 @@ impl Hub {
             Request::Acquire(acquire) => self.acquire(&acquire, host).await,
             Request::Release { device, vm, epoch } => self.release(&device, vm, host, epoch).await,
             Request::Expect { vm, domid } => Ok(self.expect(vm, domid, host)),
+            // The connection does it.
+            Request::Arriving { .. } => Ok(Reply::Done),
             Request::Note { device, vm, text } => {
                 let noted = self.table.borrow_mut().note(&device, vm, host, &text);
                 match noted {
@@ -189,7 +219,13 @@ impl Hub {
     }
 
     fn leases(&self, vm: Option<VmUuid>, host: &str) -> Reply {
-        Reply::Leases(self.table.borrow().visible_leases(vm, host))
+        let mut leases = self.table.borrow().visible_leases(vm, host);
+        for lease in &mut leases {
+            if let Some(session) = self.session(&lease.device.id) {
+                lease.stash = session.borrow().server.stash_counters();
+            }
+        }
+        Reply::Leases(leases)
     }
 
     async fn acquire(&self, wanted: &Acquire, host: &str) -> Result<Reply, Refusal> {
@@ -253,6 +289,64 @@ impl Hub {
         self.ended(&lease, &format!("released by {host}"));
         self.save().await?;
         Ok(Reply::Done)
+    }
+
+    /// A number for a control connection.
+    pub(crate) fn next_connection(&self) -> u64 {
+        let number = self.connections.get() + 1;
+        self.connections.set(number);
+        number
+    }
+
+    /// A host announced, over this connection, that a domain is arriving there, or took it back.
+    pub(crate) fn arriving(
+        &self,
+        connection: u64,
+        host: &str,
+        vm: VmUuid,
+        domid: u16,
+        arriving: bool,
+    ) {
+        if !self.table.borrow().policy().may_expect(vm, host) {
+            return;
+        }
+        let arrival = Arrival {
+            connection,
+            vm,
+            host: host.to_owned(),
+            domid,
+        };
+        let mut arrivals = self.arrivals.borrow_mut();
+        let before = arrivals.len();
+        arrivals.retain(|a| *a != arrival);
+        let was_arriving = arrivals.len() < before;
+        if arriving && arrivals.len() < MAX_ARRIVALS {
+            arrivals.push(arrival.clone());
+        }
+        drop(arrivals);
+        if arriving != was_arriving {
+            self.announce(&arrival, arriving);
+        }
+    }
+
+    /// A control connection has ended: what was announced over it does not hold any more.
+    pub(crate) fn control_ended(&self, connection: u64) {
+        let (ended, left) = self
+            .arrivals
+            .take()
+            .into_iter()
+            .partition::<Vec<_>, _>(|a| a.connection == connection);
+        *self.arrivals.borrow_mut() = left;
+        for arrival in ended {
+            self.announce(&arrival, false);
+        }
+    }
+
+    fn announce(&self, arrival: &Arrival, arriving: bool) {
+        let event = arrival.event(arriving);
+        self.publish(&event, |to| {
+            self.table.borrow().policy().may_expect(arrival.vm, to)
+        });
     }
 
     fn expect(&self, vm: VmUuid, domid: u16, host: &str) -> Reply {
@@ -321,6 +415,7 @@ impl Hub {
                     .claim(device, &claimant, resumes, seen);
                 let epoch = claimed?;
                 let connection = session.borrow_mut().claim(epoch);
+                forget_later(&session);
                 info!(self.log, "claimed"; "device" => %device, "vm" => %open.vm, "host" => host,
                     "domid" => open.domid, "epoch" => epoch.0);
                 (0, connection)
@@ -374,6 +469,7 @@ impl Hub {
     ) {
         let was_current = session.borrow_mut().disconnected(connection);
         if was_current {
+            mind(session);
             self.apply(device, epoch, Change::Disconnect);
         }
     }
@@ -475,6 +571,13 @@ impl Hub {
     /// Subscribes `host`.
     pub(crate) fn subscribe(&self, host: &str) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(MAX_EVENTS);
+        for arrival in self.arrivals.borrow().iter() {
+            let may_know = self.table.borrow().policy().may_expect(arrival.vm, host);
+            if may_know {
+                // There is room: fewer may arrive than events wait.
+                let _ = events.try_send(arrival.event(true));
+            }
+        }
         self.subscribers.borrow_mut().push(Subscriber {
             host: host.to_owned(),
             events,

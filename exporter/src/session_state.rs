@@ -4,13 +4,24 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use session::Epoch;
+use session::frame::Transfer;
 use session::frame::TransferStatus;
-use session::server::{Server, ServerError};
+use session::server::{self, Order, Server, ServerError};
 use tokio::sync::{Mutex, Notify};
+use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::sleep;
 
 use crate::executor::Executor;
+
+/// Orders carried out before other tasks get their turn: a device that always has data could else
+/// keep the thread for itself.
+const MAX_ORDERS: usize = 64;
+/// How long a guest that runs again may take to ask for what was kept for it. Who asks later has
+/// begun anew, and does not want to know what was typed before.
+const STASH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How a device connection's task is reached.
 #[derive(Default)]
@@ -41,6 +52,10 @@ pub(crate) struct Session {
     pub(crate) server: Server,
     pub(crate) executor: Executor,
     connection: Option<Rc<Connection>>,
+    /// Who is woken when the device has something: the connection, or the minder.
+    wake: Arc<Notify>,
+    /// Looks after a device whose guest is away while nobody is connected.
+    minder: Option<AbortHandle>,
     /// Held while the device is opened.
     pub(crate) opening: Rc<Mutex<()>>,
 }
@@ -51,6 +66,8 @@ impl Session {
             server: Server::new(Epoch::default()),
             executor,
             connection: None,
+            wake: Arc::default(),
+            minder: None,
             opening: Rc::default(),
         }
     }
@@ -63,8 +80,10 @@ impl Session {
 
     /// Somebody takes over under a newer epoch.
     pub(crate) fn claim(&mut self, epoch: Epoch) -> Rc<Connection> {
+        let old = self.server.epoch();
+        let at_device: Vec<u64> = self.server.at_device().collect();
         let farewell = self.server.claim(epoch);
-        self.executor.abandon();
+        self.executor.abandon(&mut self.server, old, &at_device);
         self.connect(farewell)
     }
 
@@ -81,11 +100,62 @@ impl Session {
 
     fn connect(&mut self, farewell: Vec<u8>) -> Rc<Connection> {
         let connection = Rc::new(Connection::default());
-        self.executor.set_wake(connection.wake.clone());
+        self.set_wake(connection.wake.clone());
         if let Some(old) = self.connection.replace(connection.clone()) {
             old.dismiss(farewell);
         }
         connection
+    }
+
+    fn set_wake(&mut self, wake: Arc<Notify>) {
+        if let Some(minder) = self.minder.take() {
+            minder.abort();
+        }
+        self.executor.set_wake(wake.clone());
+        self.wake = wake;
+    }
+
+    /// Hands over what is over at the device, and does what that leads to.
+    pub(crate) fn pump(&mut self) {
+        self.executor.drain(&mut self.server);
+        self.carry_out();
+    }
+
+    /// Does what the session wants of the device by itself.
+    pub(crate) fn carry_out(&mut self) {
+        for _ in 0..MAX_ORDERS {
+            let Some(order) = self.server.next_order() else {
+                return;
+            };
+            match order {
+                Order::Submit { request, transfer } => {
+                    self.executor
+                        .submit(&mut self.server, request, &transfer, &[]);
+                }
+                Order::Cancel { request } => self.executor.cancel(&mut self.server, request),
+            }
+        }
+        self.wake.notify_one();
+    }
+
+    /// The submitter of a request is being suspended.
+    pub(crate) fn keep(&mut self, request: u64) {
+        let endpoint = self.server.endpoint_of(request);
+        let packet_len = endpoint.and_then(|e| self.executor.packet_len(e));
+        self.server.keep(request, packet_len);
+    }
+
+    /// Before a request goes to the device: whether it makes worthless what is kept.
+    pub(crate) fn before(&mut self, transfer: &Transfer) {
+        if let Some(interface) = server::set_interface(transfer)
+            && self.server.is_away()
+        {
+            match self.executor.endpoints_of(interface) {
+                Some(endpoints) => self.server.forget(|e| endpoints.contains(&e)),
+                None => self.server.forget(|_| true),
+            }
+        }
+        self.carry_out();
     }
 
     /// `connection` is lost. Returns whether it was the session's.
@@ -102,6 +172,9 @@ impl Session {
     /// The lease ended: everything in flight completes, and the holder hears that the device is
     /// gone.
     pub(crate) fn end(&mut self) {
+        if let Some(minder) = self.minder.take() {
+            minder.abort();
+        }
         self.executor.release();
         self.server.abort(TransferStatus::NoDevice);
         if let Some(connection) = self.connection.take() {
@@ -110,4 +183,49 @@ impl Session {
         }
         self.server.disconnected();
     }
+}
+
+/// Nobody is connected: sees to it that endpoints whose guest is away are polled all the same.
+pub(crate) fn mind(session: &Rc<RefCell<Session>>) {
+    let mut state = session.borrow_mut();
+    if !state.server.is_away() {
+        return;
+    }
+    let wake = Arc::new(Notify::new());
+    state.set_wake(wake.clone());
+    wake.notify_one();
+    let session = Rc::downgrade(session);
+    let minder = spawn_local(async move {
+        loop {
+            wake.notified().await;
+            let Some(session) = session.upgrade() else {
+                return;
+            };
+            session.borrow_mut().pump();
+        }
+    });
+    state.minder = Some(minder.abort_handle());
+}
+
+/// The guest runs again: what it does not ask for in time is dropped.
+pub(crate) fn forget_later(session: &Rc<RefCell<Session>>) {
+    let changes = {
+        let server = &session.borrow().server;
+        if !server.is_away() {
+            return;
+        }
+        server.away_changes()
+    };
+    let session = Rc::downgrade(session);
+    spawn_local(async move {
+        sleep(STASH_TIMEOUT).await;
+        let Some(session) = session.upgrade() else {
+            return;
+        };
+        let mut state = session.borrow_mut();
+        if state.server.away_changes() == changes {
+            state.server.forget(|_| true);
+            state.carry_out();
+        }
+    });
 }

@@ -121,8 +121,13 @@ impl SimulatedDevice {
         }
     }
 
-    pub(crate) fn abandon(&mut self) {
-        self.port.forget_all();
+    pub(crate) fn packet_len(&self, endpoint: u8) -> Option<u16> {
+        let endpoint = self.port.endpoint(endpoint)?;
+        Some(endpoint.max_packet_size & 0x7ff)
+    }
+
+    pub(crate) fn endpoints_of(&self, interface: u8) -> Option<Vec<u8>> {
+        self.port.endpoints_of(interface)
     }
 
     /// Makes it what it was for its holder before the exporter was started again: configured. A

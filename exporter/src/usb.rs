@@ -26,9 +26,9 @@ mod transfer;
 use std::sync::Arc;
 
 use rusb::Context;
-use session::DeviceInfo;
 use session::frame::{Transfer, TransferStatus};
 use session::server::{Outcome, Server};
+use session::{DeviceInfo, Epoch};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -119,6 +119,26 @@ impl UsbDevice {
         }
     }
 
+    /// wMaxPacketSize of an endpoint.
+    pub(crate) fn packet_len(&self, endpoint: u8) -> Option<u16> {
+        let configuration = self.device.active_config_descriptor().ok()?;
+        let settings = configuration.interfaces().flat_map(|i| i.descriptors());
+        let mut endpoints = settings.flat_map(|s| s.endpoint_descriptors());
+        let found = endpoints.find(|e| e.address() == endpoint)?;
+        Some(found.max_packet_size() & 0x7ff)
+    }
+
+    /// The endpoints of an interface, of all its settings.
+    pub(crate) fn endpoints_of(&self, interface: u8) -> Option<Vec<u8>> {
+        let configuration = self.device.active_config_descriptor().ok()?;
+        let found = configuration
+            .interfaces()
+            .find(|i| i.number() == interface)?;
+        let settings = found.descriptors();
+        let endpoints = settings.flat_map(|s| s.endpoint_descriptors());
+        Some(endpoints.map(|e| e.address()).collect())
+    }
+
     pub(crate) fn cancel(&mut self, server: &mut Server, request: u64) {
         if let Some(open) = &mut self.open {
             open.cancel(server, request);
@@ -139,9 +159,10 @@ impl UsbDevice {
         }
     }
 
-    pub(crate) fn abandon(&mut self) {
+    /// Cancels these requests of `epoch`; nobody waits for them any more.
+    pub(crate) fn abandon(&mut self, epoch: Epoch, requests: &[u64]) {
         if let Some(open) = &mut self.open {
-            open.abandon();
+            open.abandon(epoch, requests);
         }
     }
 

@@ -5,7 +5,7 @@ use control::{
     Attachment, Controller, Counters, ExportedDevice, ExporterStatus, Forecast, Outcome, Response,
     Status,
 };
-use session::{DeviceInfo, DeviceState, LeasePhase, OnMigrate, Speed};
+use session::{DeviceInfo, DeviceState, LeasePhase, OnMigrate, Speed, StashCounters};
 
 use crate::table::{Table, printable};
 
@@ -138,13 +138,32 @@ fn status_text(status: &Status) -> String {
         "BYTES IN",
         "RECONNECTS",
     ]);
+    let mut stashes = Table::new(["DEVICE", "KEPT", "DELIVERED", "DROPPED", "OVERFLOWED"]);
     for attachment in &status.attachments {
         let device = format!("{}/{}", attachment.exporter, attachment.device.id);
-        counters.row(counter_row(device, &attachment.counters));
+        counters.row(counter_row(device.clone(), &attachment.counters));
+        let stash = attachment.stash;
+        if stash != StashCounters::default() {
+            stashes.row([
+                device,
+                stash.kept.to_string(),
+                stash.delivered.to_string(),
+                stash.discarded.to_string(),
+                stash.overflowed.to_string(),
+            ]);
+        }
     }
+    let any_stash = |a: &Attachment| a.stash != StashCounters::default();
+    let stashes = match status.attachments.iter().any(any_stash) {
+        true => format!(
+            "\nsent while the guest was suspended:\n{}",
+            stashes.render()
+        ),
+        false => String::new(),
+    };
     counters.row(counter_row("since start".into(), &status.totals));
     format!(
-        "vusbd {} on {}\n\n{}\n{}\n{}\n{}",
+        "vusbd {} on {}\n\n{}\n{}\n{}\n{}{stashes}",
         printable(&status.version),
         printable(&status.host),
         exporter_table(&status.exporters),

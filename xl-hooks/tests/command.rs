@@ -12,7 +12,8 @@ use std::thread::JoinHandle;
 use control::{Attachment, Counters, Forecast, Outcome, Request, Response};
 use session::control::Refusal;
 use session::{
-    DeviceId, DeviceInfo, DeviceSelector, DeviceState, LeasePhase, OnMigrate, Speed, VmUuid,
+    DeviceId, DeviceInfo, DeviceSelector, DeviceState, LeasePhase, OnMigrate, Speed, StashCounters,
+    VmUuid,
 };
 
 const VM: &str = "6f7d3c1e-8b0a-4f0e-9d6e-2a1b3c4d5e6f";
@@ -129,6 +130,7 @@ fn attachment() -> Attachment {
         on_migrate: OnMigrate::Refuse,
         phase: LeasePhase::Serving,
         note: None,
+        stash: StashCounters::default(),
         counters: Counters::default(),
     }
 }

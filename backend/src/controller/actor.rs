@@ -3,6 +3,7 @@
 //! machine in between.
 
 mod devices;
+mod withdraw;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -15,7 +16,7 @@ use session::frame::Kind;
 use slog::{Logger, debug, error, info};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use transport::Identity;
 use usbif::{PortNumber, RingCorrupt};
 use xen::Backend;
@@ -67,6 +68,8 @@ pub(super) struct Actor<B: Backend> {
     reports: Option<mpsc::UnboundedReceiver<News>>,
     rings: Option<RingDetails>,
     suspend_asked: Option<Instant>,
+    /// When devices that were disconnected for a suspend are connected again.
+    give_again_at: Option<Instant>,
     idle_since: Option<Instant>,
     full_since: Option<Instant>,
     polling: Polling,
@@ -120,6 +123,7 @@ impl<B: Backend> Actor<B> {
             reports: Some(reports),
             rings: None,
             suspend_asked: None,
+            give_again_at: None,
             idle_since: None,
             full_since: None,
             polling: Polling::new(poll),
@@ -157,6 +161,7 @@ impl<B: Backend> Actor<B> {
         while !self.state.is_final() {
             let quiescing = self.state == State::Quiescing;
             let looks = self.serving.borrow().polled;
+            let give_again = self.give_again_at;
             tokio::select! {
                 command = inbox.recv() => match command {
                     Some(command) => self.command(command),
@@ -182,6 +187,9 @@ impl<B: Backend> Actor<B> {
                     more = self.service();
                 }
                 () = sleep(IDLE_FOR / 4), if quiescing => self.look_idle(),
+                () = sleep_until(give_again.unwrap_or_else(Instant::now)), if give_again.is_some() => {
+                    self.give_again_suspended();
+                }
             }
         }
         let said = self.say_goodbye().await;
@@ -223,6 +231,7 @@ impl<B: Backend> Actor<B> {
                     .send_if_modified(|now| std::mem::replace(now, yes) != yes);
             }
             Command::Suspend => self.suspend(),
+            Command::Moving(exporter, moving) => self.moving(&exporter, moving),
             Command::Gone => self.event(Event::DomainGone),
             Command::Attach(exporter, lease, answer) => self.attach(exporter, *lease, answer),
             Command::Detach(port, answer) => {
@@ -237,6 +246,7 @@ impl<B: Backend> Actor<B> {
     fn suspend(&mut self) {
         self.suspend_asked = Some(Instant::now());
         self.idle_since = None;
+        self.withdraw_suspending();
         self.event(Event::SuspendRequested);
     }
 
@@ -267,7 +277,11 @@ impl<B: Backend> Actor<B> {
             }
             Action::SwitchToConnected => {}
             Action::StartQuiescing => self.serving.borrow_mut().set_quiescing(true),
-            Action::StopQuiescing => self.serving.borrow_mut().set_quiescing(false),
+            Action::StopQuiescing => {
+                self.serving.borrow_mut().set_quiescing(false);
+                // Also where it was never frozen: what is kept for it is not kept for ever.
+                self.say(Kind::Thaw);
+            }
             Action::Freeze => self.say(Kind::Freeze),
             Action::Thaw => self.say(Kind::Thaw),
             Action::UnmapRings => {
@@ -378,7 +392,7 @@ impl<B: Backend> Actor<B> {
 
     /// Sees to it that an unlink is answered in time, whatever the exporter does.
     fn watch_unlinked(&self, outcome: &Outcome) {
-        let finishing = self.serving.borrow().quiescing;
+        let finishing = self.serving.borrow().is_quiescing();
         let quiesce = Duration::from_millis(self.hand_off.quiesce_ms);
         for &(port, number) in &outcome.unlinked {
             let serving = self.serving.clone();

@@ -77,6 +77,8 @@ pub enum Command {
     FrontendResumes(bool),
     /// `control/shutdown` was set to `suspend`.
     Suspend,
+    /// This exporter says that the guest is on its way to another domain, or is not after all.
+    Moving(String, bool),
     /// The domain or the controller goes away.
     Gone,
     /// Plug in a device that was just leased. Answered when its lease is claimed; at once where

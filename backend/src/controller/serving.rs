@@ -5,6 +5,7 @@
 //! is on the rings, and what it leads to is sent and published in one go.
 
 mod copy;
+mod quiesce;
 mod recovery;
 mod sessions;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use xen::{Access, Backend, DomId, EventChannel, GrantError, RingPage};
 use super::rings::{RingDetails, RingError, Rings};
 use crate::state::ControllerJournal;
 use crate::totals::Totals;
+use quiesce::Recent;
 
 /// Requests taken in one wake-up before others get their turn. A guest whose requests are answered
 /// at once could else keep the thread for itself.
@@ -81,12 +83,14 @@ pub struct Serving<B: Backend> {
     recovering: bool,
     /// What came of that.
     recovered: Outcome,
-    /// Unlinked OUT transfers are given a moment to finish.
-    pub quiescing: bool,
     /// The rings are looked at again without an event.
     pub polled: bool,
     /// Notified when completions have been answered.
     pub completions: Rc<Notify>,
+    /// The guest was asked to suspend: see `quiesce`.
+    quiescing: bool,
+    /// What was answered since then and may cross with an unlink.
+    answered: Recent,
     /// Requests taken since it was last asked.
     activity: bool,
 }
@@ -134,6 +138,7 @@ impl<B: Backend> Serving<B> {
             quiescing: false,
             polled: false,
             completions: Rc::default(),
+            answered: Recent::default(),
             activity: false,
         }
     }
@@ -184,12 +189,6 @@ impl<B: Backend> Serving<B> {
         self.journal.end();
         self.records = [(None, None); SLOTS];
         self.rings = None;
-    }
-
-    /// The guest is about to be suspended, or is not any more.
-    pub fn set_quiescing(&mut self, quiescing: bool) {
-        self.quiescing = quiescing;
-        self.journal.set_quiescing(quiescing);
     }
 
     /// Whether a request was taken since the last call.
@@ -303,8 +302,21 @@ impl<B: Backend> Serving<B> {
         request: Result<UrbRequest, BadRequest>,
         outcome: &mut Outcome,
     ) {
+        let crossed = self.crossed(&request);
+        let stale = self.core.stale_answered();
         let verdict = self.core.take(request);
         self.note_ports();
+        if stale == 0 && self.core.stale_answered() > 0 {
+            warn!(
+                self.place.log,
+                "the guest's driver used the device while it resumed, and has lost request ids by \
+                 that: remove the controller with `xl usbctrl-detach` and add it again before the \
+                 guest uses it heavily, or load the xen-vusb-resume module in the guest"
+            );
+        }
+        if let Some((port, number)) = crossed {
+            self.keep_completed(port, number);
+        }
         match verdict {
             Verdict::Answer(response) => self.push(record, &response),
             Verdict::AnswerBoth(slot, answers) => {
@@ -327,7 +339,8 @@ impl<B: Backend> Serving<B> {
                 let Some(urb) = self.core.urb(slot) else {
                     return;
                 };
-                let (port, finishing) = (urb.port, self.quiescing && !urb.transfer.is_in());
+                let (port, is_stream) = (urb.port, urb.transfer.is_stream());
+                let finishing = self.quiescing && !urb.transfer.is_in();
                 let Some(number) = urb.submitted else { return };
                 self.count(
                     port,
@@ -336,7 +349,9 @@ impl<B: Backend> Serving<B> {
                         ..Counters::default()
                     },
                 );
-                if !finishing {
+                if self.quiescing && is_stream {
+                    self.keep(port, number);
+                } else if !finishing {
                     self.cancel(port, number);
                 }
                 let _ = outcome.unlinked.try_push((port, number));
@@ -376,6 +391,8 @@ impl<B: Backend> Serving<B> {
         let Some(urb) = self.core.urb(slot) else {
             return;
         };
+        let urb = *urb;
+        self.note_answered(&urb, result.actual_length > 0);
         if urb.submitted.is_some() {
             let bytes = u64::from(result.actual_length);
             let (bytes_in, bytes_out) = if urb.transfer.is_in() {

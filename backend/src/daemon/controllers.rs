@@ -162,6 +162,7 @@ impl<B: Backend> Daemon<B> {
             let path = format!("{DOMAINS}/{domid}/control/shutdown");
             let _ = self.store.unwatch(&frontends(domid), &frontend).await;
             let _ = self.store.unwatch(&path, &shutdown).await;
+            self.shutdown.remove(&domid);
         }
     }
 
@@ -210,6 +211,7 @@ impl<B: Backend> Daemon<B> {
                             "controller" => key.to_string());
                         continue;
                     };
+                    self.arrived(domid);
                     entry.handle.tell(Command::FrontendConnected(RingDetails {
                         urb: GrantRef(urb),
                         conn: GrantRef(conn),

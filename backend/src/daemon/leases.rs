@@ -9,7 +9,7 @@ use session::{Holder, Lease};
 use slog::{debug, error, info, warn};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
-use xen::Backend;
+use xen::{Backend, DomId};
 
 use super::Daemon;
 use crate::config;
@@ -157,6 +157,9 @@ impl<B: Backend> Daemon<B> {
         match event {
             // Leases that we could not be told of while it was away.
             None => {
+                for domain in self.expected.values().filter(|d| d.is_incoming()) {
+                    self.announce_to(exporter, domain, true);
+                }
                 for key in self.admin.keys() {
                     let Some(entry) = self.admin.entry(key) else {
                         continue;
@@ -166,12 +169,59 @@ impl<B: Backend> Daemon<B> {
                     }
                 }
             }
+            Some(Event::Arriving {
+                vm,
+                host,
+                domid,
+                arriving,
+            }) => {
+                for key in self.admin.keys() {
+                    let is_itself = host == self.identity.name() && domid == key.domid.0;
+                    let entry = self.admin.entry(key).filter(|e| e.domain.vm == vm);
+                    if let Some(entry) = entry.filter(|_| !is_itself) {
+                        entry
+                            .handle
+                            .tell(Command::Moving(exporter.to_owned(), arriving));
+                    }
+                }
+            }
             Some(Event::Released { device, vm, reason }) => {
                 info!(self.log, "lease ended: {}", reason;
                     "exporter" => exporter, "device" => %device, "vm" => %vm);
             }
             Some(event) => debug!(self.log, "exporter"; "exporter" => exporter, "event" => ?event),
         }
+    }
+
+    /// Tells every exporter that a domain is arriving here, or is not any more.
+    pub(super) fn announce(&self, domain: &Domain, arriving: bool) {
+        for exporter in self.admin.exporters() {
+            self.announce_to(exporter.name(), domain, arriving);
+        }
+    }
+
+    fn announce_to(&self, exporter: &str, domain: &Domain, arriving: bool) {
+        let found = self.admin.exporters().iter().find(|e| e.name() == exporter);
+        let Some(exporter) = found.cloned() else {
+            return;
+        };
+        let request = Request::Arriving {
+            vm: domain.vm,
+            domid: domain.domid.0,
+            arriving,
+        };
+        // One that does not answer is told when it does.
+        spawn_local(async move { drop(exporter.ask(request).await) });
+    }
+
+    /// A domain that was arriving runs, or is gone.
+    pub(super) fn arrived(&mut self, domid: DomId) {
+        let Some(domain) = self.expected.get_mut(&domid).filter(|d| d.is_incoming()) else {
+            return;
+        };
+        let incoming = domain.clone();
+        domain.has_arrived();
+        self.announce(&incoming, false);
     }
 
     /// After an exporter came back: plugs in what is ours there and not plugged in yet.

@@ -8,7 +8,7 @@
 pub mod client;
 
 use serde::{Deserialize, Serialize};
-use session::{DeviceInfo, DeviceSelector, LeasePhase, OnMigrate, VmUuid};
+use session::{DeviceInfo, DeviceSelector, LeasePhase, OnMigrate, StashCounters, VmUuid};
 
 /// Where vusbd listens.
 pub const DEFAULT_SOCKET: &str = "/run/xen-vusb/vusbd.sock";
@@ -130,6 +130,9 @@ pub struct Attachment {
     pub phase: LeasePhase,
     /// The last thing worth reading, for example why a migration was refused.
     pub note: Option<String>,
+    /// What the device sent while the guest was suspended, as the exporter has it.
+    #[serde(default)]
+    pub stash: StashCounters,
     /// Transfers since it was attached here.
     pub counters: Counters,
 }

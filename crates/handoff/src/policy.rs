@@ -73,6 +73,7 @@ mod tests {
             frontend_resumes,
             cookie: vec![],
             note: None,
+            stash: Default::default(),
         }
     }
 

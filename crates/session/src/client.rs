@@ -15,11 +15,17 @@
 use std::collections::VecDeque;
 
 use crate::Epoch;
-use crate::frame::{self, Completion, FrameError, HEADER_LEN, Header, Kind, Transfer};
+use crate::frame::{
+    self, Completion, FrameError, HEADER_LEN, Header, Kind, Transfer, TransferStatus,
+};
 use crate::open::How;
 
 /// Most requests without a completion. A ring has 16 slots; the rest is for resets.
 pub const MAX_OUTSTANDING: usize = 32;
+
+/// Most completions whose acknowledgement waits: the slots of a ring. With [`MAX_OUTSTANDING`]
+/// they are fewer than [`crate::server::MAX_OPEN`].
+pub const MAX_HELD: u64 = 16;
 
 /// Why a connection is of no more use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,7 +95,18 @@ struct Outstanding {
     /// Largest body of its completion.
     body_limit: usize,
     length: u32,
-    cancelled: bool,
+    end: End,
+}
+
+/// Whether the guest has given up a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum End {
+    /// No.
+    Awaited,
+    /// Yes.
+    Cancelled,
+    /// Yes, because it is being suspended: its data is the exporter's to keep.
+    Kept,
 }
 
 impl Outstanding {
@@ -104,7 +121,7 @@ impl Outstanding {
             request,
             body_limit: iso + data,
             length: transfer.length,
-            cancelled: false,
+            end: End::Awaited,
         }
     }
 
@@ -113,7 +130,7 @@ impl Outstanding {
             request,
             body_limit: 0,
             length: 0,
-            cancelled: false,
+            end: End::Awaited,
         }
     }
 }
@@ -130,6 +147,8 @@ pub struct Client {
     /// Of a restored client: requests that may complete without anybody having asked any more.
     unaccounted: u64,
     output: Vec<u8>,
+    /// How many of the last completions are not acknowledged yet, though they were received.
+    lag: u64,
 }
 
 impl Client {
@@ -144,6 +163,7 @@ impl Client {
             outstanding: VecDeque::with_capacity(MAX_OUTSTANDING),
             unaccounted: 0,
             output: Vec::with_capacity(256 * 1024),
+            lag: 0,
         }
     }
 
@@ -242,9 +262,34 @@ impl Client {
     /// it has completed already.
     pub fn cancel(&mut self, request: u64) {
         if let Some(entry) = self.outstanding.iter_mut().find(|o| o.request == request) {
-            entry.cancelled = true;
+            if entry.end == End::Awaited {
+                entry.end = End::Cancelled;
+            }
             self.plain(Kind::Cancel, request, &[]);
         }
+    }
+
+    /// Cancels `request`, whose submitter is being suspended. It will complete as cancelled and
+    /// without data, whatever the device does: its data is kept by the exporter for the endpoint's
+    /// next requests.
+    pub fn keep(&mut self, request: u64) {
+        if let Some(entry) = self.outstanding.iter_mut().find(|o| o.request == request) {
+            entry.end = End::Kept;
+            self.plain(Kind::Keep, request, &[]);
+        }
+    }
+
+    /// As [`Client::keep`], for a request that completed a moment ago, with data that the guest has
+    /// thrown away: it had cancelled the request before it saw the completion. Needs
+    /// [`Client::hold_acknowledgements`].
+    pub fn keep_completed(&mut self, request: u64) {
+        self.plain(Kind::Keep, request, &[]);
+    }
+
+    /// Whether the acknowledgement of the last [`MAX_HELD`] completions waits, so that the exporter
+    /// still has their data for [`Client::keep_completed`].
+    pub fn hold_acknowledgements(&mut self, hold: bool) {
+        self.lag = if hold { MAX_HELD } else { 0 };
     }
 
     /// Saves the lease's cookie, at most [`frame::MAX_COOKIE_LEN`] bytes. A cookie that is saved
@@ -269,10 +314,17 @@ impl Client {
             return Ok(None);
         };
         let event = match header {
-            Header::Complete(completion) => {
-                self.complete(&completion, body)?;
-                Event::Completed { completion, body }
-            }
+            Header::Complete(completion) => match self.complete(&completion, body)? {
+                End::Kept => Event::Completed {
+                    completion: Completion {
+                        status: TransferStatus::Cancelled,
+                        actual_length: 0,
+                        ..completion
+                    },
+                    body: &[],
+                },
+                _ => Event::Completed { completion, body },
+            },
             Header::Plain(Kind::Gone) => Event::Gone,
             Header::Plain(Kind::Fenced) => {
                 self.connected = false;
@@ -291,12 +343,18 @@ impl Client {
     /// Completions received that are not acknowledged yet. Every request acknowledges all in
     /// passing; [`Client::acknowledge`] is for when none comes, or too many have gathered.
     pub fn unacknowledged(&self) -> u64 {
-        self.completions_received - self.acknowledged
+        self.acknowledgement() - self.acknowledged
+    }
+
+    /// The last completion to acknowledge now.
+    fn acknowledgement(&self) -> u64 {
+        let held_back = self.completions_received.saturating_sub(self.lag);
+        held_back.max(self.acknowledged)
     }
 
     /// Acknowledges completions that no request has acknowledged in passing.
     pub fn acknowledge(&mut self) {
-        if self.acknowledged != self.completions_received {
+        if self.unacknowledged() > 0 {
             self.plain(Kind::Ack, 0, &[]);
         }
     }
@@ -378,11 +436,11 @@ impl Client {
     /// Cancels again what was cancelled, after the requests were sent again.
     pub fn resend_cancels(&mut self) {
         for at in 0..self.outstanding.len() {
-            let Outstanding {
-                request, cancelled, ..
-            } = self.outstanding[at];
-            if cancelled {
-                self.plain(Kind::Cancel, request, &[]);
+            let Outstanding { request, end, .. } = self.outstanding[at];
+            match end {
+                End::Awaited => (),
+                End::Cancelled => self.plain(Kind::Cancel, request, &[]),
+                End::Kept => self.plain(Kind::Keep, request, &[]),
             }
         }
     }
@@ -397,38 +455,29 @@ impl Client {
             return Ok(());
         }
         let start = self.output.len();
-        frame::encode_submit(
-            &mut self.output,
-            request,
-            self.completions_received,
-            transfer,
-        );
+        let acknowledgement = self.acknowledgement();
+        frame::encode_submit(&mut self.output, request, acknowledgement, transfer);
         let body = self.output.len();
         if let Err(e) = fill(&mut self.output) {
             self.output.truncate(start);
             return Err(e);
         }
         debug_assert_eq!(self.output.len() - body, transfer.submit_body_len());
-        self.acknowledged = self.completions_received;
+        self.acknowledged = acknowledgement;
         Ok(())
     }
 
     fn plain(&mut self, kind: Kind, request: u64, body: &[u8]) {
         if self.connected {
-            frame::encode_plain(
-                &mut self.output,
-                kind,
-                request,
-                self.completions_received,
-                body,
-            );
-            if matches!(kind, Kind::Ack | Kind::Cancel | Kind::Reset) {
-                self.acknowledged = self.completions_received;
+            let acknowledgement = self.acknowledgement();
+            frame::encode_plain(&mut self.output, kind, request, acknowledgement, body);
+            if matches!(kind, Kind::Ack | Kind::Cancel | Kind::Keep | Kind::Reset) {
+                self.acknowledged = acknowledgement;
             }
         }
     }
 
-    fn complete(&mut self, completion: &Completion, body: &[u8]) -> Result<(), ClientError> {
+    fn complete(&mut self, completion: &Completion, body: &[u8]) -> Result<End, ClientError> {
         let expected = self.completions_received + 1;
         if completion.number != expected {
             return Err(ClientError::CompletionNumber {
@@ -444,10 +493,13 @@ impl Client {
             }
             self.unaccounted -= 1;
             self.completions_received = expected;
-            return Ok(());
+            return Ok(End::Awaited);
         };
         let Outstanding {
-            body_limit, length, ..
+            body_limit,
+            length,
+            end,
+            ..
         } = self.outstanding[at];
         if body.len() > body_limit {
             return Err(ClientError::TooMuchData {
@@ -466,7 +518,7 @@ impl Client {
         }
         self.outstanding.remove(at);
         self.completions_received = expected;
-        Ok(())
+        Ok(end)
     }
 }
 

@@ -37,6 +37,17 @@ pub enum Request {
         /// Its domid at the caller.
         domid: u16,
     },
+    /// A domain that is arriving at the caller from another host (or another domid) is being built
+    /// for this VM, or is not (any more). Subscribers learn it as [`Event::Arriving`]. It holds until
+    /// it is taken back, or the connection ends. Answer: [`Reply::Done`].
+    Arriving {
+        /// The VM.
+        vm: VmUuid,
+        /// Its domid at the caller.
+        domid: u16,
+        /// Whether it is.
+        arriving: bool,
+    },
     /// Something for people to read in the lease, for example why a migration was refused.
     /// Answer: [`Reply::Done`].
     Note {
@@ -174,6 +185,18 @@ pub enum Event {
         vm: VmUuid,
         /// Why, for people.
         reason: String,
+    },
+    /// Some backend announced that a domain of this VM is arriving, or took it back
+    /// ([`Request::Arriving`]).
+    Arriving {
+        /// The VM.
+        vm: VmUuid,
+        /// Which host.
+        host: String,
+        /// Its domid there.
+        domid: u16,
+        /// Whether it is.
+        arriving: bool,
     },
     /// Some backend announced that it builds a domain for this VM ([`Request::Expect`]).
     Expected {

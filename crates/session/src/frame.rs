@@ -69,6 +69,11 @@ pub enum Kind {
     ResumeYes = 14,
     /// Backend: the frontend took `feature-resume` back.
     ResumeNo = 15,
+    /// Backend: cancel the transfer of this request number, whose submitter is suspended. What it
+    /// brought or still brings is kept for the endpoint's next transfers, and an interrupt endpoint
+    /// is polled until there is one. Unless it was acknowledged it may also have completed: the
+    /// backend has not given, and will not give, its data to the guest.
+    Keep = 16,
 }
 
 impl Kind {
@@ -89,6 +94,7 @@ impl Kind {
             13 => Self::Pong,
             14 => Self::ResumeYes,
             15 => Self::ResumeNo,
+            16 => Self::Keep,
             _ => return None,
         })
     }
@@ -135,6 +141,11 @@ pub enum TransferStatus {
 }
 
 impl TransferStatus {
+    /// Whether the transfer is done.
+    pub fn is_success(self) -> bool {
+        matches!(self, Self::Completed | Self::ShortPacket)
+    }
+
     /// From its number on the wire.
     pub fn from_u32(value: u32) -> Option<Self> {
         Some(match value {
@@ -175,6 +186,15 @@ impl Transfer {
     /// Whether data flows from the device to the guest.
     pub fn is_in(&self) -> bool {
         self.endpoint & 0x80 != 0
+    }
+
+    /// Whether it waits for data from the device on a bulk or interrupt endpoint.
+    pub fn is_stream(&self) -> bool {
+        self.is_in()
+            && matches!(
+                self.transfer_type,
+                TransferType::Bulk | TransferType::Interrupt
+            )
     }
 
     /// Number of isochronous packets; 0 for other types.
@@ -229,6 +249,13 @@ pub enum Header {
     },
     /// See [`Kind::Cancel`].
     Cancel {
+        /// Request number.
+        request: u64,
+        /// Last completion received.
+        ack: u64,
+    },
+    /// See [`Kind::Keep`].
+    Keep {
         /// Request number.
         request: u64,
         /// Last completion received.
@@ -302,7 +329,7 @@ pub fn encode_complete(out: &mut Vec<u8>, completion: &Completion, body_len: usi
     out.extend_from_slice(&h);
 }
 
-/// Appends a frame without data: Cancel, Reset (both with a request number), Ack, and the plain
+/// Appends a frame without data: Cancel, Keep, Reset (with a request number), Ack, and the plain
 /// ones (request 0). `body` is empty but for a cookie.
 pub fn encode_plain(out: &mut Vec<u8>, kind: Kind, request: u64, ack: u64, body: &[u8]) {
     out.extend_from_slice(&header(kind, body.len(), request, ack));
@@ -372,6 +399,10 @@ fn decode_header(h: &[u8; HEADER_LEN], body_len: usize) -> Result<Header, FrameE
             })
         }
         Kind::Cancel => at_most(0).map(|()| Header::Cancel {
+            request,
+            ack: completion,
+        })?,
+        Kind::Keep => at_most(0).map(|()| Header::Keep {
             request,
             ack: completion,
         })?,

@@ -23,7 +23,8 @@ pub use policy::{Allow, Match, Policy};
 use crate::control::{Acquire, Refusal};
 use crate::frame::MAX_COOKIE_LEN;
 use crate::{
-    DeviceId, DeviceInfo, DeviceState, Epoch, Holder, Lease, LeasePhase, OnMigrate, VmUuid,
+    DeviceId, DeviceInfo, DeviceState, Epoch, Holder, Lease, LeasePhase, OnMigrate, StashCounters,
+    VmUuid,
 };
 
 /// Longest name of a VM, in bytes.
@@ -256,6 +257,7 @@ impl LeaseTable {
             frontend_resumes: false,
             cookie: Vec::new(),
             note: None,
+            stash: StashCounters::default(),
             device,
         };
         let entry = Entry {

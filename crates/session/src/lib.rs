@@ -18,10 +18,11 @@ pub mod lease;
 pub mod message;
 pub mod open;
 pub mod server;
+pub mod stash;
 mod types;
 
 pub use message::Hello;
 pub use types::{
     DeviceId, DeviceInfo, DeviceSelector, DeviceState, Epoch, Holder, Lease, LeasePhase, OnMigrate,
-    PROTOCOL_VERSION, ParseSelectorError, Speed, VmUuid,
+    PROTOCOL_VERSION, ParseSelectorError, Speed, StashCounters, VmUuid,
 };

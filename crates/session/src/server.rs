@@ -5,13 +5,15 @@
 //! what arrives to [`Server::next_event`] until it answers `None`, carry out what the events ask
 //! for, call [`Server::complete`] once for each, and send what [`Server::output`] holds, saying how
 //! much of it went with [`Server::sent`]. After [`Server::disconnected`], or an error, nothing is
-//! lost: transfers go on, and their completions wait for a resume.
+//! lost: transfers go on, and their completions wait for a resume. After every event and every
+//! completion, carry out what [`Server::next_order`] says: mostly nothing; see [`crate::stash`].
 //!
 //! The rules: requests arrive with the numbers 1, 2, 3 … of an epoch, and each is handed out once.
 //! Completions leave with the numbers 1, 2, 3 …, and each is kept until it is acknowledged. Both
 //! together are at most [`MAX_OPEN`], so a peer that floods or never acknowledges costs its
 //! connection, not memory.
 
+mod away;
 mod log;
 #[cfg(test)]
 mod tests;
@@ -20,7 +22,11 @@ use crate::Epoch;
 use crate::frame::{
     self, Completion, FrameError, HEADER_LEN, Header, Kind, Transfer, TransferStatus,
 };
+use crate::stash::{self, Stash};
+use away::Away;
 use log::Log;
+
+pub use away::{Order, is_poll, set_interface};
 
 /// Most requests that are executing or whose completion is not acknowledged yet.
 pub const MAX_OPEN: usize = 64;
@@ -83,6 +89,11 @@ pub enum Event<'a> {
         /// Its number.
         request: u64,
     },
+    /// The submitter of this request is suspended: call [`Server::keep`].
+    Keep {
+        /// Its number.
+        request: u64,
+    },
     /// Reset the device and call [`Server::complete`].
     Reset {
         /// Its number.
@@ -133,6 +144,20 @@ struct Executing {
     length: u32,
     /// Largest body of the completion.
     body_limit: usize,
+    /// Itself, if it is one whose data can be kept.
+    stream: Option<Transfer>,
+    place: Place,
+}
+
+/// Where a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    /// At the device.
+    Device,
+    /// Here, until the device is done with what was asked of the endpoint before.
+    Parked,
+    /// At the device, and its data is to be kept.
+    Kept,
 }
 
 /// The machine; see the module's documentation.
@@ -144,6 +169,8 @@ pub struct Server {
     last_completion: u64,
     executing: Vec<Executing>,
     log: Log,
+    stash: Stash,
+    away: Away,
 }
 
 impl Server {
@@ -184,10 +211,14 @@ impl Server {
             connected: true,
             log: std::mem::take(&mut self.log),
             executing: std::mem::take(&mut self.executing),
+            // It is the same VM's, wherever it runs now.
+            stash: std::mem::take(&mut self.stash),
+            away: std::mem::take(&mut self.away),
             ..Self::new(epoch)
         };
         self.log.clear();
         self.executing.clear();
+        self.claimed();
         farewell
     }
 
@@ -237,23 +268,35 @@ impl Server {
             } => {
                 self.acknowledge(ack)?;
                 self.accept(request, &transfer)?;
-                Event::Submit {
-                    request,
-                    transfer,
-                    body,
+                match self.is_away() && self.take_charge(request, &transfer) {
+                    true => Event::Handled,
+                    false => Event::Submit {
+                        request,
+                        transfer,
+                        body,
+                    },
                 }
             }
             Header::Reset { request, ack } => {
                 self.acknowledge(ack)?;
-                self.accept_with(request, 0, 0)?;
+                self.accept_with(request, 0, 0, None)?;
+                self.forget(|_| true);
                 Event::Reset { request }
             }
             Header::Cancel { request, ack } => {
                 self.acknowledge(ack)?;
-                match self.executing.iter().any(|e| e.request == request) {
-                    true => Event::Cancel { request },
-                    false => Event::Handled,
+                match self.executing.iter().find(|e| e.request == request) {
+                    Some(e) if e.place == Place::Parked => {
+                        self.cancel_parked(request);
+                        Event::Handled
+                    }
+                    Some(_) => Event::Cancel { request },
+                    None => Event::Handled,
                 }
+            }
+            Header::Keep { request, ack } => {
+                self.acknowledge(ack)?;
+                Event::Keep { request }
             }
             Header::Ack { ack } => {
                 self.acknowledge(ack)?;
@@ -290,17 +333,41 @@ impl Server {
         request: u64,
         fill: impl FnOnce(&mut Vec<u8>) -> Option<Outcome>,
     ) -> bool {
+        if away::is_poll(request) {
+            return self.polled(request, fill);
+        }
         if epoch != self.epoch {
             return false;
         }
         let Some(at) = self.executing.iter().position(|e| e.request == request) else {
             return false;
         };
+        match self.is_away() && self.executing[at].stream.is_some() {
+            true => self.complete_stream(at, fill),
+            false => {
+                let place = self.stash.arrived();
+                self.complete_at(at, place, fill)
+            }
+        }
+    }
+
+    /// Completes an entry of `executing` with data that has this place in the order of its endpoint.
+    fn complete_at(
+        &mut self,
+        at: usize,
+        place: stash::Place,
+        fill: impl FnOnce(&mut Vec<u8>) -> Option<Outcome>,
+    ) -> bool {
         let Executing {
-            length, body_limit, ..
+            request,
+            length,
+            body_limit,
+            stream,
+            ..
         } = self.executing[at];
         let number = self.last_completion + 1;
-        let completed = self.log.push_completion(body_limit, |out| {
+        let stream = stream.map(|transfer| (transfer, place));
+        let completed = self.log.push_completion(body_limit, stream, |out| {
             fill(out).map(|outcome| Completion {
                 request,
                 number,
@@ -319,6 +386,7 @@ impl Server {
 
     /// Completes everything that executes with `status`; what comes of it later is dropped.
     pub fn abort(&mut self, status: TransferStatus) {
+        self.give_up();
         let mut requests: Vec<u64> = self.executing.iter().map(|e| e.request).collect();
         requests.sort_unstable();
         for request in requests {
@@ -363,7 +431,8 @@ impl Server {
             false => 0,
         };
         let body_limit = transfer.iso_packets() * frame::ISO_PACKET_LEN + data;
-        self.accept_with(request, transfer.length, body_limit)
+        let stream = transfer.is_stream().then_some(*transfer);
+        self.accept_with(request, transfer.length, body_limit, stream)
     }
 
     fn accept_with(
@@ -371,6 +440,7 @@ impl Server {
         request: u64,
         length: u32,
         body_limit: usize,
+        stream: Option<Transfer>,
     ) -> Result<(), ServerError> {
         let expected = self.requests_received + 1;
         if request != expected {
@@ -387,6 +457,8 @@ impl Server {
             request,
             length,
             body_limit,
+            stream,
+            place: Place::Device,
         });
         Ok(())
     }

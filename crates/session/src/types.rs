@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Version of everything in this crate. Both ends must have the same.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// A VM's uuid: what stays the same when its domid and host change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -237,6 +237,20 @@ impl fmt::Display for OnMigrate {
     }
 }
 
+/// What became of the data that a device sent while its guest was away ([`crate::stash`]), in
+/// transfers, since the device was lent or its exporter was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct StashCounters {
+    /// Kept for the guest.
+    pub kept: u64,
+    /// Of those, given to the guest.
+    pub delivered: u64,
+    /// Of those kept, dropped: the device was reset or configured anew, or the guest never asked.
+    pub discarded: u64,
+    /// Not kept, because there was no room.
+    pub overflowed: u64,
+}
+
 /// Who holds a lease: a backend, and the domain it holds it for. During a migration to localhost
 /// the same host holds it first for one domid, then for another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -295,4 +309,7 @@ pub struct Lease {
     pub cookie: Vec<u8>,
     /// The last thing that went wrong with it, for people: for example a refused migration.
     pub note: Option<String>,
+    /// What the device sent while the guest was away.
+    #[serde(default)]
+    pub stash: StashCounters,
 }

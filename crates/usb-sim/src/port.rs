@@ -109,6 +109,13 @@ impl<F: Function> Port<F> {
         endpoints::active(active, &self.settings).find(|e| e.address == address)
     }
 
+    /// bEndpointAddress of every endpoint of an interface, of all its settings; `None` while the
+    /// device is not configured.
+    pub fn endpoints_of(&self, interface: u8) -> Option<Vec<u8>> {
+        let active = self.active_configuration()?;
+        Some(endpoints::of_interface(active, interface).collect())
+    }
+
     /// From now on there is time on the bus: isochronous transfers take as long as their packets,
     /// one after the other, and are over when [`Port::advance`] says so. `now` counts from any
     /// fixed moment.

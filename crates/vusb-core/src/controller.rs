@@ -85,6 +85,18 @@ pub enum PortError {
     Taken(PortNumber),
 }
 
+/// Requests that a stock `xen-hcd` has put into the ring of before a resume. Nobody can answer them
+/// there, and it does not take them back: it waits for answers to their ids.
+#[derive(Clone, Copy, Debug, Default, Hash)]
+struct Stale {
+    /// Whether the frontend may have such.
+    expected: bool,
+    /// Ids below [`SLOTS`] that came over the ring of now: no stale ones.
+    seen: u16,
+    /// How many were answered.
+    answered: u32,
+}
+
 /// One PV USB controller; see the crate's documentation.
 #[derive(Clone, Debug, Hash)]
 pub struct Controller {
@@ -92,6 +104,7 @@ pub struct Controller {
     ports: [Port; PortNumber::MAX as usize],
     addresses: [Option<PortNumber>; DeviceAddress::MAX as usize + 1],
     urbs: [Option<Urb>; SLOTS],
+    stale: Stale,
     /// Requests taken so far: held ones are released in the order of the ring.
     taken: u64,
     /// A port may have changed.
@@ -106,6 +119,7 @@ impl Controller {
             ports: [Port::default(); PortNumber::MAX as usize],
             addresses: [None; DeviceAddress::MAX as usize + 1],
             urbs: [None; SLOTS],
+            stale: Stale::default(),
             taken: 0,
             ports_changed: false,
         }
@@ -289,6 +303,7 @@ impl Controller {
     /// A frontend has connected with new rings: tell it what is plugged in, if anything is. A
     /// disconnect that was not told yet stays.
     pub fn tell_all(&mut self) {
+        self.stale.seen = 0;
         for port in PortNumber::first(self.port_count) {
             let entry = self.port_mut(port);
             if !entry.is_empty() {
@@ -300,12 +315,26 @@ impl Controller {
 
     // ---- requests
 
+    /// The frontend has come here without a resume callback: it may wait for requests that it put
+    /// into a ring which is gone, and will unlink them when their device is disconnected.
+    pub fn expect_stale(&mut self) {
+        self.stale.expected = true;
+    }
+
+    /// How many requests of a ring that is gone were answered.
+    pub fn stale_answered(&self) -> u32 {
+        self.stale.answered
+    }
+
     /// Takes a request off the ring.
     pub fn take(&mut self, request: Result<UrbRequest, BadRequest>) -> Verdict {
         let request = match request {
             Ok(request) => request,
             Err(bad) => return answer(bad.id, UrbStatus::INVAL),
         };
+        if usize::from(request.id) < SLOTS {
+            self.stale.seen |= 1 << request.id;
+        }
         if let UrbKind::Unlink { id } = request.kind {
             return self.take_unlink(request.id, id);
         }
@@ -421,6 +450,13 @@ impl Controller {
 
     fn take_unlink(&mut self, id: u16, unlinked: u16) -> Verdict {
         let Some(slot) = self.find(unlinked) else {
+            if self.is_stale(unlinked) {
+                // The USB core waits for this one for ever, and for the unlink's own answer not at
+                // all. Only one answer fits into the ring for one request.
+                self.stale.seen |= 1 << unlinked;
+                self.stale.answered += 1;
+                return answer(unlinked, UrbStatus::IOERROR);
+            }
             // Answered already: the two crossed. Or the guest made it up, which harms nobody.
             return answer(id, UrbStatus::OK);
         };
@@ -438,6 +474,10 @@ impl Controller {
             Some(answers) => Verdict::AnswerBoth(slot, answers),
             None => answer(id, UrbStatus::OK),
         }
+    }
+
+    fn is_stale(&self, id: u16) -> bool {
+        self.stale.expected && usize::from(id) < SLOTS && self.stale.seen & (1 << id) == 0
     }
 
     /// SET_ADDRESS (USB 2.0 §9.4.6) never reaches the device, which has an address on its

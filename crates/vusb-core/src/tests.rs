@@ -387,3 +387,22 @@ fn an_isochronous_request_carries_its_packets_and_its_start() {
     let mut c = with_device();
     assert_eq!(c.take(Ok(request(129))), answered(7, UrbStatus::INVAL));
 }
+
+#[test]
+fn a_request_of_a_ring_that_is_gone_is_answered_when_it_is_unlinked() {
+    let mut c = with_device();
+    // Nobody says that there may be such: the two have crossed.
+    assert_eq!(c.take(Ok(unlink(1, 7))), answered(1, UrbStatus::OK));
+    c.forget_requests();
+    c.expect_stale();
+    c.tell_all();
+    let _ = c.take(Ok(bulk(3, 5)));
+    // One answer for one request: a second would take the place of a request that is not read yet.
+    assert_eq!(c.take(Ok(unlink(2, 7))), answered(7, UrbStatus::IOERROR));
+    assert_eq!(c.stale_answered(), 1);
+    // It is not stale any more, and neither is what came over this ring.
+    assert_eq!(c.take(Ok(unlink(4, 7))), answered(4, UrbStatus::OK));
+    assert_eq!(c.take(Ok(unlink(5, 2))), answered(5, UrbStatus::OK));
+    assert_eq!(c.take(Ok(unlink(6, 900))), answered(6, UrbStatus::OK));
+    assert_eq!(c.stale_answered(), 1);
+}

@@ -6,8 +6,9 @@ mod bulk;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use session::Epoch;
 use session::frame::{Transfer, TransferStatus, TransferType};
-use session::server::{Outcome, Server};
+use session::server::{Outcome, Server, is_poll};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use usb_present::Intercept;
@@ -102,10 +103,7 @@ impl Open {
         transfer: &Transfer,
         body: &[u8],
     ) {
-        let tag = Tag {
-            epoch: server.epoch(),
-            request,
-        };
+        let tag = tag(server, request);
         if self.must_wait(transfer) {
             let waiting = Waiting::Transfer(tag, *transfer, body.to_vec());
             return self.waiting.push_back(waiting);
@@ -235,10 +233,7 @@ impl Open {
 
     /// Cancels a transfer. It completes in any case.
     pub(super) fn cancel(&mut self, server: &mut Server, request: u64) {
-        let tag = Tag {
-            epoch: server.epoch(),
-            request,
-        };
+        let tag = tag(server, request);
         for transfer in self.in_flight.iter().filter(|t| t.tag() == tag) {
             transfer.cancel();
         }
@@ -255,10 +250,7 @@ impl Open {
 
     /// Resets the device for `request`. What is in flight is cancelled.
     pub(super) fn reset(&mut self, server: &mut Server, request: u64) {
-        let tag = Tag {
-            epoch: server.epoch(),
-            request,
-        };
+        let tag = tag(server, request);
         self.cancel_in_flight();
         self.take_back_waiting(server);
         match self.operation {
@@ -267,10 +259,23 @@ impl Open {
         }
     }
 
-    /// Cancels everything; nobody waits for it any more.
-    pub(super) fn abandon(&mut self) {
+    /// Cancels these requests; nobody waits for them any more.
+    pub(super) fn abandon(&mut self, epoch: Epoch, requests: &[u64]) {
+        for tag in requests.iter().map(|&request| Tag { epoch, request }) {
+            for transfer in self.in_flight.iter().filter(|t| t.tag() == tag) {
+                transfer.cancel();
+            }
+            // Those of an operation that goes on are over when it is: its guest waits for them.
+            self.waiting.retain(|w| w.tag() != tag);
+            if let Some(bulk) = &mut self.presented {
+                bulk.take_back(tag);
+            }
+        }
+    }
+
+    /// Cancels everything.
+    fn abandon_all(&mut self) {
         self.cancel_in_flight();
-        // Those of an operation that goes on are over when it is: its guest waits for them.
         self.waiting.clear();
         if let Some(bulk) = &mut self.presented {
             bulk.take_back_all().for_each(drop);
@@ -279,7 +284,7 @@ impl Open {
 
     /// Gives the device back. Blocks.
     pub(super) fn into_shared(mut self) -> Arc<Shared> {
-        self.abandon();
+        self.abandon_all();
         self.set_wake(None);
         self.shared
     }
@@ -394,6 +399,15 @@ impl Open {
             }
         }
     }
+}
+
+/// Polls of the exporter itself are of no epoch.
+fn tag(server: &Server, request: u64) -> Tag {
+    let epoch = match is_poll(request) {
+        true => Epoch::default(),
+        false => server.epoch(),
+    };
+    Tag { epoch, request }
 }
 
 fn cancelled(server: &mut Server, tag: Tag) {

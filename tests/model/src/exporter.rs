@@ -7,7 +7,7 @@ use session::control::{Acquire, Refusal};
 use session::frame::TransferStatus;
 use session::lease::{Allow, Change, Claimant, LeaseTable, Match, Policy, Saved};
 use session::open::{How, Open, Opened};
-use session::server::{Event, Outcome, Server};
+use session::server::{Event, Order, Outcome, Server};
 use session::{
     DeviceId, DeviceInfo, DeviceSelector, DeviceState, Epoch, Lease, OnMigrate, Speed, VmUuid,
 };
@@ -244,14 +244,8 @@ impl Exporter {
                     value: body.first_chunk().map(|b| u16::from_le_bytes(*b)),
                     length: transfer.length,
                 }),
-                Event::Cancel { request } => {
-                    let before = self.pending.len();
-                    self.pending.retain(|p| p.request != request);
-                    if self.pending.len() < before {
-                        let outcome = Outcome::new(TransferStatus::Cancelled, 0);
-                        self.server.complete(epoch, request, outcome, |_| ());
-                    }
-                }
+                Event::Cancel { request } => self.cancel(epoch, request),
+                Event::Keep { request } => self.server.keep(request, Some(512)),
                 Event::Reset { request } => {
                     let outcome = Outcome::new(TransferStatus::Completed, 0);
                     self.server.complete(epoch, request, outcome, |_| ());
@@ -265,8 +259,33 @@ impl Exporter {
                 }
                 Event::Handled => {}
             }
+            self.carry_out(epoch);
         }
         Ok(self.output())
+    }
+
+    /// What the session wants of the device by itself.
+    fn carry_out(&mut self, epoch: Epoch) {
+        while let Some(order) = self.server.next_order() {
+            match order {
+                Order::Submit { request, transfer } => self.pending.push_back(Pending {
+                    epoch,
+                    request,
+                    value: None,
+                    length: transfer.length,
+                }),
+                Order::Cancel { request } => self.cancel(epoch, request),
+            }
+        }
+    }
+
+    fn cancel(&mut self, epoch: Epoch, request: u64) {
+        let before = self.pending.len();
+        self.pending.retain(|p| p.request != request);
+        if self.pending.len() < before {
+            let outcome = Outcome::new(TransferStatus::Cancelled, 0);
+            self.server.complete(epoch, request, outcome, |_| ());
+        }
     }
 
     pub(crate) fn can_execute(&self) -> bool {
@@ -302,6 +321,7 @@ impl Exporter {
             .complete(pending.epoch, pending.request, outcome, |out| {
                 out.extend(data)
             });
+        self.carry_out(pending.epoch);
         self.output()
     }
 

@@ -219,13 +219,16 @@ impl Controller {
             }
             Action::Claim => self.may_claim = true,
             Action::SwitchToConnected => nodes.backend = Some(XenbusState::Connected),
-            Action::StartQuiescing => self.serving.quiescing = true,
-            Action::StopQuiescing => self.serving.quiescing = false,
+            Action::StartQuiescing => self.serving.set_quiescing(true),
+            Action::StopQuiescing => {
+                self.serving.set_quiescing(false);
+                self.say(Kind::Thaw);
+            }
             Action::Freeze => self.say(Kind::Freeze),
             Action::Thaw => self.say(Kind::Thaw),
             Action::UnmapRings => {
                 self.serving.disconnect();
-                self.serving.quiescing = false;
+                self.serving.set_quiescing(false);
                 self.unlinked.clear();
             }
             Action::Orphan => self.say(Kind::Orphan),
@@ -252,7 +255,7 @@ impl Controller {
             {
                 self.event(Event::Request, nodes);
             }
-            let finishing = self.serving.quiescing;
+            let finishing = self.serving.is_quiescing();
             let epoch = self.serving.epoch(port());
             let unlinked = outcome
                 .unlinked

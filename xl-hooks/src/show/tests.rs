@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 use control::Counters;
-use session::{DeviceId, VmUuid};
+use session::{DeviceId, StashCounters, VmUuid};
 
 use super::*;
 
@@ -35,6 +35,7 @@ fn attachment() -> Attachment {
         on_migrate: OnMigrate::Refuse,
         phase: LeasePhase::Serving,
         note: None,
+        stash: StashCounters::default(),
         counters: Counters {
             urbs: 1200,
             answered: 1199,

@@ -14,6 +14,7 @@ use vusb_core::PortState;
 use xen::Backend;
 
 use super::Actor;
+use super::withdraw::Withdrawn;
 use crate::config;
 use crate::controller::device::{DeviceTask, News};
 use crate::controller::handle::{Device, Report};
@@ -21,12 +22,14 @@ use crate::state::{Saved, SavedDevice};
 
 /// A device at a port.
 pub(super) struct Plugged {
-    exporter: config::Exporter,
-    lease: Lease,
+    pub(super) exporter: config::Exporter,
+    pub(super) lease: Lease,
     task: AbortHandle,
-    claimed: bool,
+    pub(super) claimed: bool,
     /// Leased for this controller, not brought by a guest that arrived.
     fresh: bool,
+    /// Whether the guest does not see it for now.
+    pub(super) withdrawn: Option<Withdrawn>,
     waiting: Option<oneshot::Sender<Result<(), String>>>,
 }
 
@@ -59,6 +62,7 @@ impl<B: Backend> Actor<B> {
         if carried.is_none() {
             let mut serving = self.serving.borrow_mut();
             serving.core.replug(port);
+            serving.core.expect_stale();
             serving.note_ports();
         }
     }
@@ -151,11 +155,7 @@ impl<B: Backend> Actor<B> {
         carried: Option<PortState>,
         waiting: Option<oneshot::Sender<Result<(), String>>>,
     ) -> Result<(), String> {
-        let speed = match lease.device.speed {
-            session::Speed::Low => Speed::Low,
-            session::Speed::Full => Speed::Full,
-            session::Speed::High | session::Speed::Super => Speed::High,
-        };
+        let speed = speed_of(&lease);
         let plugged = self.serving.borrow_mut().core.plug(port, speed, carried);
         if let Err(e) = plugged {
             let text = e.to_string();
@@ -208,6 +208,7 @@ impl<B: Backend> Actor<B> {
             task,
             claimed: false,
             fresh: false,
+            withdrawn: None,
             waiting,
         });
     }
@@ -288,5 +289,14 @@ impl<B: Backend> Actor<B> {
             frontend_resumes: *self.frontend_resumes.borrow(),
             devices: devices.collect(),
         }
+    }
+}
+
+/// What the guest is told.
+pub(super) fn speed_of(lease: &Lease) -> Speed {
+    match lease.device.speed {
+        session::Speed::Low => Speed::Low,
+        session::Speed::Full => Speed::Full,
+        session::Speed::High | session::Speed::Super => Speed::High,
     }
 }

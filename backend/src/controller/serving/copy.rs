@@ -28,6 +28,7 @@ impl<B: Backend<Mapping: Clone>> Clone for Serving<B> {
             quiescing: self.quiescing,
             polled: self.polled,
             completions: std::rc::Rc::default(),
+            answered: self.answered.clone(),
             activity: self.activity,
         }
     }
@@ -43,6 +44,7 @@ impl<B: Backend> Hash for Serving<B> {
             (rings.conn.indices(), rings.conn.unpublished()).hash(state);
         }
         self.attached.hash(state);
+        self.answered.hash(state);
         (self.quiescing, self.activity, self.rings.is_some()).hash(state);
     }
 }

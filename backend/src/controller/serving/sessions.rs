@@ -55,6 +55,29 @@ impl<B: Backend> Serving<B> {
         attached
     }
 
+    /// Lets the guest see the port empty, for a while; the session goes on.
+    pub fn withdraw(&mut self, port: PortNumber) {
+        self.core.unplug(port);
+        self.note_ports();
+        let slots: arrayvec::ArrayVec<Slot, 16> = self.core.unanswered(port).collect();
+        for slot in slots {
+            if let Some(number) = self.core.urb(slot).and_then(|urb| urb.submitted) {
+                self.cancel(port, number);
+            }
+            self.finish(slot, UrbResult::failed(UrbStatus::NODEV));
+        }
+        self.flush();
+    }
+
+    /// Lets the guest see a device again that was [withdrawn](Serving::withdraw).
+    pub fn give_again(&mut self, port: PortNumber, speed: Speed) {
+        // The port is empty: nothing else could be attached to it meanwhile.
+        if self.core.plug(port, speed, None).is_ok() && self.client(port).is_some() {
+            self.release(port);
+        }
+        self.flush();
+    }
+
     pub(super) fn count(&mut self, port: PortNumber, more: Counters) {
         self.place.totals.add(&more);
         if let Some(attached) = self.at_mut(port) {
@@ -221,24 +244,6 @@ impl<B: Backend> Serving<B> {
     pub fn is_full(&self) -> bool {
         let rings = self.rings.as_ref();
         rings.is_some_and(|r| r.urb.unanswered() >= <Urb as RingKind>::SLOTS)
-    }
-
-    /// Cancels every IN transfer but control ones: those that only wait for data. See
-    /// [`super::actor`] for when.
-    pub fn cancel_waiting(&mut self) {
-        for port in self.core.ports() {
-            let waiting: arrayvec::ArrayVec<u64, 16> = self
-                .core
-                .unanswered(port)
-                .filter_map(|slot| self.core.urb(slot))
-                .filter(|u| u.transfer.is_in())
-                .filter(|u| u.transfer.transfer_type != TransferType::Control)
-                .filter_map(|u| u.submitted)
-                .collect();
-            for number in waiting {
-                self.cancel(port, number);
-            }
-        }
     }
 
     pub(super) fn release(&mut self, port: PortNumber) {

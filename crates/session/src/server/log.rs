@@ -5,7 +5,8 @@
 
 use std::collections::VecDeque;
 
-use crate::frame::{self, Completion, HEADER_LEN, Kind};
+use crate::frame::{self, Completion, HEADER_LEN, Kind, Transfer};
+use crate::stash::Place;
 
 /// The front is given back in steps of at least this many bytes, unless the log becomes empty.
 const COMPACT_LEN: usize = 256 * 1024;
@@ -32,6 +33,19 @@ struct End {
     at: usize,
     /// The number, if it is a completion.
     completion: Option<u64>,
+    /// Which data it carries, if it is of a [`Transfer::is_stream`] that went well.
+    data: Option<Data>,
+}
+
+/// Data of a frame.
+#[derive(Clone, Copy, Debug, Hash)]
+struct Data {
+    request: u64,
+    transfer: Transfer,
+    place: Place,
+    len: usize,
+    /// The guest has not seen it, and it was put aside.
+    kept: bool,
 }
 
 impl Log {
@@ -74,6 +88,7 @@ impl Log {
     pub(super) fn push_completion(
         &mut self,
         body_limit: usize,
+        stream: Option<(Transfer, Place)>,
         fill: impl FnOnce(&mut Vec<u8>) -> Option<Completion>,
     ) -> bool {
         let start = self.bytes.len();
@@ -92,18 +107,63 @@ impl Log {
         frame::encode_complete(&mut self.header, &completion, body_len);
         self.bytes[start..body].copy_from_slice(&self.header);
         self.kept += 1;
-        self.end_frame(Some(completion.number));
+        let data = stream
+            .filter(|_| completion.status.is_success())
+            .map(|(transfer, place)| Data {
+                request: completion.request,
+                transfer,
+                place,
+                len: body_len,
+                kept: false,
+            });
+        self.end_frame(Some(completion.number), data);
         true
+    }
+
+    /// The endpoint whose data a completion that is not acknowledged carries.
+    pub(super) fn endpoint_of(&self, request: u64) -> Option<u8> {
+        let mut data = self.ends.iter().filter_map(|e| e.data);
+        data.find(|d| d.request == request)
+            .map(|d| d.transfer.endpoint)
+    }
+
+    /// Puts aside the data of a completion that is not acknowledged: its transfer, its place, the
+    /// data, and whether the same endpoint has sent data since that was not put aside. `None` where there is
+    /// none, or it was put aside before.
+    pub(super) fn put_aside(&mut self, request: u64) -> Option<(Transfer, Place, &[u8], bool)> {
+        let is_it = |d: &Data| d.request == request && !d.kept;
+        let index = self
+            .ends
+            .iter()
+            .position(|e| e.data.as_ref().is_some_and(is_it))?;
+        let Data {
+            transfer,
+            place,
+            len,
+            ..
+        } = self.ends[index].data?;
+        let later = self.ends.iter().skip(index + 1).filter_map(|e| e.data);
+        let outrun = later
+            .into_iter()
+            .any(|d| d.transfer.endpoint == transfer.endpoint && !d.kept);
+        let end = &mut self.ends[index];
+        if let Some(data) = &mut end.data {
+            data.kept = true;
+        }
+        Some((transfer, place, &self.bytes[end.at - len..end.at], outrun))
     }
 
     pub(super) fn push_plain(&mut self, kind: Kind) {
         frame::encode_plain(&mut self.bytes, kind, 0, 0, &[]);
-        self.end_frame(None);
+        self.end_frame(None, None);
     }
 
-    fn end_frame(&mut self, completion: Option<u64>) {
-        let at = self.bytes.len();
-        self.ends.push_back(End { at, completion });
+    fn end_frame(&mut self, completion: Option<u64>, data: Option<Data>) {
+        self.ends.push_back(End {
+            at: self.bytes.len(),
+            completion,
+            data,
+        });
     }
 
     pub(super) fn unsent(&self) -> &[u8] {

@@ -87,6 +87,9 @@ fn recode(bytes: &[u8]) {
         Header::Cancel { request, ack } => {
             frame::encode_plain(&mut again, Kind::Cancel, *request, *ack, &[]);
         }
+        Header::Keep { request, ack } => {
+            frame::encode_plain(&mut again, Kind::Keep, *request, *ack, &[]);
+        }
         Header::Reset { request, ack } => {
             frame::encode_plain(&mut again, Kind::Reset, *request, *ack, &[]);
         }
@@ -116,6 +119,10 @@ fn server(mut bytes: &[u8], input: &mut Input<'_>) {
                         (request % 3 != 0).then_some(request)
                     }
                     server::Event::Reset { request } | server::Event::Cancel { request } => {
+                        Some(request)
+                    }
+                    server::Event::Keep { request } => {
+                        server.keep(request, Some(8));
                         Some(request)
                     }
                     _ => None,

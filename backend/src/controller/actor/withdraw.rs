@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Replug at the source: a device that a guest with a stock frontend would not keep across a
+//! migration is disconnected before the guest is suspended, and connected where it goes on.
+//!
+//! Why before: a stock `xen-hcd` has no resume callback, and what drivers submit while they resume
+//! goes to a dead ring (docs/decisions/0011-replug-before-suspend.md). A device that is gone by then
+//! is not resumed. It is disconnected as soon as a host announces that the guest is on its way, and
+//! at the latest when the guest is asked to suspend, which is all that is known of an `xl save`.
+
+use session::OnMigrate;
+use slog::info;
+use tokio::time::{Duration, Instant};
+use usbif::PortNumber;
+use xen::Backend;
+
+use super::Actor;
+
+/// A guest that was asked to suspend gets its devices back after this time, if it is still here: the
+/// suspend was cancelled, which nobody tells us. A guest that is suspended by then does not see it.
+const SUSPENDED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why a device is disconnected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Withdrawn {
+    /// The guest is on its way to another domain.
+    Moving,
+    /// It was asked to suspend.
+    Suspending,
+}
+
+impl<B: Backend> Actor<B> {
+    /// The guest is on its way to another domain, or not after all, as this exporter says.
+    pub(super) fn moving(&mut self, exporter: &str, moving: bool) {
+        match moving {
+            true => self.withdraw(Withdrawn::Moving, |e| e == exporter),
+            false => self.give_again(Withdrawn::Moving, |e| e == exporter),
+        }
+    }
+
+    /// The guest was asked to suspend.
+    pub(super) fn withdraw_suspending(&mut self) {
+        self.withdraw(Withdrawn::Suspending, |_| true);
+        let any = |w: Option<Withdrawn>| w == Some(Withdrawn::Suspending);
+        if self.plugged.iter().flatten().any(|p| any(p.withdrawn)) {
+            self.give_again_at = Some(Instant::now() + SUSPENDED_WITHIN);
+        }
+    }
+
+    /// It has not gone.
+    pub(super) fn give_again_suspended(&mut self) {
+        self.give_again_at = None;
+        self.give_again(Withdrawn::Suspending, |_| true);
+    }
+
+    fn withdraw(&mut self, why: Withdrawn, which: impl Fn(&str) -> bool) {
+        if *self.frontend_resumes.borrow() || !self.state.has_rings() {
+            return;
+        }
+        let plugged = self.plugged.iter_mut().flatten();
+        for plugged in plugged.filter(|p| which(&p.exporter.name)) {
+            let replugs = plugged.lease.on_migrate == OnMigrate::Replug;
+            let Some(port) = PortNumber::new(plugged.lease.port) else {
+                continue;
+            };
+            if !replugs || !plugged.claimed || plugged.withdrawn.is_some() {
+                continue;
+            }
+            info!(self.log, "disconnected before the guest is suspended";
+                "port" => port.get(), "why" => ?why);
+            plugged.withdrawn = Some(why);
+            self.serving.borrow_mut().withdraw(port);
+        }
+    }
+
+    fn give_again(&mut self, why: Withdrawn, which: impl Fn(&str) -> bool) {
+        let plugged = self.plugged.iter_mut().flatten();
+        for plugged in plugged.filter(|p| which(&p.exporter.name)) {
+            let Some(port) = PortNumber::new(plugged.lease.port) else {
+                continue;
+            };
+            if plugged.withdrawn != Some(why) {
+                continue;
+            }
+            info!(self.log, "connected again"; "port" => port.get());
+            plugged.withdrawn = None;
+            let speed = super::devices::speed_of(&plugged.lease);
+            self.serving.borrow_mut().give_again(port, speed);
+        }
+    }
+}

@@ -354,6 +354,12 @@ fn json_is_the_control_types_as_they_are() {
       "on_migrate": "refuse",
       "phase": "serving",
       "note": null,
+      "stash": {
+        "kept": 0,
+        "delivered": 0,
+        "discarded": 0,
+        "overflowed": 0
+      },
       "counters": {
         "urbs": 0,
         "answered": 0,

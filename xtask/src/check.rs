@@ -29,7 +29,13 @@ pub fn steps(tally: &mut Tally) -> Result<()> {
     ];
     tally.run("clippy", cargo(&clippy))?;
     // The scenarios of sim-scenarios are not quick.
-    let tests = ["test", "--workspace", "--exclude", "sim-scenarios"];
+    let tests = [
+        "test",
+        "--workspace",
+        "--exclude",
+        "sim-scenarios",
+        "--no-fail-fast",
+    ];
     tally.run("unit and property tests", cargo(&tests))?;
     let direction = [
         "test",

@@ -51,6 +51,12 @@ pub enum LabCommand {
         /// Number of live migrations.
         #[arg(long)]
         migrations: Option<u32>,
+        /// How long faults are injected, in minutes.
+        #[arg(long)]
+        minutes: Option<u32>,
+        /// Which schedule of faults.
+        #[arg(long)]
+        seed: Option<u64>,
         /// The guest, where the scenario does not choose it.
         #[command(flatten)]
         guest: guest::Setup,
@@ -107,6 +113,8 @@ pub fn run(command: LabCommand) -> Result<()> {
             scenario,
             json,
             migrations,
+            minutes,
+            seed,
             guest,
         } => scenario::run(
             &lab,
@@ -114,6 +122,8 @@ pub fn run(command: LabCommand) -> Result<()> {
             &scenario::Options {
                 json,
                 migrations,
+                minutes,
+                seed,
                 guest,
             },
         ),

@@ -174,6 +174,15 @@ pub fn xl_vusb(lab: &Lab, host: &str, arguments: &str) -> Result<Value> {
         .with_context(|| format!("{host}: xl-vusb {arguments}: {}", output.stdout))
 }
 
+/// Requests that a host's `vusbd` has taken since it was started.
+pub fn totals(lab: &Lab, host: &str) -> Result<u64> {
+    let status = xl_vusb(lab, host, "status")?;
+    Ok(status
+        .pointer("/totals/urbs")
+        .and_then(Value::as_u64)
+        .unwrap_or(0))
+}
+
 /// The ends of all daemons' logs, for the message of a failed scenario.
 pub fn logs(lab: &Lab, lines: usize) -> String {
     let mut text = String::new();

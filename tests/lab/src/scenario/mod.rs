@@ -8,6 +8,7 @@ use crate::lab::Lab;
 
 pub mod all;
 pub mod bench;
+pub mod chaos;
 pub mod devices;
 pub mod disk_migrate;
 pub mod dkms;
@@ -27,6 +28,10 @@ pub struct Options {
     pub json: bool,
     /// Number of live migrations; each scenario has its usual one.
     pub migrations: Option<u32>,
+    /// How long `chaos` injects faults, in minutes.
+    pub minutes: Option<u32>,
+    /// Which of its schedules.
+    pub seed: Option<u64>,
     /// The guest, where the scenario does not choose it.
     pub guest: Setup,
 }
@@ -93,6 +98,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "save-restore",
         purpose: "a guest is saved and restored, here and elsewhere, with its stick in use",
         run: save_restore::run,
+    },
+    Scenario {
+        name: "chaos",
+        purpose: "daemons killed, links cut, migrations, by a seeded schedule, with the stick in use",
+        run: chaos::run,
     },
     Scenario {
         name: "kernels",

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A guest with our module works on its stick while daemons are killed, links cut and slowed, and
+//! the guest migrated, by a schedule that a seed repeats.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use super::Options;
+use super::disk_migrate::{Counters, counters};
+use crate::agent::Agent;
+use crate::disk::{self, Account, Frontend};
+use crate::guest;
+use crate::lab::Lab;
+use crate::machine::Machine;
+use crate::measure::{DISK_REPORT, KernelLog, kernel_log, report};
+use crate::progress::Step;
+use crate::{stack, switch};
+
+mod schedule;
+
+use schedule::{Fault, KINDS, Schedule};
+
+const SEED: u64 = 0x5eed_0004;
+const MINUTES: u32 = 10;
+/// How long a link stays slow.
+const SLOW: Duration = Duration::from_secs(5);
+/// In which the guest must work again: usb-storage gives a command 30 s before it resets its device.
+const RECOVERY: Duration = Duration::from_secs(150);
+
+/// What came of one kind of fault.
+#[derive(Debug, Default, Clone, Copy, Serialize)]
+struct Effect {
+    injected: u32,
+    /// Device resets in the guest by the time that it worked again.
+    resets: usize,
+    /// Lines about failed I/O, likewise.
+    io_errors: usize,
+    /// Devices that went away, likewise.
+    disconnects: usize,
+    /// Longest time from the fault to verified blocks, in seconds.
+    worst_s: f64,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    scenario: &'static str,
+    result: &'static str,
+    guest: guest::Setup,
+    seed: u64,
+    effects: BTreeMap<&'static str, Effect>,
+    migrations_tried: u32,
+    migrations_done: u32,
+    /// Requests that daemons counted which were killed later: read just before, so no more than that.
+    urbs_before_kills: u64,
+    /// Of the daemons that live at the end; they count what they took over from killed ones.
+    counters: Counters,
+    account: Account,
+}
+
+/// Run the scenario.
+pub fn run(lab: &Lab, options: &Options) -> Result<()> {
+    lab.fresh()?;
+    stack::deploy(lab)?;
+    let outcome = attempt(lab, options).map_err(|error| {
+        error.context(format!(
+            "the daemons' logs end in\n{}",
+            stack::logs(lab, 15)
+        ))
+    })?;
+    if options.json {
+        println!("{}", serde_json::to_string(&outcome)?);
+    } else {
+        print(&outcome);
+    }
+    if outcome.result != "ok" {
+        bail!(
+            "not everything was right: {:?} {:?}",
+            outcome.account.report.errors,
+            outcome.account.kernel.lines
+        );
+    }
+    guest::destroy(lab)
+}
+
+fn print(outcome: &Outcome) {
+    println!("fault          injected  resets  io_errors  disconnects  worst s");
+    for (kind, one) in &outcome.effects {
+        println!(
+            "{kind:<14} {:>8}  {:>6}  {:>9}  {:>11}  {:>7.1}",
+            one.injected, one.resets, one.io_errors, one.disconnects, one.worst_s
+        );
+    }
+    let faults: String = outcome
+        .effects
+        .iter()
+        .map(|(kind, one)| format!("{kind}={} ", one.injected))
+        .collect();
+    println!(
+        "RESULT {} seed={} {faults}migrations_tried={} migrations_done={} urbs={} lost={} doubled={} {}",
+        outcome.result,
+        outcome.seed,
+        outcome.migrations_tried,
+        outcome.migrations_done,
+        outcome.urbs_before_kills + outcome.counters.urbs,
+        outcome.counters.lost,
+        outcome.counters.duplicated,
+        outcome.account.fields()
+    );
+}
+
+/// The run while it goes on.
+struct Chaos<'a> {
+    lab: &'a Lab,
+    guest: Agent,
+    here: &'static str,
+    there: &'static str,
+    effects: BTreeMap<&'static str, Effect>,
+    log: KernelLog,
+    tried: u32,
+    done: u32,
+    urbs: u64,
+}
+
+fn attempt(lab: &Lab, options: &Options) -> Result<Outcome> {
+    let seed = options.seed.unwrap_or(1);
+    let minutes = options.minutes.unwrap_or(MINUTES);
+    let guest = disk::start(lab, options.guest, Frontend::Ours, SEED)?;
+    let mut chaos = Chaos {
+        lab,
+        guest,
+        here: "host-a",
+        there: "host-b",
+        effects: KINDS
+            .iter()
+            .map(|kind| (*kind, Effect::default()))
+            .collect(),
+        log: KernelLog::default(),
+        tried: 0,
+        done: 0,
+        urbs: 0,
+    };
+    let end = Instant::now() + Duration::from_secs(60 * u64::from(minutes));
+    for (number, (wait, fault)) in Schedule::new(seed).enumerate() {
+        if Instant::now() + wait >= end {
+            break;
+        }
+        std::thread::sleep(wait);
+        chaos
+            .one(fault)
+            .with_context(|| format!("seed {seed}, fault {}: {fault:?}", number + 1))?;
+    }
+    let account = disk::finish(&chaos.guest)?;
+    guest::healthy(&chaos.guest)?;
+    let counters = counters(lab)?;
+    let good = right(&account, &chaos.effects, counters) && chaos.tried == chaos.done;
+    Ok(Outcome {
+        scenario: "chaos",
+        result: if good { "ok" } else { "failed" },
+        guest: options.guest,
+        seed,
+        effects: chaos.effects,
+        migrations_tried: chaos.tried,
+        migrations_done: chaos.done,
+        urbs_before_kills: chaos.urbs,
+        counters,
+        account,
+    })
+}
+
+/// Nothing is wrong for the guest, and its resets are those that an exporter's death explains: the
+/// fate of what it executed is unknown, which it says; the guest's driver resets the device and
+/// repeats the command.
+fn right(account: &Account, effects: &BTreeMap<&'static str, Effect>, counters: Counters) -> bool {
+    let report = &account.report;
+    let explained = effects.get("kill_exporter").map_or(0, |one| one.resets);
+    report.finished
+        && report.verified > 0
+        && report.mismatches == 0
+        && report.io_errors == 0
+        && account.sha256_matches()
+        && account.fsck_clean
+        && account.kernel.io_errors == 0
+        && account.kernel.disconnects == 0
+        && account.kernel.resets == explained
+        && counters.lost == 0
+        && counters.duplicated == 0
+}
+
+impl Chaos<'_> {
+    /// Inject one fault and see the guest work again.
+    fn one(&mut self, fault: Fault) -> Result<()> {
+        let kind = fault.kind();
+        let step = Step::start(format!("{fault:?}, the guest on {}", self.here));
+        let start = Instant::now();
+        self.inject(fault)?;
+        let before = report(&self.guest, DISK_REPORT)?.verified;
+        // The report is up to half a second old: a block or two more may be from before the fault.
+        while report(&self.guest, DISK_REPORT)?.verified <= before + 8 {
+            if start.elapsed() > RECOVERY + Duration::from_secs(300) * u32::from(kind == "migrate")
+            {
+                bail!(
+                    "the guest's disk stands still; its kernel log ends in\n{}",
+                    self.guest.must("dmesg | tail -n 20")?
+                );
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let took = start.elapsed().as_secs_f64();
+        let log = kernel_log(&self.guest.must("dmesg")?);
+        let effect = self.effects.entry(kind).or_default();
+        effect.injected += 1;
+        effect.resets += log.resets.saturating_sub(self.log.resets);
+        effect.io_errors += log.io_errors.saturating_sub(self.log.io_errors);
+        effect.disconnects += log.disconnects.saturating_sub(self.log.disconnects);
+        effect.worst_s = effect.worst_s.max(took);
+        self.log = log;
+        step.done();
+        Ok(())
+    }
+
+    fn inject(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::KillVusbd(away_ms) => {
+                let totals = stack::totals(self.lab, self.here)?;
+                self.urbs += totals;
+                self.kill(self.here, "vusbd", away_ms)
+            }
+            Fault::KillExporter(away_ms) => self.kill("exporter", "vusb-exporter", away_ms),
+            Fault::Cut(machine, ms) => {
+                self.link(machine, "cut=1")?;
+                std::thread::sleep(Duration::from_millis(ms));
+                self.link(machine, "cut=0")
+            }
+            Fault::Delay(machine, ms) => {
+                self.link(machine, &format!("delay_ms={ms}"))?;
+                std::thread::sleep(SLOW);
+                self.link(machine, "delay_ms=0")
+            }
+            Fault::Migrate => self.migrate(),
+        }
+    }
+
+    /// SIGKILL, some time without the daemon, and the daemon again.
+    fn kill(&self, machine: &'static str, daemon: &str, away_ms: u64) -> Result<()> {
+        self.lab
+            .agent(machine)?
+            .must(&format!("kill -9 $(pidof {daemon})"))?;
+        std::thread::sleep(Duration::from_millis(away_ms));
+        stack::start(self.lab, &Machine::named(machine)?)
+    }
+
+    fn link(&self, machine: &str, setting: &str) -> Result<()> {
+        let answer = switch::control(self.lab.run_directory(), &format!("{machine} {setting}"))?;
+        if !answer.starts_with("ok ") {
+            bail!("the switch says {answer:?}");
+        }
+        Ok(())
+    }
+
+    /// A migration that is refused leaves the guest where it is, at work.
+    fn migrate(&mut self) -> Result<()> {
+        self.tried += 1;
+        let (output, _) = guest::migrate(self.lab, self.here, self.there)?;
+        if output.status == 0 {
+            self.done += 1;
+            (self.here, self.there) = (self.there, self.here);
+        } else {
+            eprintln!("lab: refused: {}", output.stdout.trim());
+        }
+        self.guest = guest::agent_through(self.lab, self.here)?;
+        self.guest.wait_ready(Duration::from_secs(120))
+    }
+}

@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 
+use control::Counters;
 use journal::{Decision, Identity, Pending, Resumed, Stage};
 use session::Epoch;
 use session::client::Client;
@@ -189,6 +190,16 @@ impl<B: Backend> Serving<B> {
             return;
         };
         self.records[slot.index()] = (Some(pending.record), None);
+        if submitted.is_some() {
+            // Its answer will be counted here; so is it, or there would be more answers than requests.
+            self.count(
+                port,
+                Counters {
+                    urbs: 1,
+                    ..Counters::default()
+                },
+            );
+        }
         if number.is_some() && submitted.is_none() {
             // Of an epoch that is over: whether the device saw it is unknown.
             self.finish(slot, UrbResult::failed(UrbStatus::IOERROR));

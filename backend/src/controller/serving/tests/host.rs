@@ -428,6 +428,8 @@ impl Host {
             self.power.refill(0);
             self.look_for_crash();
         }
+        let account = self.serving().place.totals.get();
+        assert_eq!(account.urbs, account.answered, "{}", self.what);
         self.device.check_end(&self.what);
         self.guest.check_end(&self.what)
     }

@@ -282,7 +282,10 @@ impl<B: Backend> Actor<B> {
                 // Also where it was never frozen: what is kept for it is not kept for ever.
                 self.say(Kind::Thaw);
             }
-            Action::Freeze => self.say(Kind::Freeze),
+            Action::Freeze => {
+                self.serving.borrow_mut().acknowledge_all();
+                self.say(Kind::Freeze);
+            }
             Action::Thaw => self.say(Kind::Thaw),
             Action::UnmapRings => {
                 self.signal = None;

@@ -433,9 +433,11 @@ impl Client {
         self.plain(Kind::Reset, request, &[]);
     }
 
-    /// Cancels again what was cancelled, after the requests were sent again.
+    /// Cancels again what was cancelled, after the requests were sent again: the newest first, as
+    /// the USB core does. Else it would look as if the guest had seen what came after a request
+    /// whose data is to be kept.
     pub fn resend_cancels(&mut self) {
-        for at in 0..self.outstanding.len() {
+        for at in (0..self.outstanding.len()).rev() {
             let Outstanding { request, end, .. } = self.outstanding[at];
             match end {
                 End::Awaited => (),

@@ -224,7 +224,10 @@ impl Controller {
                 self.serving.set_quiescing(false);
                 self.say(Kind::Thaw);
             }
-            Action::Freeze => self.say(Kind::Freeze),
+            Action::Freeze => {
+                self.serving.acknowledge_all();
+                self.say(Kind::Freeze);
+            }
             Action::Thaw => self.say(Kind::Thaw),
             Action::UnmapRings => {
                 self.serving.disconnect();

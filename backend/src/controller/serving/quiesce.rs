@@ -55,6 +55,20 @@ impl<B: Backend> Serving<B> {
         }
     }
 
+    /// The guest is suspended: nothing can cross any more, and the exporter is to know what it has.
+    pub fn acknowledge_all(&mut self) {
+        self.answered = Recent::default();
+        for port in self.core.ports() {
+            if let Some(attached) = self.at_mut(port)
+                && let Some(client) = &mut attached.client
+            {
+                client.hold_acknowledgements(false);
+                client.acknowledge();
+                attached.wake.notify_one();
+            }
+        }
+    }
+
     /// A transfer is about to be answered.
     pub(super) fn note_answered(&mut self, urb: &Urb, has_data: bool) {
         if self.quiescing

@@ -183,14 +183,21 @@ impl World {
         }
     }
 
-    /// The guest takes everything back, the last first, and waits for it.
-    fn suspend(&mut self) {
+    /// The guest takes everything back, the last first, and waits for it. The connection may break
+    /// when this many bytes of that have arrived.
+    fn suspend(&mut self, break_after: Option<usize>) {
         let outstanding: Vec<u64> = self.client.unsent(0).collect();
         for request in outstanding.into_iter().rev() {
             self.client.keep(request);
         }
+        if let Some(len) = break_after {
+            self.feed_server(len);
+            self.cut();
+        }
         self.settle();
         assert_eq!(self.client.outstanding(), 0);
+        self.client.acknowledge();
+        self.settle();
     }
 
     fn claim(&mut self) {
@@ -254,6 +261,7 @@ enum Step {
     Cut,
     /// And what happens meanwhile: reports, whether the guest moves.
     Suspend {
+        break_after: Option<usize>,
         reports: usize,
         cut: bool,
         moves: bool,
@@ -267,9 +275,18 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (1_usize..200).prop_map(Step::ToServer),
         3 => (1_usize..200).prop_map(Step::ToClient),
         1 => Just(Step::Cut),
-        2 => (0_usize..4, any::<bool>(), any::<bool>()).prop_map(|(reports, cut, moves)| {
-            Step::Suspend { reports, cut, moves }
-        }),
+        2 => (
+            prop::option::of(0_usize..400),
+            0_usize..4,
+            any::<bool>(),
+            any::<bool>(),
+        )
+            .prop_map(|(break_after, reports, cut, moves)| Step::Suspend {
+                break_after,
+                reports,
+                cut,
+                moves,
+            }),
     ]
 }
 
@@ -296,8 +313,8 @@ proptest! {
                 Step::ToServer(len) => world.feed_server(len),
                 Step::ToClient(len) => world.feed_client(len),
                 Step::Cut => world.cut(),
-                Step::Suspend { reports, cut, moves } => {
-                    world.suspend();
+                Step::Suspend { break_after, reports, cut, moves } => {
+                    world.suspend(break_after);
                     for _ in 0..reports {
                         world.report();
                     }
@@ -322,7 +339,7 @@ fn away() -> World {
     world.submit();
     world.submit();
     world.settle();
-    world.suspend();
+    world.suspend(None);
     for _ in 0..3 {
         world.report();
     }
@@ -350,7 +367,7 @@ fn a_bulk_endpoint_is_not_polled() {
     let mut world = World::new(TransferType::Bulk);
     world.submit();
     world.settle();
-    world.suspend();
+    world.suspend(None);
     assert!(world.device.is_empty());
     assert!(!world.server.is_away());
 }
@@ -386,6 +403,28 @@ fn a_transfer_that_crossed_its_cancellation_is_kept() {
     world.client.hold_acknowledgements(false);
     world.read_all();
     world.assert_in_order();
+}
+
+/// The first of two reads was taken back, too, but nobody could say so before the guest moved.
+#[test]
+fn what_is_kept_behind_a_gap_is_not_given_to_a_guest_that_moved() {
+    let mut world = World::new(TransferType::Bulk);
+    world.submit();
+    world.submit();
+    world.settle();
+    let requests: Vec<u64> = world.client.unsent(0).collect();
+    world.report();
+    world.report();
+    world.client.keep(requests[1]);
+    world.feed_server(usize::MAX);
+    assert_eq!(world.server.stash_counters().kept, 1);
+    world.claim();
+    world.submit();
+    world.report();
+    world.settle();
+    world.report();
+    world.settle();
+    assert_eq!(world.read, [2]);
 }
 
 #[test]

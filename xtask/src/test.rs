@@ -16,7 +16,14 @@ pub fn run(no_lab: bool) -> Result<ExitCode> {
         tally.fail(format!("{e:#}"));
     }
     check::steps(&mut tally)?;
-    let scenarios = cargo(&["test", "-p", "sim-scenarios", "--test", "*"]);
+    let scenarios = cargo(&[
+        "test",
+        "-p",
+        "sim-scenarios",
+        "--test",
+        "*",
+        "--no-fail-fast",
+    ]);
     tally.run("scenarios on the simulator", scenarios)?;
     if built(&mut tally, "demo", &DEMO_PACKAGES) {
         let mut demo = Command::new(program("sim-demo"));

@@ -300,16 +300,15 @@ impl Controller {
         *events = [events[1], None];
     }
 
-    /// A frontend has connected with new rings: tell it what is plugged in, if anything is. A
-    /// disconnect that was not told yet stays.
+    /// A frontend has connected with new rings: tell it what is plugged in, also where nothing is,
+    /// since a guest that was moved or restored may remember a device that is gone. A disconnect that
+    /// was not told yet stays.
     pub fn tell_all(&mut self) {
         self.stale.seen = 0;
         for port in PortNumber::first(self.port_count) {
             let entry = self.port_mut(port);
-            if !entry.is_empty() {
-                let speed = entry.speed;
-                entry.announce(speed);
-            }
+            let speed = entry.speed;
+            entry.announce(speed);
         }
     }
 

@@ -284,6 +284,26 @@ fn a_handed_over_device_keeps_its_address_and_its_speed() {
     assert_eq!(target.held_requests(port(2)).count(), 1);
 }
 
+/// A guest that was restored where its device does not follow must see it go.
+#[test]
+fn a_frontend_that_connects_is_told_of_empty_ports_too() {
+    let mut c = with_device();
+    while let Some(event) = c.next_event() {
+        c.told(event);
+    }
+    c.tell_all();
+    let mut told = Vec::new();
+    while let Some(event) = c.next_event() {
+        told.push((event.port, event.speed));
+        c.told(event);
+    }
+    let expected = c.ports().map(|at| match at == port(2) {
+        true => (at, Speed::High),
+        false => (at, Speed::None),
+    });
+    assert_eq!(told, expected.collect::<Vec<_>>());
+}
+
 #[test]
 fn a_replug_tells_of_a_disconnect_first_and_forgets_the_address() {
     let mut c = with_device();

@@ -7,12 +7,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use control::ExporterStatus;
+use session::VmUuid;
 use session::control::{Event, Reply, Request, ToBackend};
 use session::message::{self, Purpose};
 use slog::{Logger, info, warn};
 use tokio::io::{AsyncWriteExt, split};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use transport::{Identity, MessageReader, TlsStream};
 
 use crate::config;
@@ -22,6 +23,8 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(3);
 /// Longest wait for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Silence after which it is asked something, only to hear whether it is there.
+const ASK_AFTER: Duration = Duration::from_secs(2);
 /// Requests that may wait for an answer.
 const QUEUE: usize = 64;
 
@@ -196,10 +199,18 @@ impl Connection {
         let (mut reader, mut writer) = split(stream);
         let mut messages = MessageReader::new();
         let mut waiting: VecDeque<Option<oneshot::Sender<Reply>>> = VecDeque::new();
+        let mut heard = Instant::now();
+        // Since when something is waited for.
+        let mut asked = heard;
         let mut bytes = Vec::new();
         message::encode(&Request::Subscribe, &mut bytes)?;
         waiting.push_back(None);
         loop {
+            // TCP notices a host that is gone; this, one that is there and does not answer.
+            let patience = match waiting.is_empty() {
+                true => heard + ASK_AFTER,
+                false => heard.max(asked) + ANSWER_TIMEOUT,
+            };
             if !bytes.is_empty() {
                 let written = async {
                     writer.write_all(&bytes).await?;
@@ -211,20 +222,40 @@ impl Connection {
                 bytes.clear();
             }
             tokio::select! {
-                received = messages.receive::<ToBackend>(&mut reader) => match received? {
-                    ToBackend::Event(event) => {
-                        let _ = self.events.send((self.config.name.clone(), Some(event)));
+                received = messages.receive::<ToBackend>(&mut reader) => {
+                    heard = Instant::now();
+                    match received? {
+                        ToBackend::Event(event) => {
+                            let _ = self.events.send((self.config.name.clone(), Some(event)));
+                        }
+                        ToBackend::Reply(reply) => match waiting.pop_front() {
+                            Some(Some(answer)) => drop(answer.send(reply)),
+                            Some(None) => {}
+                            None => return Err(transport::Error::Closed),
+                        },
                     }
-                    ToBackend::Reply(reply) => match waiting.pop_front() {
-                        Some(Some(answer)) => drop(answer.send(reply)),
-                        Some(None) => {}
-                        None => return Err(transport::Error::Closed),
-                    },
-                },
+                }
                 question = questions.recv() => {
                     let Some(Question { request, answer }) = question else { return Ok(()) };
                     message::encode(&request, &mut bytes)?;
+                    if waiting.is_empty() {
+                        asked = Instant::now();
+                    }
                     waiting.push_back(Some(answer));
+                }
+                () = sleep_until(patience) => {
+                    if !waiting.is_empty() {
+                        return Err(transport::Error::TimedOut {
+                            peer: self.config.name.clone(),
+                            during: "waiting for an answer",
+                            seconds: ANSWER_TIMEOUT.as_secs(),
+                        });
+                    }
+                    // Nobody has this one, so the answer is short.
+                    let nobody = Request::Leases { vm: Some(VmUuid(uuid::Uuid::nil())) };
+                    message::encode(&nobody, &mut bytes)?;
+                    asked = Instant::now();
+                    waiting.push_back(None);
                 }
             }
         }

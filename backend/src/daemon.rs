@@ -7,6 +7,7 @@ mod leases;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use session::control::Request;
@@ -14,6 +15,7 @@ use slog::{Logger, debug, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
+use tokio::time::sleep;
 use transport::Identity;
 use xen::xenstore::{Endpoint, Error, WatchEvent, XenStore};
 use xen::{Backend, DomId};
@@ -32,6 +34,9 @@ const TOKEN_BACKEND: &str = "backend";
 const TOKEN_DOMAINS: &str = "domains";
 const TOKEN_FRONTEND: &str = "frontend/";
 const TOKEN_SHUTDOWN: &str = "shutdown/";
+
+/// How often controllers that were told to end are looked at.
+const LEAVING_LOOK: Duration = Duration::from_millis(500);
 
 struct Daemon<B: Backend> {
     admin: Rc<Admin<B>>,
@@ -106,6 +111,7 @@ pub async fn serve<B: Backend>(
             Some((exporter, event)) = from_exporters.recv() => {
                 daemon.exporter_event(&exporter, event);
             }
+            () = sleep(LEAVING_LOOK), if !daemon.leaving.is_empty() => daemon.forget_left(),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }

@@ -174,6 +174,11 @@ impl ControllerFiles {
         Some((journal, saved))
     }
 
+    /// The list of devices, where there is one.
+    pub fn saved(&self) -> Option<Saved> {
+        read(&self.devices).ok()
+    }
+
     /// Where the session of each port had come to, by the journal.
     pub fn sessions(&self) -> Vec<(u8, Session)> {
         let memory = Memory::open(&self.journal).ok();

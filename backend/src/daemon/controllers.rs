@@ -43,7 +43,7 @@ impl<B: Backend> Daemon<B> {
         let online = self.store.read_optional(&format!("{base}/online")).await?;
         let removed = online.as_deref() == Some("0")
             || (state == XenbusState::Unknown && !self.store.exists(&base).await?);
-        self.leaving.retain(|_, entry| entry.handle.is_running());
+        self.forget_left();
         match self.admin.entry(key) {
             Some(_) if removed => self.end(key).await,
             Some(_) => {}
@@ -166,6 +166,27 @@ impl<B: Backend> Daemon<B> {
         }
     }
 
+    /// Forgets the controllers whose thread has ended. Those that could not say it to every exporter
+    /// have left their files, and it is said for them.
+    pub(super) fn forget_left(&mut self) {
+        let mut gone = Vec::new();
+        self.leaving.retain(|&key, entry| {
+            let runs = entry.handle.is_running();
+            if !runs {
+                gone.push(key);
+            }
+            runs
+        });
+        for key in gone {
+            // A later controller of this number has files of its own.
+            if self.admin.entry(key).is_none()
+                && let Some(saved) = self.state.files(key).saved()
+            {
+                self.say_gone(saved);
+            }
+        }
+    }
+
     /// Devices that were leased for a controller whose frontend never connected: no guest knows
     /// them, and no other host waits for them.
     fn give_back_fresh(&self, entry: &Entry) {
@@ -186,12 +207,16 @@ impl<B: Backend> Daemon<B> {
         for (key, entry) in self.admin.controllers_of(domid) {
             let base = key.frontend();
             let read = async |name: &str| self.store.read_optional(&format!("{base}/{name}")).await;
+            // In this order: nodes that are gone by now are seen to be gone.
+            let resumes = read("feature-resume").await?.as_deref() == Some("1");
             let state = read("state").await?;
             let state = state
                 .as_deref()
                 .map_or(XenbusState::Unknown, XenbusState::parse);
-            let resumes = read("feature-resume").await?.as_deref() == Some("1");
-            entry.handle.tell(Command::FrontendResumes(resumes));
+            // A domain that is destroyed takes nothing back: saved, it can still resume.
+            if state != XenbusState::Unknown {
+                entry.handle.tell(Command::FrontendResumes(resumes));
+            }
             let before = entry.frontend.replace(state);
             if before == state {
                 continue;

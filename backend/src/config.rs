@@ -69,12 +69,27 @@ pub struct Exporter {
 pub struct HandOff {
     /// How long an OUT transfer that a suspending guest unlinks may take to finish, 0 to 1,000.
     pub quiesce_ms: u64,
+    /// What becomes of a guest on its way here when an exporter does not answer.
+    pub unreachable: WhenUnreachable,
 }
 
 impl Default for HandOff {
     fn default() -> Self {
-        Self { quiesce_ms: 50 }
+        Self {
+            quiesce_ms: 50,
+            unreachable: WhenUnreachable::Refuse,
+        }
     }
+}
+
+/// An exporter that does not answer may have lent devices to the guest that arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenUnreachable {
+    /// The guest goes on at its source, with its devices.
+    Refuse,
+    /// It comes, and sees the devices of that exporter go, until the exporter is heard of again.
+    GoOn,
 }
 
 /// How the rings are served.

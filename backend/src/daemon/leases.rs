@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use xen::{Backend, DomId};
 
 use super::Daemon;
-use crate::config;
+use crate::config::{self, WhenUnreachable};
 use crate::controller::Command;
 use crate::domain::Domain;
 use crate::exporter::Exporter;
@@ -86,6 +86,7 @@ impl<B: Backend> Daemon<B> {
         let Some(entry) = self.admin.entry(key) else {
             return;
         };
+        let out_of_reach = silent.join(", ");
         entry.silent.replace(silent);
         let me = Holder {
             host: self.identity.name().into(),
@@ -99,7 +100,14 @@ impl<B: Backend> Daemon<B> {
                 (exporter, lease, incoming)
             })
             .collect();
-        if leases
+        let blind = arrives && !out_of_reach.is_empty();
+        if blind && self.config.hand_off.unreachable == WhenUnreachable::Refuse {
+            error!(self.log, "migration of VM {} ({}) to {} refused: an exporter is out of reach from \
+                here, and may have lent it devices. Make it reachable, or take it out of vusbd.toml, or \
+                set `unreachable = \"go-on\"` there", entry.domain.name, entry.domain.vm,
+                self.identity.name(); "exporter" => out_of_reach);
+            entry.handle.tell(Command::Refuse);
+        } else if leases
             .iter()
             .any(|(_, _, incoming)| *incoming == Incoming::Refuse)
         {

@@ -40,6 +40,11 @@ pub struct RigOptions {
     pub seed: u64,
     /// Where the exporter's hosts reach it, instead of directly.
     pub exporter_address: Option<String>,
+    /// Where the second host reaches it, instead of as the first one does.
+    pub second_host_address: Option<String>,
+    /// How long the exporter keeps a device for a VM whose domain is gone, in seconds; its default
+    /// otherwise.
+    pub hold_seconds: Option<u64>,
     /// The exporter's port; one that is free by default.
     pub exporter_port: Option<u16>,
     /// The `[[allow]]` sections of the exporter's configuration.
@@ -58,6 +63,8 @@ impl Default for RigOptions {
             disk: None,
             seed: 1,
             exporter_address: None,
+            second_host_address: None,
+            hold_seconds: None,
             exporter_port: None,
             policy: "[[allow]]\ndevice = \"*\"\nvm = \"*\"\nhost = \"*\"\n".into(),
             devices: String::new(),
@@ -114,7 +121,11 @@ impl Rig {
         for (index, name) in (0..).zip(HOSTS) {
             let seed = options.seed.wrapping_add(index);
             let first_domid = 1 + 20 * index as u16;
-            hosts.push(Host::start(dir, &logs, name, first_domid, seed, &address)?);
+            let address = match &options.second_host_address {
+                Some(other) if index > 0 => other,
+                _ => &address,
+            };
+            hosts.push(Host::start(dir, &logs, name, first_domid, seed, address)?);
         }
         let rig = Self {
             hosts,

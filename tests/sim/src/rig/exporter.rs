@@ -33,8 +33,10 @@ impl Exporter {
         };
         let config = dir.join("exporter.toml");
         let control = dir.join("simulated.sock");
+        let hold = options.hold_seconds;
+        let hold = hold.map_or_else(String::new, |s| format!("hold_seconds = {s}\n"));
         let text = format!(
-            "name = \"{EXPORTER}\"\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n\
+            "{hold}name = \"{EXPORTER}\"\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n\
              simulated_control = \"{}\"\n{}{}\
              [usb]\nenabled = false\n\
              [[simulated]]\nkind = \"disk\"\nfile = \"{}\"\nsize_mib = 64\n{}",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! A network between the hosts and the exporter that can be cut.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,6 +17,7 @@ pub struct Proxy {
 #[derive(Debug, Default)]
 struct Shared {
     down: AtomicBool,
+    swallowing: AtomicBool,
     streams: Mutex<Vec<TcpStream>>,
 }
 
@@ -56,10 +57,32 @@ impl Proxy {
     pub fn set_down(&self, down: bool) {
         self.shared.down.store(down, Ordering::Relaxed);
     }
+
+    /// From now on everything that is sent disappears, while all connections stand: half-open ones.
+    /// One that has lost something never passes anything on again, whatever comes later.
+    pub fn set_swallowing(&self, swallowing: bool) {
+        self.shared.swallowing.store(swallowing, Ordering::Relaxed);
+    }
 }
 
 impl Shared {
-    fn pass_on(&self, client: TcpStream, port: u16) -> io::Result<()> {
+    /// Passes one direction of a connection on until it ends.
+    fn copy(&self, mut from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
+        let mut buffer = vec![0; 64 * 1024];
+        let mut lost = false;
+        loop {
+            let len = from.read(&mut buffer)?;
+            if len == 0 {
+                return Ok(());
+            }
+            lost |= self.swallowing.load(Ordering::Relaxed);
+            if !lost {
+                to.write_all(&buffer[..len])?;
+            }
+        }
+    }
+
+    fn pass_on(self: &Arc<Self>, client: TcpStream, port: u16) -> io::Result<()> {
         if self.down.load(Ordering::Relaxed) {
             return client.shutdown(Shutdown::Both);
         }
@@ -73,9 +96,9 @@ impl Shared {
             streams.push(server.try_clone()?);
         }
         for (from, to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
+            let shared = self.clone();
             thread::spawn(move || {
-                let (mut reader, mut writer) = (&from, &to);
-                let _ = io::copy(&mut reader, &mut writer);
+                let _ = shared.copy(&from, &to);
                 // The other direction ends, too: a connection is cut, or it is not.
                 let _ = from.shutdown(Shutdown::Both);
                 let _ = to.shutdown(Shutdown::Both);

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! VMs are saved, restored, rebooted, destroyed, and lose their host. Their devices wait for them as
+//! long as the exporter was told to keep them.
+
+use std::time::{Duration, Instant};
+
+use sim_scenarios::guest::{Report, Said};
+use sim_scenarios::programs;
+use sim_scenarios::rig::{Guest, GuestOptions, Proxy, Rig, RigOptions, free_port};
+
+/// The exporter's `hold_seconds` where it is to run out.
+const HOLD: Duration = Duration::from_secs(1);
+
+fn rig(hold_seconds: Option<u64>) -> Rig {
+    programs::build().unwrap();
+    let options = RigOptions {
+        hold_seconds,
+        ..RigOptions::default()
+    };
+    Rig::start(&options).unwrap()
+}
+
+fn working(rig: &Rig, options: &GuestOptions) -> Guest {
+    let mut guest = Guest::start(rig, 0, options).unwrap();
+    rig.attach_disk(&guest).unwrap();
+    guest.wait_ready().unwrap();
+    guest.wait_commands(5).unwrap();
+    guest
+}
+
+/// The same VM, started anew: its disk is there without anybody's doing.
+fn started_again(rig: &Rig, host: usize, options: &GuestOptions) -> Guest {
+    let mut guest =
+        Guest::start(rig, host, options).unwrap_or_else(|e| panic!("{e:?}\n{}", rig.log_tails()));
+    let ready = guest.wait_ready();
+    ready.unwrap_or_else(|e| panic!("{e}\n{}", rig.log_tails()));
+    guest.wait_commands(10).unwrap();
+    assert_eq!(rig.status(host).unwrap().attachments.len(), 1);
+    guest
+}
+
+fn check(report: &Report) {
+    assert_eq!(
+        (report.lost, report.duplicated, report.mismatches),
+        (0, 0, 0),
+        "{report:?}"
+    );
+    assert!(report.violations.is_empty(), "{report:?}");
+}
+
+fn end(rig: Rig, guest: Guest) -> Report {
+    let report = guest.stop(&rig).unwrap();
+    check(&report);
+    assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
+    report
+}
+
+fn end_unnoticed(rig: Rig, guest: Guest) {
+    let report = end(rig, guest);
+    assert_eq!((report.errors, report.disconnects), (0, 0), "{report:?}");
+}
+
+fn wait_until_free(rig: &Rig) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let devices = rig.xl_vusb(0, &["devices"]).unwrap();
+        if String::from_utf8_lossy(&devices.stdout).contains("free") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{}", rig.log_tails());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whoever looks from outside sees silence: nothing closes the connections of a machine without
+/// power. The VM's new domain elsewhere has the device at once, and the old epoch is fenced off.
+#[test]
+fn a_host_loses_power_and_its_vm_starts_elsewhere() {
+    programs::build().unwrap();
+    let port = free_port().unwrap();
+    let (first, second) = (Proxy::start(port).unwrap(), Proxy::start(port).unwrap());
+    let options = RigOptions {
+        exporter_port: Some(port),
+        exporter_address: Some(first.address()),
+        second_host_address: Some(second.address()),
+        ..RigOptions::default()
+    };
+    let mut rig = Rig::start(&options).unwrap();
+    let options = GuestOptions::new("guest");
+    let guest = working(&rig, &options);
+    first.set_swallowing(true);
+    rig.hosts[0].lose_power().unwrap();
+    drop(guest);
+    let guest = started_again(&rig, 1, &options);
+    end_unnoticed(rig, guest);
+}
+
+#[test]
+fn saved_and_restored_on_the_other_host() {
+    let rig = rig(None);
+    let mut guest = working(&rig, &GuestOptions::new("guest"));
+    let saved = rig.hosts[0].xl.save(guest.domid).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(rig.status(0).unwrap().attachments.is_empty());
+    (guest.host, guest.domid) = (1, rig.hosts[1].xl.restore(saved).unwrap());
+    assert!(!guest.wait_resumed().unwrap().0);
+    guest.wait_commands(10).unwrap();
+    end_unnoticed(rig, guest);
+}
+
+#[test]
+fn restored_after_the_device_was_given_to_somebody_else() {
+    let rig = rig(Some(HOLD.as_secs()));
+    let mut guest = working(&rig, &GuestOptions::new("guest"));
+    let saved = rig.hosts[0].xl.save(guest.domid).unwrap();
+    wait_until_free(&rig);
+    let mut other = Guest::start(&rig, 0, &GuestOptions::new("other")).unwrap();
+    rig.attach_disk(&other).unwrap();
+    other.wait_ready().unwrap();
+    (guest.host, guest.domid) = (1, rig.hosts[1].xl.restore(saved).unwrap());
+    let unplugged = |said: &Said| *said == Said::Unplugged;
+    guest
+        .wait_for("sees its disk go", Duration::from_secs(20), unplugged)
+        .unwrap_or_else(|e| panic!("{e}\n{}", rig.log_tails()));
+    assert!(rig.status(1).unwrap().attachments.is_empty());
+    other.wait_commands(10).unwrap();
+    let report = other.stop(&rig).unwrap();
+    check(&report);
+    assert_eq!((report.errors, report.disconnects), (0, 0), "{report:?}");
+    assert_eq!(end(rig, guest).disconnects, 1);
+}
+
+/// `xl reboot` and `on_crash="restart"`: the domain is destroyed and made anew with the same uuid.
+#[test]
+fn rebooted_in_order_and_after_a_crash() {
+    let rig = rig(None);
+    let options = GuestOptions::new("guest");
+    let guest = working(&rig, &options);
+    check(&guest.stop(&rig).unwrap());
+    let guest = started_again(&rig, 0, &options);
+    // The process ends in the middle of a command, as a kernel does that crashes.
+    let domid = guest.domid;
+    drop(guest);
+    rig.hosts[0].xl.destroy(domid).unwrap();
+    let guest = started_again(&rig, 0, &options);
+    end_unnoticed(rig, guest);
+}
+
+/// `on_crash="preserve"`: the domain stays, and keeps its device until it is destroyed.
+#[test]
+fn crashed_and_kept_then_destroyed() {
+    let rig = rig(Some(HOLD.as_secs()));
+    let guest = working(&rig, &GuestOptions::new("guest"));
+    let domid = guest.domid;
+    drop(guest);
+    std::thread::sleep(HOLD * 2);
+    assert_eq!(rig.status(0).unwrap().attachments.len(), 1);
+    rig.hosts[0].xl.destroy(domid).unwrap();
+    wait_until_free(&rig);
+    let guest = working(&rig, &GuestOptions::new("other"));
+    end_unnoticed(rig, guest);
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The exporter is away for longer than it keeps a device for a VM that is gone, or it is there and
+//! cannot be heard.
+
+use std::time::{Duration, Instant};
+
+use sim_scenarios::guest::{Report, Said};
+use sim_scenarios::programs;
+use sim_scenarios::rig::{EXPORTER, Guest, GuestOptions, Proxy, Rig, RigOptions, free_port};
+
+/// The exporter's `hold_seconds`.
+const HOLD: Duration = Duration::from_secs(1);
+/// Longest wait for what is to happen "in seconds".
+const SOON: Duration = Duration::from_secs(20);
+
+fn rig_with_proxy() -> (Rig, Proxy) {
+    programs::build().unwrap();
+    let port = free_port().unwrap();
+    let proxy = Proxy::start(port).unwrap();
+    let options = RigOptions {
+        exporter_port: Some(port),
+        exporter_address: Some(proxy.address()),
+        hold_seconds: Some(HOLD.as_secs()),
+        ..RigOptions::default()
+    };
+    (Rig::start(&options).unwrap(), proxy)
+}
+
+fn working(rig: &Rig, name: &str) -> Guest {
+    let mut guest = Guest::start(rig, 0, &GuestOptions::new(name)).unwrap();
+    rig.attach_disk(&guest).unwrap();
+    guest.wait_ready().unwrap();
+    guest.wait_commands(5).unwrap();
+    guest
+}
+
+fn take_down(proxy: &Proxy) {
+    proxy.set_down(true);
+    proxy.cut();
+}
+
+fn end(rig: Rig, guest: Guest) -> Report {
+    let report = guest.stop(&rig).unwrap();
+    assert_eq!(
+        (report.lost, report.duplicated, report.mismatches),
+        (0, 0, 0),
+        "{report:?}"
+    );
+    assert!(report.violations.is_empty(), "{report:?}");
+    assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
+    report
+}
+
+fn end_unnoticed(rig: Rig, guest: Guest) {
+    let report = end(rig, guest);
+    assert_eq!((report.errors, report.disconnects), (0, 0), "{report:?}");
+}
+
+fn wait_until(rig: &Rig, what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !so() {
+        assert!(Instant::now() < deadline, "not {what}\n{}", rig.log_tails());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A VM that lives keeps its devices, however long its host is away: the hold time is for those
+/// that are gone. The guest waits.
+#[test]
+fn a_network_that_is_away_for_longer_than_the_hold_time() {
+    let (rig, proxy) = rig_with_proxy();
+    let mut guest = working(&rig, "guest");
+    take_down(&proxy);
+    let before = guest.report().unwrap().commands;
+    std::thread::sleep(HOLD * 2);
+    let stalled = guest.report().unwrap().commands;
+    assert!(stalled <= before + 1, "{before} {stalled}");
+    proxy.set_down(false);
+    guest.wait_commands(20).unwrap();
+    end_unnoticed(rig, guest);
+}
+
+/// The guest sees its disk go at once. That the exporter does not know is said; the device is the
+/// guest's again when it is heard of, and can be taken away then.
+#[test]
+fn detached_while_the_exporter_is_away() {
+    let (rig, proxy) = rig_with_proxy();
+    let mut guest = working(&rig, "guest");
+    take_down(&proxy);
+    let output = rig.xl_vusb(0, &["detach", "guest", "1"]).unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{text}");
+    assert!(text.contains("it was not given back"), "{text}");
+    let unplugged = |said: &Said| *said == Said::Unplugged;
+    guest.wait_for("sees its disk go", SOON, unplugged).unwrap();
+    proxy.set_down(false);
+    guest.wait_commands(10).unwrap();
+    rig.xl_vusb_json(0, &["detach", "guest", "1"]).unwrap();
+    guest.wait_for("sees its disk go", SOON, unplugged).unwrap();
+    rig.attach_disk(&guest).unwrap();
+    guest.wait_commands(10).unwrap();
+    assert_eq!(end(rig, guest).disconnects, 2);
+}
+
+/// Nobody can tell the exporter that the domain is gone. It is told when it is back.
+#[test]
+fn destroyed_while_the_exporter_is_away() {
+    let (rig, proxy) = rig_with_proxy();
+    let guest = working(&rig, "first");
+    take_down(&proxy);
+    let domid = guest.domid;
+    drop(guest);
+    rig.hosts[0].xl.destroy(domid).unwrap();
+    wait_until(&rig, "forgotten", || {
+        rig.status(0).unwrap().controllers.is_empty()
+    });
+    proxy.set_down(false);
+    rig.wait_for_exporter().unwrap();
+    wait_until(&rig, "free", || {
+        let devices = rig.xl_vusb(0, &["devices"]).unwrap();
+        String::from_utf8_lossy(&devices.stdout).contains("free")
+    });
+    let guest = working(&rig, "second");
+    end_unnoticed(rig, guest);
+}
+
+/// Connections that stand and carry nothing: noticed in seconds, on both kinds of connection.
+#[test]
+fn a_peer_that_is_there_and_not_heard() {
+    let (rig, proxy) = rig_with_proxy();
+    let mut guest = working(&rig, "guest");
+    proxy.set_swallowing(true);
+    wait_until(&rig, "noticed", || {
+        rig.status(0).unwrap().exporters[0].error.is_some()
+            && rig.hosts[0].vusbd_log().contains("no sign of life")
+    });
+    proxy.set_swallowing(false);
+    guest.wait_commands(20).unwrap();
+    rig.wait_for_exporter().unwrap();
+    let devices = rig.xl_vusb(0, &["devices"]).unwrap();
+    let text = String::from_utf8_lossy(&devices.stdout);
+    assert!(text.contains(&format!("{EXPORTER}/0-1")), "{text}");
+    end_unnoticed(rig, guest);
+}

@@ -441,6 +441,8 @@ impl<B: Backend> Actor<B> {
     /// Gives the last words to the exporters, and the last state, the time to leave. Whether every
     /// exporter was there to hear them.
     async fn say_goodbye(&self) -> bool {
+        // What is said without a connection is not said, also where one comes back meanwhile.
+        let before = self.connections();
         let until = Instant::now() + GOODBYE;
         while Instant::now() < until {
             sleep(Duration::from_millis(5)).await;
@@ -454,14 +456,19 @@ impl<B: Backend> Actor<B> {
             }
         }
         sleep(Duration::from_millis(50)).await;
-        let mut serving = self.serving.borrow_mut();
-        let mut ports = serving.core.ports();
-        let said = ports.all(|port| match serving.at_mut(port) {
-            Some(attached) => attached.client.as_ref().is_some_and(Client::is_connected),
-            None => true,
-        });
+        let said = before.is_some() && before == self.connections();
         debug!(self.log, "last words said"; "to all" => said);
         said
+    }
+
+    /// How often the devices' connections were made again; `None` when one is not there.
+    fn connections(&self) -> Option<u64> {
+        let serving = self.serving.borrow();
+        let mut attached = serving.core.ports().filter_map(|port| serving.at(port));
+        attached.try_fold(0, |sum, attached| {
+            let connected = attached.client.as_ref().is_some_and(Client::is_connected);
+            connected.then_some(sum + attached.counters.reconnects)
+        })
     }
 }
 

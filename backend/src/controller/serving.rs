@@ -339,7 +339,7 @@ impl<B: Backend> Serving<B> {
                 let Some(urb) = self.core.urb(slot) else {
                     return;
                 };
-                let (port, is_stream) = (urb.port, urb.transfer.is_stream());
+                let (port, is_kept) = (urb.port, quiesce::is_kept(&urb.transfer));
                 let finishing = self.quiescing && !urb.transfer.is_in();
                 let Some(number) = urb.submitted else { return };
                 self.count(
@@ -349,7 +349,7 @@ impl<B: Backend> Serving<B> {
                         ..Counters::default()
                     },
                 );
-                if self.quiescing && is_stream {
+                if self.quiescing && is_kept {
                     self.keep(port, number);
                 } else if !finishing {
                     self.cancel(port, number);

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use session::frame::TransferType;
+use session::frame::{Transfer, TransferType};
 use usbif::{BadRequest, PortNumber, UrbKind, UrbRequest};
 use vusb_core::Urb;
 use xen::Backend;
@@ -18,6 +18,14 @@ use super::Serving;
 
 /// Slots of the URB ring.
 const SLOTS: usize = 16;
+
+/// Whether the data of such a transfer is kept when the guest unlinks it for a suspend: that of
+/// interrupt endpoints. A bulk transfer is a part of its class's protocol, which knows how to go on
+/// after an unlinked one; data given twice would break it, and a driver that has looked at an
+/// answer that crossed with its unlink (as it may) would have it twice.
+pub(super) fn is_kept(transfer: &Transfer) -> bool {
+    transfer.is_in() && transfer.transfer_type == TransferType::Interrupt
+}
 
 /// IN transfers that were answered with data, the newest last.
 #[derive(Clone, Debug, Default, Hash)]
@@ -74,7 +82,7 @@ impl<B: Backend> Serving<B> {
         if self.quiescing
             && has_data
             && urb.unlinked_by.is_none()
-            && urb.transfer.is_stream()
+            && is_kept(&urb.transfer)
             && let Some(number) = urb.submitted
         {
             self.answered.add(urb.request.id, urb.port, number);
@@ -128,10 +136,10 @@ impl<B: Backend> Serving<B> {
                 .filter_map(|slot| self.core.urb(slot))
                 .filter(|u| u.transfer.is_in())
                 .filter(|u| u.transfer.transfer_type != TransferType::Control)
-                .filter_map(|u| Some((u.submitted?, u.transfer.is_stream())))
+                .filter_map(|u| Some((u.submitted?, is_kept(&u.transfer))))
                 .collect();
-            for (number, is_stream) in waiting {
-                match is_stream {
+            for (number, is_kept) in waiting {
+                match is_kept {
                     true => self.keep(port, number),
                     false => self.cancel(port, number),
                 }

@@ -178,12 +178,12 @@ impl<B: Backend> Actor<B> {
                 }
                 () = completed.notified() => {
                     self.polling.moved(Moved::Completions, Instant::now());
-                    self.look_again();
+                    self.look_again(false);
                 }
                 () = std::future::ready(()), if more || looks => {
                     // The other tasks of this thread first.
                     tokio::task::yield_now().await;
-                    self.look_again();
+                    self.look_again(true);
                     more = self.service();
                 }
                 () = sleep(IDLE_FOR / 4), if quiescing => self.look_idle(),
@@ -357,7 +357,7 @@ impl<B: Backend> Actor<B> {
         };
         if activity {
             self.polling.moved(Moved::Requests, Instant::now());
-            self.look_again();
+            self.look_again(false);
             self.idle_since = None;
             if matches!(self.state, State::Frozen | State::Quiescing) {
                 self.event(if late {
@@ -380,10 +380,12 @@ impl<B: Backend> Actor<B> {
     }
 
     /// Whether the rings are looked at again without an event. With many requests in flight that
-    /// is no use: the next event is never far.
-    fn look_again(&mut self) {
+    /// is no use: the next event is never far. It `may_stop` only where the rings are looked at
+    /// next: an event was not asked for until then.
+    fn look_again(&mut self, may_stop: bool) {
         let mut serving = self.serving.borrow_mut();
-        serving.polled = serving.in_flight() <= FEW && self.polling.is_on(Instant::now());
+        let on = serving.in_flight() <= FEW && self.polling.is_on(Instant::now());
+        serving.polled = on || (serving.polled && !may_stop);
     }
 
     fn corrupt(&mut self, corrupt: RingCorrupt) {

@@ -38,6 +38,9 @@ const TOKEN_SHUTDOWN: &str = "shutdown/";
 /// How often controllers that were told to end are looked at.
 const LEAVING_LOOK: Duration = Duration::from_millis(500);
 
+/// How often it is looked whether a domain that was arriving is gone.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 struct Daemon<B: Backend> {
     admin: Rc<Admin<B>>,
     platform: B,
@@ -108,6 +111,7 @@ pub async fn serve<B: Backend>(
                 None => return Ok(()),
             },
             Some(gathered) = leases.recv() => daemon.decide(gathered).await,
+            () = sleep(LOOK_AGAIN), if daemon.expects_arrivals() => daemon.look_again().await,
             Some((exporter, event)) = from_exporters.recv() => {
                 daemon.exporter_event(&exporter, event);
             }
@@ -212,6 +216,19 @@ impl<B: Backend> Daemon<B> {
             }
         }
         Ok(())
+    }
+
+    fn expects_arrivals(&self) -> bool {
+        self.expected.values().any(Domain::is_incoming)
+    }
+
+    /// Whether domains that were arriving are gone. Nothing says so: `@releaseDomain` is for those
+    /// that were introduced, which libxl does at the end, and the last thing that we see of the others
+    /// is that their `/vm` is removed, before their own directory is.
+    async fn look_again(&mut self) {
+        if let Err(e) = self.domains_changed().await {
+            warn!(self.log, "xenstore: {}", e);
+        }
     }
 
     async fn shutdown_changed(&mut self, domid: DomId, path: &str) -> Result<(), Error> {

@@ -205,7 +205,6 @@ impl Server {
     /// rest of a frame that was sent in part, and the word that it is fenced.
     pub fn claim(&mut self, epoch: Epoch) -> Vec<u8> {
         debug_assert!(epoch > self.epoch);
-        self.forget_unknown();
         let mut farewell = self.log.rest_of_frame().to_vec();
         frame::encode_plain(&mut farewell, Kind::Fenced, 0, 0, &[]);
         *self = Self {

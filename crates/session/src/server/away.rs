@@ -464,13 +464,6 @@ impl Server {
         self.settle(address);
     }
 
-    /// Before a claim: where data may be missing that came before what is kept, what is kept is out
-    /// of place.
-    pub(super) fn forget_unknown(&mut self) {
-        let log = &self.log;
-        self.stash.forget(|endpoint| log.has_unknown(endpoint));
-    }
-
     /// Everything of the old epoch is forgotten, but not what is kept, and the polls.
     pub(super) fn claimed(&mut self) {
         let away = &mut self.away;

@@ -127,13 +127,6 @@ impl Log {
             .map(|d| d.transfer.endpoint)
     }
 
-    /// Whether the data of an endpoint was sent, and is neither acknowledged nor put aside: nobody
-    /// knows whether the guest has it.
-    pub(super) fn has_unknown(&self, endpoint: u8) -> bool {
-        let mut data = self.ends.iter().filter_map(|e| e.data);
-        data.any(|d| d.transfer.endpoint == endpoint && !d.kept)
-    }
-
     /// Puts aside the data of a completion that is not acknowledged: its transfer, its place, the
     /// data, and whether the same endpoint has sent data since that was not put aside. `None` where there is
     /// none, or it was put aside before.

@@ -405,28 +405,6 @@ fn a_transfer_that_crossed_its_cancellation_is_kept() {
     world.assert_in_order();
 }
 
-/// The first of two reads was taken back, too, but nobody could say so before the guest moved.
-#[test]
-fn what_is_kept_behind_a_gap_is_not_given_to_a_guest_that_moved() {
-    let mut world = World::new(TransferType::Bulk);
-    world.submit();
-    world.submit();
-    world.settle();
-    let requests: Vec<u64> = world.client.unsent(0).collect();
-    world.report();
-    world.report();
-    world.client.keep(requests[1]);
-    world.feed_server(usize::MAX);
-    assert_eq!(world.server.stash_counters().kept, 1);
-    world.claim();
-    world.submit();
-    world.report();
-    world.settle();
-    world.report();
-    world.settle();
-    assert_eq!(world.read, [2]);
-}
-
 #[test]
 fn an_order_that_is_wrong_is_worse_than_a_gap() {
     let mut world = World::new(TransferType::Bulk);

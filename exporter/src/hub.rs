@@ -13,38 +13,17 @@ use session::{DeviceId, DeviceInfo, Epoch, Lease, VmUuid};
 use slog::{Logger, info, warn};
 use tokio::sync::{Mutex, Notify, mpsc};
 
+use crate::arrivals::{Arrival, Arrivals};
 use crate::executor::Executor;
 use crate::session_state::{Connection, Session, forget_later, mind};
 use crate::store::Store;
 
-/// Events that a subscriber may be behind; then its connection ends, and it asks anew.
-const MAX_EVENTS: usize = 256;
-
-/// Domains that may be arriving at a time, so that a new subscriber can be told of all.
-const MAX_ARRIVALS: usize = MAX_EVENTS / 2;
+/// Events that a subscriber may be behind; then its connection ends, and it asks anew. More than
+/// arrivals, since a new one is told of all of them.
+const MAX_EVENTS: usize = 2 * Arrivals::MAX;
 
 /// A device and its session.
 pub(crate) type SharedSession = Rc<RefCell<Session>>;
-
-/// A domain that is arriving at a host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Arrival {
-    connection: u64,
-    vm: VmUuid,
-    host: String,
-    domid: u16,
-}
-
-impl Arrival {
-    fn event(&self, arriving: bool) -> Event {
-        Event::Arriving {
-            vm: self.vm,
-            host: self.host.clone(),
-            domid: self.domid,
-            arriving,
-        }
-    }
-}
 
 struct Subscriber {
     host: String,
@@ -58,7 +37,7 @@ pub(crate) struct Hub {
     table: RefCell<LeaseTable>,
     devices: RefCell<BTreeMap<DeviceId, SharedSession>>,
     subscribers: RefCell<Vec<Subscriber>>,
-    arrivals: RefCell<Vec<Arrival>>,
+    arrivals: RefCell<Arrivals>,
     /// Control connections so far.
     connections: Cell<u64>,
     store: Store,
@@ -316,27 +295,14 @@ impl Hub {
             host: host.to_owned(),
             domid,
         };
-        let mut arrivals = self.arrivals.borrow_mut();
-        let before = arrivals.len();
-        arrivals.retain(|a| *a != arrival);
-        let was_arriving = arrivals.len() < before;
-        if arriving && arrivals.len() < MAX_ARRIVALS {
-            arrivals.push(arrival.clone());
-        }
-        drop(arrivals);
-        if arriving != was_arriving {
+        if self.arrivals.borrow_mut().set(&arrival, arriving) {
             self.announce(&arrival, arriving);
         }
     }
 
     /// A control connection has ended: what was announced over it does not hold any more.
     pub(crate) fn control_ended(&self, connection: u64) {
-        let (ended, left) = self
-            .arrivals
-            .take()
-            .into_iter()
-            .partition::<Vec<_>, _>(|a| a.connection == connection);
-        *self.arrivals.borrow_mut() = left;
+        let ended = self.arrivals.borrow_mut().end(connection);
         for arrival in ended {
             self.announce(&arrival, false);
         }

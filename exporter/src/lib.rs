@@ -11,6 +11,7 @@
 //! - `executor`: what carries out transfers, with `sim` and `usb` below it;
 //! - `store`: leases on disk.
 
+mod arrivals;
 pub mod config;
 mod connection;
 mod control;

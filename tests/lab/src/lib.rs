@@ -57,6 +57,9 @@ pub enum LabCommand {
         /// Which schedule of faults.
         #[arg(long)]
         seed: Option<u64>,
+        /// Only this device of the scenario's; can be given more than once.
+        #[arg(long)]
+        device: Vec<bench::Kind>,
         /// The guest, where the scenario does not choose it.
         #[command(flatten)]
         guest: guest::Setup,
@@ -115,6 +118,7 @@ pub fn run(command: LabCommand) -> Result<()> {
             migrations,
             minutes,
             seed,
+            device,
             guest,
         } => scenario::run(
             &lab,
@@ -124,6 +128,7 @@ pub fn run(command: LabCommand) -> Result<()> {
                 migrations,
                 minutes,
                 seed,
+                devices: device,
                 guest,
             },
         ),

@@ -25,7 +25,7 @@ mod typist;
 const DISK_BYTES: u64 = 32 << 20;
 
 /// A device that the exporter machine can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Kind {
     /// QEMU's keyboard, at full speed.
     Keyboard,

@@ -19,7 +19,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     lab.up(&[machine.name])?;
     let bench = Bench::open(lab)?;
     let mut rows = Vec::new();
-    for kind in Kind::USEFUL {
+    for kind in options.devices_of(&Kind::USEFUL) {
         let step = Step::start(kind.name());
         let (row, word) = match one(lab, &bench, kind) {
             Ok(row) => (row, "done".to_owned()),

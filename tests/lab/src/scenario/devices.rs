@@ -26,7 +26,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     bench::install(&guest)?;
     step.done();
     let mut rows = Vec::new();
-    for kind in Kind::USEFUL {
+    for kind in options.devices_of(&Kind::USEFUL) {
         let step = Step::start(kind.name());
         let row = one(lab, &bench, &guest, kind).unwrap_or_else(|error| Row {
             kind,

@@ -118,7 +118,7 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, 
     // One that does not get as far as its job fails by itself: the others go on without it.
     let mut lines = Vec::new();
     let mut attached = Vec::new();
-    for kind in Kind::USEFUL {
+    for kind in options.devices_of(&Kind::USEFUL) {
         let step = Step::start(format!("{} attached", kind.name()));
         let one = bench.plug(lab, kind).and_then(|plugged| {
             let user = bench::attach(lab, "host-a", &guest, &plugged)?;

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result};
 
+use crate::bench::Kind;
 use crate::guest::Setup;
 use crate::lab::Lab;
 
@@ -22,7 +23,7 @@ pub mod stock_replug;
 pub mod usbtest;
 
 /// How a scenario is run.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Print the result as one JSON object.
     pub json: bool,
@@ -32,6 +33,8 @@ pub struct Options {
     pub minutes: Option<u32>,
     /// Which of its schedules.
     pub seed: Option<u64>,
+    /// Only these devices of the scenario's; none: all.
+    pub devices: Vec<Kind>,
     /// The guest, where the scenario does not choose it.
     pub guest: Setup,
 }
@@ -40,6 +43,12 @@ impl Options {
     /// The number of migrations, `usual` where none was asked for.
     pub fn migrations_or(&self, usual: u32) -> u32 {
         self.migrations.unwrap_or(usual)
+    }
+
+    /// Those of a scenario's `usual` devices that are wanted.
+    pub fn devices_of(&self, usual: &[Kind]) -> Vec<Kind> {
+        let wanted = |kind: &Kind| self.devices.is_empty() || self.devices.contains(kind);
+        usual.iter().copied().filter(wanted).collect()
     }
 }
 

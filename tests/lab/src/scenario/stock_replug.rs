@@ -70,12 +70,13 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
                 jobs.join(", ")
             );
         }
+        let devices = options.devices_of(&KINDS).len();
         let back = rounds.iter().map(|round| round.back_s).fold(0.0, f64::max);
         println!(
             "RESULT ok migrations={} devices={} came_back={} hung_tasks=0 console=ok back_s_max={back:.1}",
             rounds.len(),
-            KINDS.len(),
-            rounds.len() * KINDS.len(),
+            devices,
+            rounds.len() * devices,
         );
     }
     guest::destroy(lab)
@@ -91,7 +92,7 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<Vec<Round>> {
         "echo {HUNG_S} > /proc/sys/kernel/hung_task_timeout_secs"
     ))?;
     let mut devices = Vec::new();
-    for kind in KINDS {
+    for kind in options.devices_of(&KINDS) {
         let plugged = bench.plug(lab, kind)?;
         let user = bench::attach(lab, "host-a", &guest, &plugged)?;
         devices.push((plugged, user));

@@ -196,6 +196,19 @@ pub fn logs(lab: &Lab, lines: usize) -> String {
                 .map_or_else(|error| format!("{error:#}\n"), |output| output.stdout);
             text.push_str(&format!("--- {} on {}\n{tail}", daemon.name, machine.name));
         }
+        if machine.role == Role::Host {
+            let domains = lab
+                .agent(machine.name)
+                .and_then(|agent| agent.exec(DOMAINS))
+                .map_or_else(|error| format!("{error:#}\n"), |output| output.stdout);
+            text.push_str(&format!("--- domains on {}\n{domains}", machine.name));
+        }
     }
     text
 }
+
+/// Where a guest is that does not answer: what runs, where its processor is, what its kernel said.
+const DOMAINS: &str = "xl vcpu-list; \
+    for log in /var/log/xen/console/guest-*.log; do echo \"$log\"; tail -n 40 \"$log\"; done; \
+    for id in $(xl list | awk 'NR > 2 { print $2 }'); do \
+        echo \"domain $id\"; /usr/lib/xen-4.20/bin/xenctx \"$id\" 2>&1 | head -n 60; done";

@@ -57,6 +57,8 @@ struct Endpoint {
 #[derive(Clone, Copy, Debug, Hash)]
 struct Polling {
     request: u64,
+    /// Bytes that it asks for.
+    length: u32,
     cancelled: bool,
     /// What it brings is of no use any more.
     unwanted: bool,
@@ -257,6 +259,7 @@ impl Server {
                 let request = POLL | self.away.last_poll;
                 endpoint.polling = Some(Polling {
                     request,
+                    length: transfer.length,
                     cancelled: false,
                     unwanted: false,
                 });
@@ -416,17 +419,19 @@ impl Server {
         let Some(outcome) = fill(&mut data) else {
             return false;
         };
-        let Some(Polling { unwanted, .. }) = endpoint.polling.take() else {
+        let Some(Polling {
+            length, unwanted, ..
+        }) = endpoint.polling.take()
+        else {
             return false;
         };
         data.truncate(outcome.actual_length as usize);
         let done = outcome.status.is_success();
-        let length = endpoint.poll.map_or(usize::MAX, |t| t.length as usize);
         if !unwanted && (done || !data.is_empty()) {
             let brought = Brought {
                 place: self.stash.arrived(),
                 data: &data,
-                ended: done && Brought::is_ended(data.len(), length, endpoint.packet_len),
+                ended: done && Brought::is_ended(data.len(), length as usize, endpoint.packet_len),
                 packet_len: endpoint.packet_len,
             };
             if !self.stash.keep(address, brought) {

@@ -82,6 +82,7 @@ impl<S> Device<S> {
                     ("good", heard.good),
                     ("silent", heard.silent),
                     ("dropped", heard.dropped),
+                    ("gaps", heard.gaps),
                     ("doubled", heard.doubled),
                     ("started", heard.started),
                     ("malformed", heard.malformed),

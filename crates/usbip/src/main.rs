@@ -7,6 +7,7 @@ mod kind;
 use std::cell::RefCell;
 use std::io::{self, BufRead};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::thread;
 
@@ -32,6 +33,10 @@ struct Arguments {
     /// Address and port to listen on. There is no authentication.
     #[arg(long, default_value = "127.0.0.1:3240")]
     listen: SocketAddr,
+    /// How many milliseconds a millisecond of the devices' buses takes. Isochronous transfers
+    /// take as much longer; for where the way to the device is slow, as under emulation
+    #[arg(long, default_value = "1")]
+    slow: NonZeroU32,
     /// Devices, with the bus ids 1-1, 1-2 …: disk[:MIB], super-disk[:MIB], keyboard, serial,
     /// source-sink[:zero|mod63|none], source-sink-full[:…], audio
     #[arg(required = true)]
@@ -49,9 +54,8 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let devices = arguments.devices.iter().zip(1..);
-    let exports = Rc::new(Exports::new(
-        devices.map(|(kind, number)| kind.make(number)),
-    ));
+    let devices = devices.map(|(kind, number)| kind.make(number));
+    let exports = Rc::new(Exports::new(devices).slowed(arguments.slow));
     let listener = TcpListener::bind(arguments.listen)
         .await
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -90,6 +91,7 @@ impl<F: Function> Export<F> {
 pub struct Exports<F> {
     devices: Vec<Rc<Export<F>>>,
     epoch: Instant,
+    slowness: NonZeroU32,
 }
 
 impl<F: Function> Exports<F> {
@@ -107,7 +109,13 @@ impl<F: Function> Exports<F> {
         Self {
             devices: (1..).zip(devices).map(export).collect(),
             epoch: Instant::now(),
+            slowness: NonZeroU32::MIN,
         }
+    }
+
+    /// The same on buses whose clocks are slow: a millisecond of theirs takes so many.
+    pub fn slowed(self, slowness: NonZeroU32) -> Self {
+        Self { slowness, ..self }
     }
 
     /// All of them.
@@ -120,8 +128,14 @@ impl<F: Function> Exports<F> {
         self.devices.iter().find(|d| d.bus_id() == bus_id)
     }
 
+    /// The buses' time.
     fn now(&self) -> Duration {
-        self.epoch.elapsed()
+        self.epoch.elapsed() / self.slowness.get()
+    }
+
+    /// When the buses' time is `at`. Not before: an event is due then.
+    fn instant(&self, at: Duration) -> Instant {
+        self.epoch + (at + Duration::from_nanos(1)) * self.slowness.get()
     }
 }
 
@@ -214,7 +228,7 @@ async fn attached<F: Function>(
         let event = export.port.borrow().next_event();
         let timer = async {
             match event {
-                Some(at) => tokio::time::sleep_until(exports.epoch + at).await,
+                Some(at) => tokio::time::sleep_until(exports.instant(at)).await,
                 None => std::future::pending().await,
             }
         };

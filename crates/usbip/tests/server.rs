@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The program, ended with the test.
 struct Program {
@@ -15,6 +15,7 @@ struct Program {
 }
 
 impl Program {
+    /// With these devices and options.
     fn start(devices: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_usbip-sim"))
             .args(["--listen", "127.0.0.1:0"])
@@ -29,7 +30,7 @@ impl Program {
         answers.read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on ").unwrap();
         let address = address.parse().unwrap();
-        for _ in devices {
+        for _ in devices.iter().filter(|word| !word.starts_with("--")) {
             answers.read_line(&mut line).unwrap();
         }
         Self {
@@ -203,7 +204,20 @@ fn keys_are_typed() {
 
 #[test]
 fn isochronous_transfers_end_in_real_time() {
-    let program = Program::start(&["audio"]);
+    record(&Program::start(&["audio"]));
+}
+
+#[test]
+fn on_a_slow_bus_they_take_longer() {
+    let program = Program::start(&["--slow=20", "audio"]);
+    let start = Instant::now();
+    record(&program);
+    // Twenty packets, one in each millisecond of the bus. More is the machine's business.
+    assert!(start.elapsed() >= 20 * Duration::from_millis(20));
+}
+
+/// Records for twenty milliseconds of the bus.
+fn record(program: &Program) {
     let (mut stream, _) = program.import("1-1");
     for (sequence, setup) in [
         (1, [0, 9, 1, 0, 0, 0, 0, 0]),

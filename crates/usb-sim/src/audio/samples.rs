@@ -49,6 +49,8 @@ pub struct StreamCounts {
     pub silent: u64,
     /// Frames that were left out.
     pub dropped: u64,
+    /// How many times some were.
+    pub gaps: u64,
     /// Frames that came again.
     pub doubled: u64,
     /// Times that the numbers began at 1 again, or began elsewhere.
@@ -110,6 +112,7 @@ impl StreamCheck {
                         // Past the end of the numbers, 0 was skipped over.
                         let zero = u32::from(number < expected);
                         counts.dropped += u64::from(ahead - zero);
+                        counts.gaps += 1;
                         counts.good += 1;
                     }
                     // The stream goes on after the last new one.

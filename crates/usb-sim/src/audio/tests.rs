@@ -188,6 +188,7 @@ proptest! {
                 Fault::Drop(frames) => {
                     samples.skip(frames.into());
                     expected.dropped += u64::from(frames);
+                    expected.gaps += 1;
                 }
                 Fault::Double(frames) => {
                     check.feed_packet(&sent[sent.len() - frames..].concat());

@@ -34,7 +34,7 @@ pub enum Frontend {
     Stock,
 }
 
-/// Load a guest's frontend. Its controller is there when this returns.
+/// Load a guest's frontend. Its controllers are there when this returns.
 pub fn load_frontend(lab: &Lab, agent: &Agent, setup: Setup, frontend: Frontend) -> Result<()> {
     let driver = match frontend {
         Frontend::Ours => {
@@ -54,9 +54,10 @@ pub fn load_frontend(lab: &Lab, agent: &Agent, setup: Setup, frontend: Frontend)
     wait_for(
         agent,
         &format!(
-            "test -e /sys/bus/usb/devices/usb1 && test -e /sys/bus/xen/drivers/{driver}/vusb-0"
+            "cd /sys/bus/xen && for c in $(cd devices && ls -d vusb-*); do \
+             test -e drivers/{driver}/$c && ls -d devices/$c/usb* || exit 1; done"
         ),
-        &format!("the guest's USB controller, driven by {driver},"),
+        &format!("the guest's USB controllers, driven by {driver},"),
         Duration::from_secs(60),
     )
 }

@@ -78,7 +78,7 @@ pub struct Setup {
 }
 
 /// The guest's `xl` configuration. `boot` is the directory of its kernel and ramdisk in dom0.
-fn config(kind: Kind, boot: &str, usb: bool) -> String {
+fn config(kind: Kind, boot: &str, controllers: usize) -> String {
     let [a, b, c, d] = IP;
     let mut text = format!(
         "name = \"{NAME}\"\nuuid = \"{UUID}\"\ntype = \"{}\"\n\
@@ -92,8 +92,12 @@ fn config(kind: Kind, boot: &str, usb: bool) -> String {
         // The emulator's CPU has no RDTSCP, which the other modes make Xen emulate.
         text.push_str("tsc_mode = \"native\"\n");
     }
-    if usb {
-        text.push_str("usbctrl = ['type=pv,version=2,ports=16']\n");
+    if controllers > 0 {
+        let one = "'type=pv,version=2,ports=16'";
+        text.push_str(&format!(
+            "usbctrl = [{}]\n",
+            vec![one; controllers].join(", ")
+        ));
     }
     text
 }
@@ -105,9 +109,14 @@ pub fn create(lab: &Lab, host: &str, usb: bool) -> Result<Agent> {
 
 /// The same for any guest.
 pub fn create_as(lab: &Lab, host: &str, usb: bool, setup: Setup) -> Result<Agent> {
+    create_with(lab, host, usize::from(usb), setup)
+}
+
+/// The same with so many USB controllers.
+pub fn create_with(lab: &Lab, host: &str, controllers: usize, setup: Setup) -> Result<Agent> {
     let dom0 = lab.agent(host)?;
     let (boot, version) = put_images(lab, &dom0, setup.kernel)?;
-    let config = config(setup.kind, &boot, usb);
+    let config = config(setup.kind, &boot, controllers);
     dom0.put("/etc/xen/lab.cfg", 0o644, config.as_bytes())?;
     dom0.exec_for("xl create /etc/xen/lab.cfg", Duration::from_secs(180))?
         .ok("xl create")?;

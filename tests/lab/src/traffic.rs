@@ -17,6 +17,12 @@ pub struct Tally {
     pub doubled: u64,
     /// What was no record at all.
     pub malformed: u64,
+    /// Audio frames of [`Tally::lost`] that were lost while the machine stood still.
+    #[serde(default)]
+    pub lost_standing: u64,
+    /// Audio streams that began anew because the machine had stood still.
+    #[serde(default)]
+    pub restarts: u64,
     /// Number of the record received last.
     pub last: u64,
     /// Failed system calls, underruns, suspended streams: the first few, in words.

@@ -2,26 +2,26 @@
 //! What each device is there for, done by a machine that has it on a bus: a guest, or for
 //! comparison the exporter machine itself.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use serde::Serialize;
-
 use super::peer::{CARD_ATR, Peer};
+pub use super::score::Score;
 use super::typist::{Input, Typist};
-use super::{Bench, Kind, Plugged, served};
+use super::{Bench, Kind, Plugged, audio, served};
 use crate::agent::Agent;
 use crate::machine::Machine;
 use crate::traffic::Tally;
-use usb_sim::{FRAME_LEN, StreamCheck};
+use anyhow::{Context, Result, bail};
 
 /// Blocks that a disk's short job writes and reads.
 const BLOCKS: u64 = 512;
 /// Keys and clicks of a short job.
 const STROKES: u64 = 52;
-/// Seconds of audio of a short job.
-const SECONDS: u32 = 4;
+/// Of audio of a short job; the headset's bus is slow.
+const PLAY_TIME: Duration = Duration::from_secs(4);
+const HEADSET_TIME: Duration = Duration::from_secs(20);
 
 /// A machine that uses a device.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct User {
     pub agent: Agent,
     /// The device's name in its sysfs, `1-3`.
     pub device: String,
+    /// Of a guest: controller and port.
+    pub plug: (usize, u64),
 }
 
 impl User {
@@ -182,60 +184,6 @@ impl User {
     }
 }
 
-/// What a job came to.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Score {
-    /// What was sent to or through the device, in `unit`s.
-    pub sent: u64,
-    /// What arrived at the other end.
-    pub received: u64,
-    /// What did not.
-    pub lost: u64,
-    /// What came twice.
-    pub doubled: u64,
-    /// What was counted: keys, records, commands, frames, blocks.
-    pub unit: &'static str,
-    /// Failures in words.
-    pub errors: Vec<String>,
-}
-
-impl Score {
-    /// Everything arrived, once, and something did. Of audio, which nothing sends again when an
-    /// emulator was late, most.
-    pub fn perfect(&self) -> bool {
-        if self.unit == FRAMES {
-            return self.received * 10 > self.sent * 9 && self.doubled == 0;
-        }
-        self.received > 0 && self.lost == 0 && self.doubled == 0 && self.errors.is_empty()
-    }
-
-    /// One direction from its two ends' counts.
-    fn one_way(unit: &'static str, sent: u64, arrived: &Tally) -> Self {
-        let mut errors = arrived.errors.clone();
-        if arrived.malformed > 0 {
-            errors.push(format!("{} malformed", arrived.malformed));
-        }
-        Self {
-            sent,
-            received: arrived.received,
-            // The first may be missing without a gap that shows it.
-            lost: sent.saturating_sub(arrived.received),
-            doubled: arrived.doubled,
-            unit,
-            errors,
-        }
-    }
-
-    fn add(mut self, other: Self) -> Self {
-        self.sent += other.sent;
-        self.received += other.received;
-        self.lost += other.lost;
-        self.doubled += other.doubled;
-        self.errors.extend(other.errors);
-        self
-    }
-}
-
 /// A job that is being done until it is told to stop.
 pub enum Job {
     /// Keys or clicks by QEMU's monitor.
@@ -250,12 +198,9 @@ pub enum Job {
     Card(Peer),
     /// Audio out to QEMU's recording, which had this many bytes.
     Playing(usize),
-    /// Audio out and in.
-    Headset(u64),
+    /// Audio out and in; what the device had counted before.
+    Headset(BTreeMap<String, u64>),
 }
-
-/// Audio frames.
-const FRAMES: &str = "frames";
 
 /// How often something is sent in a job.
 const INTERVAL: Duration = Duration::from_millis(150);
@@ -342,7 +287,7 @@ impl Job {
                 Self::Playing(before)
             }
             Kind::Headset => {
-                let heard = served::stats(&bench.agent, 1)?["good"];
+                let before = served::stats(&bench.agent, 1)?;
                 let playback = user.node("/dev/snd", "pcmC*p")?;
                 let capture = user.node("/dev/snd", "pcmC*c")?;
                 user.background(
@@ -356,14 +301,9 @@ impl Job {
                     &format!("lab-usb record {capture} /run/{name}-in.json"),
                     "record",
                 )?;
-                Self::Headset(heard)
+                Self::Headset(before)
             }
-            Kind::Stick
-            | Kind::SuperStick
-            | Kind::UasStick
-            | Kind::StorageGadget
-            | Kind::SourceSinkGadget
-            | Kind::SimulatedSourceSink => bail!("{name} has no such job"),
+            _ => bail!("{name} has no such job"),
         };
         user.started(name)?;
         Ok(job)
@@ -395,7 +335,7 @@ impl Job {
                 let near = user.stopped(name)?;
                 let far = peer.finish()?;
                 Ok(Score::one_way("records", near.sent, &far)
-                    .add(Score::one_way("records", far.sent, &near)))
+                    .and(Score::one_way("records", far.sent, &near)))
             }
             Self::GadgetLine => {
                 let end = bench.user("");
@@ -404,7 +344,7 @@ impl Job {
                 let near = user.stopped(name)?;
                 let far = end.stopped("gs")?;
                 Ok(Score::one_way("records", near.sent, &far)
-                    .add(Score::one_way("records", far.sent, &near)))
+                    .and(Score::one_way("records", far.sent, &near)))
             }
             Self::Card(peer) => {
                 let near = user.stopped(name)?;
@@ -417,45 +357,14 @@ impl Job {
                 let near = user.stopped(name)?;
                 std::thread::sleep(Duration::from_secs(2));
                 let played = bench.played()?;
-                let mut check = StreamCheck::default();
-                let fresh = &played[before.min(played.len())..];
-                check.feed_packet(&fresh[..fresh.len() - fresh.len() % FRAME_LEN]);
-                let counts = check.counts();
-                Ok(Score {
-                    sent: near.sent,
-                    received: counts.good,
-                    lost: counts.dropped,
-                    doubled: counts.doubled,
-                    unit: FRAMES,
-                    errors: near.errors,
-                })
+                Ok(audio::speaker(&played[before.min(played.len())..], near))
             }
-            Self::Headset(heard) => {
+            Self::Headset(before) => {
                 let capture = user.stopped("headset-in")?;
                 let near = user.stopped(name)?;
                 std::thread::sleep(Duration::from_secs(2));
-                let stats = served::stats(&bench.agent, 1)?;
-                let out = Score {
-                    sent: near.sent,
-                    received: stats["good"] - heard,
-                    lost: stats["dropped"],
-                    doubled: stats["doubled"],
-                    unit: FRAMES,
-                    errors: near.errors,
-                };
-                let errors: Vec<String> = capture
-                    .errors
-                    .iter()
-                    .map(|error| format!("recording: {error}"))
-                    .collect();
-                Ok(out.add(Score {
-                    sent: capture.received + capture.lost,
-                    received: capture.received,
-                    lost: capture.lost,
-                    doubled: capture.doubled,
-                    unit: FRAMES,
-                    errors,
-                }))
+                let after = served::stats(&bench.agent, 1)?;
+                Ok(audio::headset(&before, &after, near, capture))
             }
         }
     }
@@ -474,7 +383,7 @@ fn control(pcm: &str) -> String {
 /// A device's job done once, for some seconds; what it did, in words, and its score.
 pub fn once(bench: &Bench, plugged: &Plugged, user: &User) -> Result<(String, Score)> {
     match plugged.kind {
-        Kind::Stick | Kind::SuperStick | Kind::UasStick | Kind::StorageGadget => {
+        kind if kind.is_disk() => {
             let disk = user.node("/dev", "sd?")?;
             wait_for_medium(user, &disk)?;
             let tally: Tally = user.run(&format!("lab-usb blocks {disk} {BLOCKS} 7"))?;
@@ -484,7 +393,8 @@ pub fn once(bench: &Bench, plugged: &Plugged, user: &User) -> Result<(String, Sc
         _ => {
             let job = Job::start(bench, plugged, user)?;
             let length = match plugged.kind {
-                Kind::Speaker | Kind::Headset => Duration::from_secs(SECONDS.into()),
+                Kind::Speaker => PLAY_TIME,
+                Kind::Headset => HEADSET_TIME,
                 _ => INTERVAL * STROKES as u32,
             };
             std::thread::sleep(length);

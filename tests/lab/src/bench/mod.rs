@@ -15,14 +15,21 @@ use crate::machine::Machine;
 use crate::programs;
 use crate::stack;
 
+mod audio;
 mod gadget;
 pub mod job;
 mod peer;
+mod score;
 mod served;
 mod typist;
 
 /// Size of every emulated disk but the stick, and of the storage gadget's.
 const DISK_BYTES: u64 = 32 << 20;
+
+/// Milliseconds that one of the headset's bus takes. Linux's audio driver has 12 to 18 ms of audio in
+/// flight, and a round trip through the emulators takes 75 ms: with this clock it is to a frame of the bus
+/// what it is on real machines, and what is lost is lost by somebody's fault.
+const HEADSET_SLOWNESS: u32 = 16;
 
 /// A device that the exporter machine can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -41,9 +48,12 @@ pub enum Kind {
     Stick,
     /// QEMU's mass storage on xHCI, at SuperSpeed.
     SuperStick,
-    /// QEMU's UAS storage on EHCI: at SuperSpeed it speaks UAS with streams, which PV USB has not,
-    /// and nothing else, and is refused with that reason.
+    /// QEMU's UAS storage on EHCI: without streams, and without a bulk-only setting.
     UasStick,
+    /// The same on xHCI: at SuperSpeed UAS is streams, which PV USB has not, so it is refused.
+    UasOnlyStick,
+    /// A simulated disk at SuperSpeed with a bulk-only setting and one for UAS, which is not shown.
+    SuperUasStick,
     /// A CDC-ACM gadget.
     AcmGadget,
     /// A HID gadget that is a boot keyboard.
@@ -60,7 +70,7 @@ pub enum Kind {
 
 impl Kind {
     /// All that have a job besides being tested.
-    pub const USEFUL: [Self; 12] = [
+    pub const USEFUL: [Self; 13] = [
         Self::Keyboard,
         Self::Tablet,
         Self::Serial,
@@ -69,6 +79,7 @@ impl Kind {
         Self::Stick,
         Self::SuperStick,
         Self::UasStick,
+        Self::SuperUasStick,
         Self::AcmGadget,
         Self::HidGadget,
         Self::StorageGadget,
@@ -86,6 +97,8 @@ impl Kind {
             Self::Stick => "stick",
             Self::SuperStick => "super-stick",
             Self::UasStick => "uas-stick",
+            Self::UasOnlyStick => "uas-only-stick",
+            Self::SuperUasStick => "super-uas-stick",
             Self::AcmGadget => "acm-gadget",
             Self::HidGadget => "hid-gadget",
             Self::StorageGadget => "storage-gadget",
@@ -93,6 +106,19 @@ impl Kind {
             Self::Headset => "headset",
             Self::SimulatedSourceSink => "simulated-source-sink",
         }
+    }
+
+    /// Whether it is a disk.
+    pub fn is_disk(self) -> bool {
+        matches!(
+            self,
+            Self::Stick
+                | Self::SuperStick
+                | Self::UasStick
+                | Self::UasOnlyStick
+                | Self::SuperUasStick
+                | Self::StorageGadget
+        )
     }
 
     /// Bus and port of the machine's controllers, which every device has for itself.
@@ -104,6 +130,7 @@ impl Kind {
             Self::Reader => ("xhci.0", "4"),
             Self::Speaker => ("xhci.0", "5"),
             Self::SuperStick => ("xhci.0", "6"),
+            Self::UasOnlyStick => ("xhci.0", "7"),
             Self::UasStick => ("ehci.0", "2"),
             _ => ("xhci.0", "8"),
         }
@@ -155,8 +182,12 @@ impl Bench {
             Kind::AcmGadget | Kind::HidGadget | Kind::StorageGadget | Kind::SourceSinkGadget => {
                 gadget::plug(&self.agent, kind)?
             }
-            Kind::Headset => served::attach(lab, &self.agent, "audio", 1)?,
+            Kind::Headset => {
+                let device = format!("--slow {HEADSET_SLOWNESS} audio");
+                served::attach(lab, &self.agent, &device, 1)?;
+            }
             Kind::SimulatedSourceSink => served::attach(lab, &self.agent, "source-sink", 2)?,
+            Kind::SuperUasStick => served::attach(lab, &self.agent, "super-disk:32", 3)?,
             _ => self.plug_emulated(kind)?,
         }
         let start = Instant::now();
@@ -255,12 +286,12 @@ impl Bench {
                     json!({ "drive": name, "serial": "LAB0002", "removable": true }),
                 )
             }
-            Kind::UasStick => {
+            Kind::UasStick | Kind::UasOnlyStick => {
                 self.disk(name)?;
                 add("usb-uas", json!({ "serial": "LAB0003" }))?;
                 self.qmp(
                     "device_add",
-                    json!({ "driver": "scsi-hd", "id": "uas-disk", "bus": format!("{name}.0"), "drive": name }),
+                    json!({ "driver": "scsi-hd", "id": format!("{name}-disk"), "bus": format!("{name}.0"), "drive": name }),
                 )?;
                 // One that is plugged into a running machine waits until it has its disks.
                 self.qmp(
@@ -287,6 +318,7 @@ impl Bench {
         job::User {
             agent: self.agent.clone(),
             device: device.to_owned(),
+            plug: (0, 0),
         }
     }
 
@@ -317,8 +349,23 @@ pub fn install(agent: &Agent) -> Result<()> {
 
 /// Attach a device to the guest on `host`; the guest as its user, once it has enumerated it.
 pub fn attach(lab: &Lab, host: &str, guest: &Agent, plugged: &Plugged) -> Result<job::User> {
+    attach_to(lab, host, guest, plugged, 0)
+}
+
+/// The same at one of several controllers.
+pub fn attach_to(
+    lab: &Lab,
+    host: &str,
+    guest: &Agent,
+    plugged: &Plugged,
+    controller: usize,
+) -> Result<job::User> {
     let start = Instant::now();
-    let command = format!("attach {} {}", crate::guest::NAME, plugged.device());
+    let command = format!(
+        "attach {} {} --controller {controller}",
+        crate::guest::NAME,
+        plugged.device()
+    );
     let answer = loop {
         // The exporter hears of a new device a moment after the machine's kernel does.
         match stack::xl_vusb(lab, host, &command) {
@@ -330,9 +377,14 @@ pub fn attach(lab: &Lab, host: &str, guest: &Agent, plugged: &Plugged) -> Result
     let port = answer["attached"]["port"]
         .as_u64()
         .with_context(|| format!("xl-vusb {command} says no port: {answer}"))?;
+    let root_hub = guest.must(&format!(
+        "basename /sys/bus/xen/devices/vusb-{controller}/usb*"
+    ))?;
+    let bus = root_hub.trim().trim_start_matches("usb");
     let user = job::User {
         agent: guest.clone(),
-        device: format!("1-{port}"),
+        device: format!("{bus}-{port}"),
+        plug: (controller, port),
     };
     user.wait_configured()?;
     Ok(user)
@@ -340,7 +392,12 @@ pub fn attach(lab: &Lab, host: &str, guest: &Agent, plugged: &Plugged) -> Result
 
 /// Detach what a guest uses.
 pub fn detach(lab: &Lab, host: &str, user: &job::User) -> Result<()> {
-    let port = user.device.trim_start_matches("1-");
-    stack::xl_vusb(lab, host, &format!("detach {} {port}", crate::guest::NAME))?;
+    let (controller, port) = user.plug;
+    let name = crate::guest::NAME;
+    stack::xl_vusb(
+        lab,
+        host,
+        &format!("detach {name} {port} --controller {controller}"),
+    )?;
     Ok(())
 }

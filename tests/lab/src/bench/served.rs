@@ -16,7 +16,7 @@ use crate::tree::Tree;
 /// TCP port of the first server; each device has a server of its own.
 const FIRST_PORT: u16 = 3240;
 
-/// Start a server for one device, and attach it.
+/// Start a server for one device (with options of `usbip-sim` before it), and attach it.
 pub fn attach(lab: &Lab, agent: &Agent, device: &str, number: u16) -> Result<()> {
     install(lab, agent)?;
     let port = FIRST_PORT + number;

@@ -94,11 +94,7 @@ pub fn print(rows: &[Row], scenario: &str, json: bool) -> Result<()> {
                 score.doubled,
                 row.what,
                 score.unit,
-                score
-                    .errors
-                    .iter()
-                    .map(|error| format!("; {error}"))
-                    .collect::<String>(),
+                score.words(),
             );
         }
         println!("RESULT {result} passed={passed} failed={failed}");

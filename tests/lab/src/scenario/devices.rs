@@ -2,13 +2,15 @@
 //! Each kind of device is attached to a guest, is driven there by its stock class driver, and
 //! does its job.
 
-use anyhow::{Context, Result};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
 
 use super::Options;
 use super::bench::{Row, print};
 use crate::agent::Agent;
 use crate::bench::job::{self, Score};
-use crate::bench::{self, Bench, Kind};
+use crate::bench::{self, Bench, Kind, Plugged};
 use crate::disk::{self, Frontend};
 use crate::guest;
 use crate::lab::Lab;
@@ -26,7 +28,8 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     bench::install(&guest)?;
     step.done();
     let mut rows = Vec::new();
-    for kind in options.devices_of(&Kind::USEFUL) {
+    let kinds = [Kind::USEFUL.as_slice(), &[Kind::UasOnlyStick]].concat();
+    for kind in options.devices_of(&kinds) {
         let step = Step::start(kind.name());
         let row = one(lab, &bench, &guest, kind).unwrap_or_else(|error| Row {
             kind,
@@ -46,6 +49,9 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
 
 fn one(lab: &Lab, bench: &Bench, guest: &Agent, kind: Kind) -> Result<Row> {
     let plugged = bench.plug(lab, kind)?;
+    if kind == Kind::UasOnlyStick {
+        return refused(lab, &plugged);
+    }
     let user = bench::attach(lab, "host-a", guest, &plugged)?;
     // Before the job: a program that uses usbfs lets go of the interface at its end.
     let drivers = user.node_drivers();
@@ -58,5 +64,31 @@ fn one(lab: &Lab, bench: &Bench, guest: &Agent, kind: Kind) -> Result<Row> {
         drivers: drivers?,
         what,
         score,
+    })
+}
+
+/// A device that cannot be lent: whoever wants it is told why.
+fn refused(lab: &Lab, plugged: &Plugged) -> Result<Row> {
+    // The exporter hears of a new device a moment after its kernel does; until then it says that
+    // there is none.
+    std::thread::sleep(Duration::from_secs(3));
+    let command = format!("attach {} {}", guest::NAME, plugged.device());
+    let error = match stack::xl_vusb(lab, "host-a", &command) {
+        Ok(answer) => bail!("it was attached: {answer}"),
+        Err(error) => format!("{error:#}"),
+    };
+    if !error.contains("speaks UAS only") {
+        bail!("it was refused for another reason: {error}");
+    }
+    Ok(Row {
+        kind: plugged.kind,
+        drivers: "none".to_owned(),
+        what: "not attached, and the reason is given".to_owned(),
+        score: Score {
+            sent: 1,
+            received: 1,
+            unit: "refusals",
+            ..Score::default()
+        },
     })
 }

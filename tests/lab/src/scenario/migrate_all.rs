@@ -21,6 +21,20 @@ use crate::workload::Report;
 /// Blocks of each disk's file: four writers share a small guest.
 const FILE_BLOCKS: u32 = 128;
 
+/// A controller's ring has 16 slots, and a transfer that waits for its device has one for as long.
+const CONTROLLERS: usize = 4;
+
+/// The controller that a device is attached to.
+fn controller(kind: Kind) -> usize {
+    match kind {
+        // Up to 15 transfers on the way, all the time.
+        Kind::Headset => 0,
+        Kind::Speaker | Kind::Keyboard | Kind::Tablet | Kind::HidGadget => 1,
+        Kind::Serial | Kind::AcmGadget | Kind::Reader => 2,
+        _ => 3,
+    }
+}
+
 /// A device with what keeps it busy.
 struct Busy {
     plugged: Plugged,
@@ -72,23 +86,19 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
         );
     } else {
         for line in &lines {
-            let Score {
-                sent,
-                received,
-                lost,
-                doubled,
-                unit,
-                ref errors,
-            } = line.score;
+            let score = &line.score;
             println!(
-                "RESULT {} device={} {unit} sent={sent} received={received} lost={lost} doubled={doubled} disconnects={}{}",
+                "RESULT {} device={} {} sent={} received={} lost={} lost_standing={} doubled={} disconnects={}{}",
                 if line.good { "ok" } else { "failed" },
                 line.device,
+                score.unit,
+                score.sent,
+                score.received,
+                score.lost,
+                score.lost_standing,
+                score.doubled,
                 line.disconnects,
-                errors
-                    .iter()
-                    .map(|error| format!("; {error}"))
-                    .collect::<String>(),
+                score.words(),
             );
         }
         let pause = migrations
@@ -109,8 +119,8 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
 
 fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, Vec<Line>)> {
     let bench = Bench::open(lab)?;
-    let step = Step::start("guest with a USB controller");
-    let guest = guest::create_as(lab, "host-a", true, options.guest)?;
+    let step = Step::start("guest with USB controllers");
+    let guest = guest::create_with(lab, "host-a", CONTROLLERS, options.guest)?;
     disk::load_frontend(lab, &guest, options.guest, Frontend::Ours)?;
     bench::install(&guest)?;
     guest.must("modprobe ext4")?;
@@ -121,7 +131,7 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, 
     for kind in options.devices_of(&Kind::USEFUL) {
         let step = Step::start(format!("{} attached", kind.name()));
         let one = bench.plug(lab, kind).and_then(|plugged| {
-            let user = bench::attach(lab, "host-a", &guest, &plugged)?;
+            let user = bench::attach_to(lab, "host-a", &guest, &plugged, controller(kind))?;
             Ok((plugged, user))
         });
         match one {
@@ -137,7 +147,7 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, 
     for (plugged, user) in attached {
         let kind = plugged.kind;
         let step = Step::start(format!("{} busy", kind.name()));
-        let job = if is_disk(kind) {
+        let job = if kind.is_disk() {
             start_writer(&plugged, &user).map(|()| None)
         } else {
             Job::start(&bench, &plugged, &user).map(Some)
@@ -180,13 +190,6 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, 
     }
     guest::healthy(&guest)?;
     Ok((migrations, lines))
-}
-
-fn is_disk(kind: Kind) -> bool {
-    matches!(
-        kind,
-        Kind::Stick | Kind::SuperStick | Kind::UasStick | Kind::StorageGadget
-    )
 }
 
 /// A file system on the disk, written and verified without pause.
@@ -252,5 +255,6 @@ fn finish_writer(plugged: &Plugged, user: &User) -> Result<Score> {
         doubled: 0,
         unit: "blocks",
         errors,
+        ..Score::default()
     })
 }

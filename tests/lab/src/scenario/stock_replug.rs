@@ -23,12 +23,18 @@ const KINDS: [Kind; 3] = [Kind::Keyboard, Kind::Serial, Kind::Headset];
 /// anything here takes.
 const HUNG_S: u32 = 20;
 
-/// One migration.
+/// Where the guest is saved to.
+const FILE: &str = "/root/lab.save";
+/// How often that is done after the migrations. Nobody says beforehand where it will be restored.
+const SAVES: u32 = 2;
+
+/// One migration, or one `xl save` and `xl restore`.
 #[derive(Serialize)]
 struct Round {
+    what: &'static str,
     from: &'static str,
     to: &'static str,
-    /// Of `xl migrate`.
+    /// Of `xl`.
     wall_s: f64,
     /// From its end until every device did its job again.
     back_s: f64,
@@ -53,7 +59,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
             serde_json::json!({ "scenario": "stock-replug", "result": "ok", "migrations": rounds })
         );
     } else {
-        println!("migration           wall s  back after s  jobs (sent/received)");
+        println!("                      wall s  back after s  jobs (sent/received)");
         for (number, round) in rounds.iter().enumerate() {
             let jobs: Vec<String> = round
                 .jobs
@@ -61,8 +67,9 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
                 .map(|(device, sent, received)| format!("{device} {sent}/{received}"))
                 .collect();
             println!(
-                "{:<2} {} -> {}  {:>5.1}  {:>12.1}  {}",
+                "{:<2} {:<9} {} -> {}  {:>5.1}  {:>12.1}  {}",
                 number + 1,
+                round.what,
                 round.from,
                 round.to,
                 round.wall_s,
@@ -73,8 +80,8 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
         let devices = options.devices_of(&KINDS).len();
         let back = rounds.iter().map(|round| round.back_s).fold(0.0, f64::max);
         println!(
-            "RESULT ok migrations={} devices={} came_back={} hung_tasks=0 console=ok back_s_max={back:.1}",
-            rounds.len(),
+            "RESULT ok migrations={} saves={SAVES} devices={} came_back={} hung_tasks=0 console=ok back_s_max={back:.1}",
+            rounds.len() - SAVES as usize,
             devices,
             rounds.len() * devices,
         );
@@ -116,34 +123,69 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<Vec<Round>> {
                 output.stdout
             );
         }
-        let start = Instant::now();
-        let guest = guest::agent_through(lab, to)?;
-        guest.wait_ready(Duration::from_secs(120))?;
-        let mut jobs = Vec::new();
-        for (plugged, user) in &mut devices {
-            user.agent = guest.clone();
-            jobs.push(
-                came_back(&bench, plugged, user)
-                    .with_context(|| format!("{} after migration {number}", plugged.kind.name()))?,
-            );
-        }
-        let back = start.elapsed();
-        console(lab, to, &guest, number)?;
-        hung_tasks(&guest)?;
-        step.done_with(&format!("all back after {:.1} s", back.as_secs_f64()));
         rounds.push(Round {
+            what: "migration",
             from,
             to,
             wall_s: wall.as_secs_f64(),
-            back_s: back.as_secs_f64(),
-            jobs,
+            ..after(lab, &bench, to, &mut devices, rounds.len())?
         });
+        step.done();
         (from, to) = (to, from);
+    }
+    for number in 1..=SAVES {
+        let step = Step::start(format!("save and restore {number}/{SAVES} on {from}"));
+        for (plugged, user) in &devices {
+            keep_busy(plugged, user)?;
+        }
+        let save = guest::save(lab, from, FILE)?;
+        let (_, restore) = guest::restore(lab, from, FILE)?;
+        lab.agent(from)?.must(&format!("rm {FILE}"))?;
+        rounds.push(Round {
+            what: "save",
+            from,
+            to: from,
+            wall_s: (save + restore).as_secs_f64(),
+            ..after(lab, &bench, from, &mut devices, rounds.len())?
+        });
+        step.done();
     }
     // A task that hangs now is seen after its time.
     std::thread::sleep(Duration::from_secs(u64::from(HUNG_S) + 5));
     hung_tasks(&guest::agent_through(lab, from)?)?;
     Ok(rounds)
+}
+
+/// Everything is back on `host`, and works.
+fn after(
+    lab: &Lab,
+    bench: &Bench,
+    host: &'static str,
+    devices: &mut [(Plugged, User)],
+    number: usize,
+) -> Result<Round> {
+    let start = Instant::now();
+    let guest = guest::agent_through(lab, host)?;
+    guest.wait_ready(Duration::from_secs(120))?;
+    let mut jobs = Vec::new();
+    for (plugged, user) in devices {
+        user.agent = guest.clone();
+        jobs.push(
+            came_back(bench, plugged, user)
+                .with_context(|| format!("{} after round {}", plugged.kind.name(), number + 1))?,
+        );
+    }
+    let back = start.elapsed();
+    console(lab, host, &guest, number)?;
+    hung_tasks(&guest)?;
+    Ok(Round {
+        what: "",
+        from: host,
+        to: host,
+        wall_s: 0.0,
+        back_s: back.as_secs_f64(),
+        jobs,
+    })
 }
 
 /// Something of the device is in flight when the guest is suspended; how that ends is up to the
@@ -188,7 +230,7 @@ fn came_back(bench: &Bench, plugged: &Plugged, user: &User) -> Result<(&'static 
 }
 
 /// A line that the guest writes to its console arrives in dom0.
-fn console(lab: &Lab, host: &str, guest: &Agent, number: u32) -> Result<()> {
+fn console(lab: &Lab, host: &str, guest: &Agent, number: usize) -> Result<()> {
     let mark = format!("stock-replug-console-{number}");
     guest.must(&format!("echo {mark} > /dev/hvc0"))?;
     let dom0 = lab.agent(host)?;
@@ -202,7 +244,7 @@ fn console(lab: &Lab, host: &str, guest: &Agent, number: u32) -> Result<()> {
         != 0
     {
         if start.elapsed() > Duration::from_secs(20) {
-            bail!("the guest's console is dead after migration {number}");
+            bail!("the guest's console is dead after round {}", number + 1);
         }
         std::thread::sleep(Duration::from_millis(500));
     }

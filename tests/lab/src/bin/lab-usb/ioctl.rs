@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! One ioctl with a structure, the only unsafe thing that these programs do.
+//! One ioctl with a structure, and a poll: the only unsafe things that these programs do.
 
 use std::fs::File;
 use std::io;
@@ -34,6 +34,17 @@ pub fn plain(file: &File, request: u32) -> io::Result<i32> {
     // SAFETY: requests without a structure read no memory of ours.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request as _, 0) };
     checked(result)
+}
+
+/// Does poll(2) say now that a write would not wait, or that something is wrong?
+pub fn writable(file: &File) -> bool {
+    let mut of = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one structure, borrowed until the call returns, which is at once.
+    unsafe { libc::poll(&mut of, 1, 0) != 0 }
 }
 
 fn checked(result: i32) -> io::Result<i32> {

@@ -15,6 +15,7 @@ mod ioctl;
 mod pcm;
 mod report;
 mod serial;
+mod standstill;
 mod usbtest;
 
 const USAGE: &str = "usage: lab-usb COMMAND

@@ -4,19 +4,26 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use usb_sim::{FRAME_LEN, RATE, Samples, StreamCheck};
+use usb_sim::{FRAME_LEN, RATE, Samples, StreamCheck, StreamCounts};
 use xen_vusb_lab::traffic::Tally;
 
 use crate::ioctl::{self, Plain, READ, WRITE};
 use crate::report::Reporter;
+use crate::standstill::Standstill;
 
 /// Frames of one read or write: a twentieth of a second.
 const CHUNK: usize = RATE as usize / 20;
 /// Frames of a period and of the buffer that is asked for.
 const PERIOD: u32 = RATE / 20;
 const BUFFER: u32 = RATE / 2;
+/// How long to wait for room or data: a fifth of a period.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How long the rest of the buffer may take to be played.
+const DRAIN_TIME: Duration = Duration::from_secs(40);
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -185,15 +192,41 @@ fn configure(pcm: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// An underrun, an overrun or a suspended stream is noted, and the stream begins again.
-fn recover(pcm: &File, error: &io::Error, tally: &mut Tally) -> io::Result<()> {
+/// A blocking read or write ends in EIO when the device moves nothing for little longer than its buffer
+/// lasts, and the stream is over. An emulator may take that long; so does a guest's migration.
+fn open(pcm: &str) -> io::Result<File> {
+    let pcm = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(pcm)?;
+    configure(&pcm)?;
+    Ok(pcm)
+}
+
+/// An underrun, an overrun or a suspended stream is noted, and the stream begins again. It is no
+/// failure of a machine that stood still.
+fn recover(
+    pcm: &File,
+    error: &io::Error,
+    standstill: &mut Standstill,
+    tally: &mut Tally,
+) -> io::Result<()> {
     match error.raw_os_error() {
         Some(libc::EPIPE | libc::ESTRPIPE) => {
-            tally.failed(&error.to_string());
+            if standstill.recent() {
+                tally.restarts += 1;
+            } else {
+                tally.failed(&error.to_string());
+            }
             ioctl::plain(pcm, PREPARE)?;
             Ok(())
         }
         Some(libc::EINTR) => Ok(()),
+        Some(libc::EAGAIN) => {
+            thread::sleep(PAUSE);
+            Ok(())
+        }
         code => Err(code.map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)),
     }
 }
@@ -202,47 +235,81 @@ fn recover(pcm: &File, error: &io::Error, tally: &mut Tally) -> io::Result<()> {
 pub fn play(pcm: &str, control: &str, until: &str) -> io::Result<()> {
     full_volume(control)?;
     let mut until = Until::new(until)?;
-    let pcm = OpenOptions::new().read(true).write(true).open(pcm)?;
-    configure(&pcm)?;
+    let pcm = open(pcm)?;
+    let mut standstill = Standstill::new();
     let mut samples = Samples::default();
     let mut chunk = vec![0; CHUNK * FRAME_LEN];
     let mut left = 0;
     while !until.poll()? {
+        standstill.recent();
         if left == 0 {
             for frame in chunk.chunks_exact_mut(FRAME_LEN) {
                 frame.copy_from_slice(&samples.next_frame());
             }
             left = CHUNK;
         }
-        let mut transfer = Transfer {
-            result: 0,
-            buffer: chunk[(CHUNK - left) * FRAME_LEN..].as_mut_ptr(),
-            frames: left as u64,
-        };
-        match ioctl::with(&pcm, WRITEI_FRAMES, &mut transfer) {
-            Ok(_) => {
-                let written = usize::try_from(transfer.result).unwrap_or(0).min(left);
+        match write(&pcm, &mut chunk[(CHUNK - left) * FRAME_LEN..]) {
+            Ok(written) => {
                 left -= written;
                 until.tally().sent += written as u64;
             }
             Err(error) => {
-                if let Err(error) = recover(&pcm, &error, until.tally()) {
+                if let Err(error) = recover(&pcm, &error, &mut standstill, until.tally()) {
                     until.tally().failed(&format!("the stream ended: {error}"));
                     break;
                 }
             }
         }
     }
-    // Interrupted by a freeze it can be asked again; after an underrun there is nothing to drain.
-    let _ = ioctl::plain(&pcm, DRAIN);
+    until.tally().sent += finish(&pcm, &mut chunk[(CHUNK - left) * FRAME_LEN..]);
+    // Whole periods are played: behind the last frame of the last one there must be silence, or what
+    // the buffer had there before is played again.
+    finish(&pcm, &mut vec![0; (PERIOD as usize + CHUNK) * FRAME_LEN]);
+    drain(&pcm);
     until.finish()
+}
+
+/// Write audio frames, as many as there is room for.
+fn write(pcm: &File, frames: &mut [u8]) -> io::Result<usize> {
+    let count = frames.len() / FRAME_LEN;
+    let mut transfer = Transfer {
+        result: 0,
+        buffer: frames.as_mut_ptr(),
+        frames: count as u64,
+    };
+    ioctl::with(pcm, WRITEI_FRAMES, &mut transfer)?;
+    Ok(usize::try_from(transfer.result).unwrap_or(0).min(count))
+}
+
+/// Write all of them, waiting for room; how many were. Ends early with the stream.
+fn finish(pcm: &File, frames: &mut [u8]) -> u64 {
+    let start = Instant::now();
+    let mut written = 0;
+    while written * FRAME_LEN < frames.len() && start.elapsed() < DRAIN_TIME {
+        match write(pcm, &mut frames[written * FRAME_LEN..]) {
+            Ok(count) => written += count,
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => thread::sleep(PAUSE),
+            Err(_) => break,
+        }
+    }
+    written as u64
+}
+
+/// Wait until what is in the buffer has been played. After an underrun there is nothing to wait for.
+fn drain(pcm: &File) {
+    let start = Instant::now();
+    // It only begins to drain. Room is of use to nobody then: none is offered until all is over.
+    let begun = ioctl::plain(pcm, DRAIN).is_err_and(|e| e.raw_os_error() == Some(libc::EAGAIN));
+    while begun && start.elapsed() < DRAIN_TIME && !ioctl::writable(pcm) {
+        thread::sleep(PAUSE);
+    }
 }
 
 /// Record and check numbered frames.
 pub fn record(pcm: &str, until: &str) -> io::Result<()> {
     let mut until = Until::new(until)?;
-    let pcm = OpenOptions::new().read(true).write(true).open(pcm)?;
-    configure(&pcm)?;
+    let pcm = open(pcm)?;
+    let mut standstill = Standstill::new();
     let mut check = StreamCheck::default();
     let mut chunk = vec![0; CHUNK * FRAME_LEN];
     while !until.poll()? {
@@ -257,21 +324,30 @@ pub fn record(pcm: &str, until: &str) -> io::Result<()> {
                 check.feed_packet(&chunk[..read * FRAME_LEN]);
             }
             Err(error) => {
-                if let Err(error) = recover(&pcm, &error, until.tally()) {
+                if let Err(error) = recover(&pcm, &error, &mut standstill, until.tally()) {
                     until.tally().failed(&format!("the stream ended: {error}"));
                     break;
                 }
             }
         }
-        let counts = check.counts();
-        let tally = until.tally();
-        tally.received = counts.good;
-        tally.lost = counts.dropped;
-        tally.doubled = counts.doubled;
-        tally.malformed = counts.silent + counts.malformed;
-        tally.last = counts.started;
+        account(&check.counts(), standstill.recent(), until.tally());
     }
     until.finish()
+}
+
+/// What was recorded so far. What is missing now and was not before is the fault of a machine that
+/// stood still, if it did.
+fn account(counts: &StreamCounts, stood_still: bool, tally: &mut Tally) {
+    if stood_still {
+        tally.lost_standing += counts.dropped - tally.lost;
+    } else if counts.started > tally.last.max(1) {
+        tally.failed("the numbers began anew");
+    }
+    tally.received = counts.good;
+    tally.lost = counts.dropped;
+    tally.doubled = counts.doubled;
+    tally.malformed = counts.silent + counts.malformed;
+    tally.last = counts.started;
 }
 
 /// Every volume to its maximum and every switch on: at less a device would scale the samples, and
@@ -315,6 +391,31 @@ fn full_volume(control: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_standstill_excuses_a_gap() {
+        let mut tally = Tally::default();
+        let counts = |dropped, started| StreamCounts {
+            good: 10,
+            dropped,
+            started,
+            ..StreamCounts::default()
+        };
+        account(&counts(0, 1), false, &mut tally);
+        account(&counts(5, 1), true, &mut tally);
+        account(&counts(5, 2), true, &mut tally);
+        assert_eq!(
+            (tally.lost, tally.lost_standing, tally.error_count),
+            (5, 5, 0)
+        );
+        account(&counts(8, 2), false, &mut tally);
+        assert_eq!(
+            (tally.lost, tally.lost_standing, tally.error_count),
+            (8, 5, 0)
+        );
+        account(&counts(8, 3), false, &mut tally);
+        assert_eq!(tally.error_count, 1);
+    }
 
     #[test]
     fn structures_have_the_kernels_sizes() {

@@ -151,13 +151,15 @@ fn a_keyboard_a_serial_line_and_a_headset_travel_along() {
         Err(e) => (Vec::new(), Err(e)),
     };
     let settled = travelled.and(typed_all).and_then(|()| {
-        workload.wait_until("every key had arrived", || {
+        let so_far = || typed.lock().unwrap().keys.len() as u64;
+        workload.wait_while("every key had arrived", so_far, || {
             let typed = typed.lock().unwrap();
             typed.keys.last() == keys.last()
                 && typed.keys.len() + typed.dropped as usize >= keys.len()
         })?;
         shared.set_quiet(true);
-        workload.wait_until("every byte had come back", || {
+        let so_far = || streamed.lock().unwrap().received;
+        workload.wait_while("every byte had come back", so_far, || {
             let streamed = streamed.lock().unwrap();
             streamed.received >= streamed.sent && streamed.sent > 0
         })

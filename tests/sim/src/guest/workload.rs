@@ -115,11 +115,31 @@ impl Workload {
     ///
     /// # Errors
     /// When the guest ends before, or nothing comes of it. [`finish`](Self::finish) has the reason.
-    pub fn wait_until(&self, what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+    pub fn wait_until(&self, what: &str, done: impl FnMut() -> bool) -> Result<()> {
+        self.wait_while(what, || 0, done)
+    }
+
+    /// Waits until `done`, however long it takes on a busy machine, as long as what `so_far` counts
+    /// goes on.
+    ///
+    /// # Errors
+    /// As [`wait_until`](Self::wait_until).
+    pub fn wait_while(
+        &self,
+        what: &str,
+        mut so_far: impl FnMut() -> u64,
+        mut done: impl FnMut() -> bool,
+    ) -> Result<()> {
+        let mut deadline = Instant::now() + PATIENCE;
+        let mut before = so_far();
         while !done() {
             if self.thread.is_finished() {
                 bail!("the guest ended before {what}");
+            }
+            let now = so_far();
+            if now != before {
+                before = now;
+                deadline = Instant::now() + PATIENCE;
             }
             if Instant::now() > deadline {
                 bail!("never {what}");

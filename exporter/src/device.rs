@@ -194,6 +194,7 @@ impl Serving<'_> {
                         .submit(&mut session.server, request, &transfer, body);
                 }
                 Event::Keep { request } => session.keep(request),
+                Event::Recall { request } => session.recall(request),
                 Event::Cancel { request } => session.executor.cancel(&mut session.server, request),
                 Event::Reset { request } => session.executor.reset(&mut session.server, request),
                 Event::Cookie(cookie) => self.hub.save_cookie(device, epoch, cookie),

@@ -145,6 +145,13 @@ impl Session {
         self.server.keep(request, packet_len);
     }
 
+    /// See [`Server::recall`].
+    pub(crate) fn recall(&mut self, request: u64) {
+        let endpoint = self.server.endpoint_of(request);
+        let packet_len = endpoint.and_then(|e| self.executor.packet_len(e));
+        self.server.recall(request, packet_len);
+    }
+
     /// Before a request goes to the device: whether it makes worthless what is kept.
     pub(crate) fn before(&mut self, transfer: &Transfer) {
         if let Some(interface) = server::set_interface(transfer)

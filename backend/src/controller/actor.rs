@@ -399,24 +399,34 @@ impl<B: Backend> Actor<B> {
     fn watch_unlinked(&self, outcome: &Outcome) {
         let finishing = self.serving.borrow().is_quiescing();
         let quiesce = Duration::from_millis(self.hand_off.quiesce_ms);
-        for &(port, number) in &outcome.unlinked {
-            let serving = self.serving.clone();
-            let epoch = serving.borrow().epoch(port);
-            spawn_local(async move {
-                // In another epoch the number is another transfer's.
-                let is_same = || epoch == serving.borrow().epoch(port);
-                if finishing {
-                    sleep(quiesce).await;
-                    if is_same() {
-                        serving.borrow_mut().cancel(port, number);
+        let unlinked: arrayvec::ArrayVec<_, 16> = {
+            let serving = self.serving.borrow();
+            let with_epoch = |&(port, number)| (port, serving.epoch(port), number);
+            outcome.unlinked.iter().map(with_epoch).collect()
+        };
+        if unlinked.is_empty() {
+            return;
+        }
+        let serving = self.serving.clone();
+        // One task for all: in the order in which the guest has asked. Whoever unlinks the newest
+        // first would else see a transfer done that comes after one that is not.
+        spawn_local(async move {
+            // In another epoch the number is another transfer's.
+            let each = |end: fn(&mut Serving<B>, PortNumber, u64)| {
+                for &(port, epoch, number) in &unlinked {
+                    let mut serving = serving.borrow_mut();
+                    if epoch == serving.epoch(port) {
+                        end(&mut serving, port, number);
                     }
                 }
-                sleep(CANCEL_TIMEOUT).await;
-                if is_same() {
-                    serving.borrow_mut().give_up(port, number);
-                }
-            });
-        }
+            };
+            if finishing {
+                sleep(quiesce).await;
+                each(Serving::cancel);
+            }
+            sleep(CANCEL_TIMEOUT).await;
+            each(Serving::give_up);
+        });
     }
 
     fn look_idle(&mut self) {

@@ -19,6 +19,9 @@ pub struct RingDetails {
     pub conn: GrantRef,
     /// `event-channel`.
     pub channel: EvtchnPort,
+    /// `feature-recall` is 1: before a suspend the frontend itself asks for its requests, and every
+    /// answer counts.
+    pub recalls: bool,
 }
 
 /// Why the rings of a frontend cannot be used.

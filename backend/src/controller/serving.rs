@@ -89,6 +89,8 @@ pub struct Serving<B: Backend> {
     pub completions: Rc<Notify>,
     /// The guest was asked to suspend: see `quiesce`.
     quiescing: bool,
+    /// The frontend asks for its requests itself then, and every answer counts.
+    recalls: bool,
     /// What was answered since then and may cross with an unlink.
     answered: Recent,
     /// Requests taken since it was last asked.
@@ -136,6 +138,7 @@ impl<B: Backend> Serving<B> {
             recovering: false,
             recovered: Outcome::default(),
             quiescing: false,
+            recalls: false,
             polled: false,
             completions: Rc::default(),
             answered: Recent::default(),
@@ -164,6 +167,7 @@ impl<B: Backend> Serving<B> {
             .bind_interdomain(*domid, port)
             .map_err(|source| RingError::Channel { port, source })?;
         let channel = Rc::new(channel);
+        self.recalls = details.recalls;
         self.recovered = self.take_up(details, urb, conn, channel.clone())?;
         Ok(channel)
     }
@@ -315,7 +319,7 @@ impl<B: Backend> Serving<B> {
             );
         }
         if let Some((port, number)) = crossed {
-            self.keep_completed(port, number);
+            self.crossed_over(port, number);
         }
         match verdict {
             Verdict::Answer(response) => self.push(record, &response),

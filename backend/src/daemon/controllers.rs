@@ -236,11 +236,13 @@ impl<B: Backend> Daemon<B> {
                             "controller" => key.to_string());
                         continue;
                     };
+                    let recalls = read("feature-recall").await?.as_deref() == Some("1");
                     self.arrived(domid);
                     entry.handle.tell(Command::FrontendConnected(RingDetails {
                         urb: GrantRef(urb),
                         conn: GrantRef(conn),
                         channel: EvtchnPort(channel),
+                        recalls,
                     }));
                 }
                 XenbusState::Closing | XenbusState::Closed => {

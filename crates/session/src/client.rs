@@ -107,6 +107,8 @@ enum End {
     Cancelled,
     /// Yes, because it is being suspended: its data is the exporter's to keep.
     Kept,
+    /// Yes, because it is being suspended: its data is the submitter's.
+    Recalled,
 }
 
 impl Outstanding {
@@ -286,6 +288,15 @@ impl Client {
         self.plain(Kind::Keep, request, &[]);
     }
 
+    /// Cancels `request`, of an interrupt IN endpoint, whose submitter is being suspended and uses what
+    /// comes of it. What the device sends then is kept for the endpoint's next requests.
+    pub fn recall(&mut self, request: u64) {
+        if let Some(entry) = self.outstanding.iter_mut().find(|o| o.request == request) {
+            entry.end = End::Recalled;
+        }
+        self.plain(Kind::Recall, request, &[]);
+    }
+
     /// Whether the acknowledgement of the last [`MAX_HELD`] completions waits, so that the exporter
     /// still has their data for [`Client::keep_completed`].
     pub fn hold_acknowledgements(&mut self, hold: bool) {
@@ -443,6 +454,7 @@ impl Client {
                 End::Awaited => (),
                 End::Cancelled => self.plain(Kind::Cancel, request, &[]),
                 End::Kept => self.plain(Kind::Keep, request, &[]),
+                End::Recalled => self.plain(Kind::Recall, request, &[]),
             }
         }
     }
@@ -473,7 +485,11 @@ impl Client {
         if self.connected {
             let acknowledgement = self.acknowledgement();
             frame::encode_plain(&mut self.output, kind, request, acknowledgement, body);
-            if matches!(kind, Kind::Ack | Kind::Cancel | Kind::Keep | Kind::Reset) {
+            let acknowledges = matches!(
+                kind,
+                Kind::Ack | Kind::Cancel | Kind::Keep | Kind::Recall | Kind::Reset
+            );
+            if acknowledges {
                 self.acknowledged = acknowledgement;
             }
         }

@@ -74,6 +74,10 @@ pub enum Kind {
     /// is polled until there is one. Unless it was acknowledged it may also have completed: the
     /// backend has not given, and will not give, its data to the guest.
     Keep = 16,
+    /// Backend: cancel the transfer of this request number, whose submitter is suspended and uses
+    /// whatever comes of it. Then, also where it is over already, poll its endpoint (an interrupt
+    /// IN one) until there is a next transfer, which gets what the polls have brought.
+    Recall = 17,
 }
 
 impl Kind {
@@ -95,6 +99,7 @@ impl Kind {
             14 => Self::ResumeYes,
             15 => Self::ResumeNo,
             16 => Self::Keep,
+            17 => Self::Recall,
             _ => return None,
         })
     }
@@ -261,6 +266,13 @@ pub enum Header {
         /// Last completion received.
         ack: u64,
     },
+    /// See [`Kind::Recall`].
+    Recall {
+        /// Request number.
+        request: u64,
+        /// Last completion received.
+        ack: u64,
+    },
     /// See [`Kind::Reset`].
     Reset {
         /// Request number: one more than the last.
@@ -329,7 +341,7 @@ pub fn encode_complete(out: &mut Vec<u8>, completion: &Completion, body_len: usi
     out.extend_from_slice(&h);
 }
 
-/// Appends a frame without data: Cancel, Keep, Reset (with a request number), Ack, and the plain
+/// Appends a frame without data: Cancel, Keep, Recall, Reset (with a request number), Ack, and the plain
 /// ones (request 0). `body` is empty but for a cookie.
 pub fn encode_plain(out: &mut Vec<u8>, kind: Kind, request: u64, ack: u64, body: &[u8]) {
     out.extend_from_slice(&header(kind, body.len(), request, ack));
@@ -403,6 +415,10 @@ fn decode_header(h: &[u8; HEADER_LEN], body_len: usize) -> Result<Header, FrameE
             ack: completion,
         })?,
         Kind::Keep => at_most(0).map(|()| Header::Keep {
+            request,
+            ack: completion,
+        })?,
+        Kind::Recall => at_most(0).map(|()| Header::Recall {
             request,
             ack: completion,
         })?,

@@ -94,6 +94,12 @@ pub enum Event<'a> {
         /// Its number.
         request: u64,
     },
+    /// The submitter of this request is suspended, and uses what comes of it: call
+    /// [`Server::recall`].
+    Recall {
+        /// Its number.
+        request: u64,
+    },
     /// Reset the device and call [`Server::complete`].
     Reset {
         /// Its number.
@@ -158,6 +164,8 @@ enum Place {
     Parked,
     /// At the device, and its data is to be kept.
     Kept,
+    /// At the device, being cancelled; what comes after it is to be kept.
+    Recalled,
 }
 
 /// The machine; see the module's documentation.
@@ -297,6 +305,10 @@ impl Server {
             Header::Keep { request, ack } => {
                 self.acknowledge(ack)?;
                 Event::Keep { request }
+            }
+            Header::Recall { request, ack } => {
+                self.acknowledge(ack)?;
+                Event::Recall { request }
             }
             Header::Ack { ack } => {
                 self.acknowledge(ack)?;

@@ -246,6 +246,7 @@ impl Exporter {
                 }),
                 Event::Cancel { request } => self.cancel(epoch, request),
                 Event::Keep { request } => self.server.keep(request, Some(512)),
+                Event::Recall { request } => self.server.recall(request, Some(512)),
                 Event::Reset { request } => {
                     let outcome = Outcome::new(TransferStatus::Completed, 0);
                     self.server.complete(epoch, request, outcome, |_| ());

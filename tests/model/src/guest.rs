@@ -8,6 +8,7 @@ use usbif::{
     TransferType, Urb, UrbKind, UrbRequest, UrbStatus,
 };
 
+use crate::Limits;
 use crate::history::History;
 use crate::memory::{self, Page};
 
@@ -44,6 +45,8 @@ struct InFlight {
     kind: Kind,
     answered: bool,
     unlink: Option<u16>,
+    /// It was unlinked for a suspend, not by the driver.
+    recalled: bool,
 }
 
 #[derive(Clone)]
@@ -65,12 +68,18 @@ pub(crate) struct Guest {
     in_flight: Vec<InFlight>,
     /// Transfers still to be sent.
     pub(crate) left: u16,
+    /// Drivers do not notice a suspend.
+    recalls: bool,
+    /// Nobody may lose an answer: nothing breaks.
+    intact: bool,
+    /// Transfers that were recalled and cancelled, oldest first.
+    again: Vec<usize>,
 }
 
 impl Hash for Guest {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.dom, self.mode, self.incarnation, self.left).hash(state);
-        (self.speed, self.addressed, &self.in_flight).hash(state);
+        (self.speed, self.addressed, &self.in_flight, &self.again).hash(state);
         if let Some(rings) = &self.rings {
             (rings.urb.indices(), rings.conn.indices()).hash(state);
         }
@@ -78,7 +87,7 @@ impl Hash for Guest {
 }
 
 impl Guest {
-    pub(crate) fn new(left: u16) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             dom: 0,
             mode: Mode::Off,
@@ -87,7 +96,10 @@ impl Guest {
             speed: Speed::None,
             addressed: false,
             in_flight: Vec::new(),
-            left,
+            left: limits.transfers,
+            recalls: limits.recalls,
+            intact: limits.cuts == 0 && limits.exporter_crashes == 0,
+            again: Vec::new(),
         }
     }
 
@@ -96,7 +108,7 @@ impl Guest {
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.in_flight.is_empty()
+        self.in_flight.is_empty() && self.again.is_empty()
     }
 
     /// Starts from nothing, in this domain.
@@ -105,7 +117,13 @@ impl Guest {
         *self = Self {
             dom,
             mode: Mode::Running,
-            ..Self::new(self.left)
+            rings: None,
+            incarnation: 0,
+            speed: Speed::None,
+            addressed: false,
+            in_flight: Vec::new(),
+            again: Vec::new(),
+            ..*self
         };
     }
 
@@ -115,6 +133,9 @@ impl Guest {
             if let Kind::Transfer(value) = urb.kind {
                 history.given_up(value);
             }
+        }
+        for value in self.again.drain(..) {
+            history.given_up(value);
         }
         (self.rings, self.speed, self.addressed) = (None, Speed::None, false);
     }
@@ -146,6 +167,7 @@ impl Guest {
         });
         // The event that the backend finds when it binds the channel.
         memory::channel(self.dom, |c| c.to_backend = true);
+        self.go_on();
         (first, first + 1)
     }
 
@@ -162,6 +184,21 @@ impl Guest {
         let is_in = history.operations.len() % 4 == 1;
         let value = history.asked(is_in);
         self.left -= 1;
+        self.send(value);
+        self.publish();
+    }
+
+    /// The suspend is over, cancelled or not: sends again what was recalled and cancelled.
+    pub(crate) fn go_on(&mut self) {
+        for value in std::mem::take(&mut self.again) {
+            self.send(value);
+        }
+        self.publish();
+    }
+
+    fn send(&mut self, value: usize) {
+        // Three out, one in.
+        let is_in = value % 4 == 1;
         let id = self.free_id();
         let gref = self.data_gref(id);
         let page = memory::grant(self.dom, gref);
@@ -180,7 +217,6 @@ impl Guest {
         let pipe = pipe(ADDRESS, endpoint, direction, TransferType::Bulk);
         self.push(id, pipe, UrbKind::Bulk, &[segment]);
         self.add(id, Kind::Transfer(value));
-        self.publish();
     }
 
     /// The driver gives up on the oldest transfer that it has not given up on, as at a timeout.
@@ -204,9 +240,20 @@ impl Guest {
                 .any(|u| !u.answered && u.unlink.is_none())
     }
 
-    /// Begins to suspend: everything is unlinked, and waited for.
+    /// Begins to suspend: everything is unlinked, and waited for. Where the driver does not notice,
+    /// newest first, and control transfers have time to end.
     pub(crate) fn freeze(&mut self, history: &mut History) {
         self.mode = Mode::Suspending;
+        if self.recalls {
+            for at in (0..self.in_flight.len()).rev() {
+                let urb = &mut self.in_flight[at];
+                if urb.unlink.is_none() && !urb.answered && urb.kind != Kind::SetAddress {
+                    urb.recalled = true;
+                    self.unlink(at, history);
+                }
+            }
+            return self.publish();
+        }
         for at in 0..self.in_flight.len() {
             if self.in_flight[at].unlink.is_none() && !self.in_flight[at].answered {
                 self.unlink(at, history);
@@ -291,7 +338,15 @@ impl Guest {
                 Kind::SetAddress if ok => self.addressed = self.speed != Speed::None,
                 Kind::SetAddress if !history.excused => history.violate("no address"),
                 Kind::SetAddress => {}
+                Kind::Transfer(value) if urb.recalled && status == UrbStatus::SHUTDOWN => {
+                    let at = self.again.partition_point(|&earlier| earlier < value);
+                    self.again.insert(at, value);
+                }
                 Kind::Transfer(value) => {
+                    // Nobody knows; its driver is told so.
+                    if urb.recalled && status == UrbStatus::IOERROR && !self.intact {
+                        history.given_up(value);
+                    }
                     let mut data = [0; 2];
                     let dom = self.dom;
                     Page { dom, gref }.get(0, &mut data);
@@ -307,7 +362,9 @@ impl Guest {
 
     fn unlink(&mut self, at: usize, history: &mut History) {
         let (id, kind) = (self.in_flight[at].id, self.in_flight[at].kind);
-        if let Kind::Transfer(value) = kind {
+        if let Kind::Transfer(value) = kind
+            && !self.in_flight[at].recalled
+        {
             history.given_up(value);
         }
         let unlink = self.free_id();
@@ -338,6 +395,7 @@ impl Guest {
             kind,
             answered: false,
             unlink: None,
+            recalled: false,
         });
     }
 

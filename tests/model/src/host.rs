@@ -86,6 +86,7 @@ pub(crate) struct Controller {
     /// Unlinked transfers, and whether they still have their moment to finish.
     pub(crate) unlinked: VecDeque<(u64, bool, Option<Epoch>)>,
     resumes: bool,
+    recalls: bool,
     /// It has claimed since this was looked at.
     has_claimed: bool,
 }
@@ -119,7 +120,7 @@ fn port() -> PortNumber {
 }
 
 impl Controller {
-    pub(crate) fn new(host: usize, dom: u16, resumes: bool) -> Self {
+    pub(crate) fn new(host: usize, dom: u16, resumes: bool, recalls: bool) -> Self {
         let log = slog::Logger::root(slog::Discard, slog::o!());
         let totals = Arc::new(Totals::default());
         Self {
@@ -137,6 +138,7 @@ impl Controller {
             gathered: None,
             unlinked: VecDeque::new(),
             resumes,
+            recalls,
             has_claimed: false,
         }
     }
@@ -211,6 +213,7 @@ impl Controller {
                         urb: GrantRef(urb),
                         conn: GrantRef(conn),
                         channel: EvtchnPort(1),
+                        recalls: self.recalls,
                     };
                     if self.serving.connect(details).is_err() {
                         nodes.backend = Some(XenbusState::Closing);

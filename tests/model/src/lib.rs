@@ -50,6 +50,9 @@ pub struct Limits {
     pub spurious: u16,
     /// Whether the frontend can resume. If it cannot, a migration is refused.
     pub resumes: bool,
+    /// Whether the frontend takes its transfers back by itself at a suspend, and its driver does not
+    /// notice.
+    pub recalls: bool,
     /// Whether acknowledgements without a request are a step of their own.
     pub acknowledgements: bool,
     /// A bug, to see that it is found: the exporter's device goes on with transfers of epochs that
@@ -74,6 +77,7 @@ impl Limits {
             unlinks: 0,
             spurious: 0,
             resumes: true,
+            recalls: false,
             acknowledgements: false,
             planted_unfenced: false,
             planted_lost_signal: false,

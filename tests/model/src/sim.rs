@@ -51,6 +51,7 @@ fn limits(random: &mut Random) -> Limits {
         unlinks: up_to(random, 5),
         spurious: up_to(random, 10),
         resumes: random.below(8) > 0,
+        recalls: random.below(2) > 0,
         acknowledgements: true,
         ..Limits::calm(0, 0)
     }

@@ -23,7 +23,7 @@ impl Suite {
 }
 
 /// Part of the ordinary tests.
-pub const SMALL: [Suite; 8] = [
+pub const SMALL: [Suite; 10] = [
     Suite {
         name: "migration",
         what: "1 transfer, 1 migration",
@@ -64,10 +64,20 @@ pub const SMALL: [Suite; 8] = [
         what: "1 transfer, 1 migration of a guest that cannot resume",
         change: |l| (l.transfers, l.migrations, l.resumes) = (1, 1, false),
     },
+    Suite {
+        name: "recall",
+        what: "1 transfer that the driver does not take back, 1 migration",
+        change: |l| (l.transfers, l.migrations, l.recalls) = (1, 1, true),
+    },
+    Suite {
+        name: "recall-abort",
+        what: "the same, and the migration fails before go",
+        change: |l| (l.transfers, l.migrations, l.aborts, l.recalls) = (1, 1, 1, true),
+    },
 ];
 
 /// By command only.
-pub const LARGE: [Suite; 9] = [
+pub const LARGE: [Suite; 11] = [
     Suite {
         name: "migration-2",
         what: "2 transfers, 1 migration",
@@ -112,5 +122,15 @@ pub const LARGE: [Suite; 9] = [
         name: "spurious",
         what: "1 transfer, 1 migration, 1 event that means nothing",
         change: |l| (l.transfers, l.migrations, l.spurious) = (1, 1, 1),
+    },
+    Suite {
+        name: "recall-2",
+        what: "2 transfers that the driver does not take back, 1 migration",
+        change: |l| (l.transfers, l.migrations, l.recalls) = (2, 1, true),
+    },
+    Suite {
+        name: "recall-cut",
+        what: "1 transfer that the driver does not take back, 1 migration, 1 connection cut",
+        change: |l| (l.transfers, l.migrations, l.cuts, l.recalls) = (1, 1, 1, true),
     },
 ];

@@ -103,7 +103,7 @@ impl World {
     pub fn new(limits: Limits) -> Self {
         let mut world = Self {
             memory: Memory::default(),
-            guest: Guest::new(limits.transfers),
+            guest: Guest::new(&limits),
             hosts: Default::default(),
             nodes: BTreeMap::new(),
             exporter: Exporter::new(&limits),
@@ -410,7 +410,8 @@ impl World {
                 match backend {
                     None if known => self.domain_gone(host, dom),
                     Some(Some(XenbusState::Initialising)) if !known => {
-                        let controller = Controller::new(host, dom, self.left.resumes);
+                        let controller =
+                            Controller::new(host, dom, self.left.resumes, self.left.recalls);
                         self.hosts[host].controllers.insert(dom, controller);
                     }
                     _ => {}

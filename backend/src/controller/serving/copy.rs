@@ -26,6 +26,7 @@ impl<B: Backend<Mapping: Clone>> Clone for Serving<B> {
             }),
             attached: self.attached.clone(),
             quiescing: self.quiescing,
+            recalls: self.recalls,
             polled: self.polled,
             completions: std::rc::Rc::default(),
             answered: self.answered.clone(),
@@ -45,7 +46,8 @@ impl<B: Backend> Hash for Serving<B> {
         }
         self.attached.hash(state);
         self.answered.hash(state);
-        (self.quiescing, self.activity, self.rings.is_some()).hash(state);
+        (self.quiescing, self.recalls, self.activity).hash(state);
+        self.rings.is_some().hash(state);
     }
 }
 

@@ -6,6 +6,11 @@
 //! (`usb_hcd_giveback_urb`), and its driver throws its data away. So the exporter is asked to keep
 //! that data. An unlink may cross with the answer; which one did is known only when it comes off the
 //! ring, so completions are acknowledged to the exporter a little later than else.
+//!
+//! A frontend with `feature-recall` does that itself, below the USB core: what its requests bring it
+//! uses, whether they were unlinked or not, and those that were cancelled it sends again. Nothing is
+//! kept for it, then, but what the device sends afterwards, to an interrupt endpoint that is polled
+//! on.
 
 use std::collections::VecDeque;
 
@@ -106,22 +111,30 @@ impl<B: Backend> Serving<B> {
         }
     }
 
-    /// Has the exporter keep the data of a transfer that is unlinked.
+    /// Has the exporter keep the data of a transfer that is unlinked, or what comes after it.
     pub(super) fn keep(&mut self, port: PortNumber, number: u64) {
+        let recalls = self.recalls;
         if let Some(attached) = self.at_mut(port)
             && let Some(client) = &mut attached.client
         {
-            client.keep(number);
+            match recalls {
+                true => client.recall(number),
+                false => client.keep(number),
+            }
             attached.wake.notify_one();
         }
     }
 
     /// The same where it is answered already.
-    pub(super) fn keep_completed(&mut self, port: PortNumber, number: u64) {
+    pub(super) fn crossed_over(&mut self, port: PortNumber, number: u64) {
+        let recalls = self.recalls;
         if let Some(attached) = self.at_mut(port)
             && let Some(client) = &mut attached.client
         {
-            client.keep_completed(number);
+            match recalls {
+                true => client.recall(number),
+                false => client.keep_completed(number),
+            }
             attached.wake.notify_one();
         }
     }
@@ -129,6 +142,10 @@ impl<B: Backend> Serving<B> {
     /// Cancels every IN transfer but control ones: those that only wait for data. See
     /// [`crate::controller`]'s actor for when.
     pub fn cancel_waiting(&mut self) {
+        if self.recalls {
+            // It asks for them, one by one if need be.
+            return;
+        }
         for port in self.core.ports() {
             let waiting: arrayvec::ArrayVec<(u64, bool), SLOTS> = self
                 .core

@@ -188,8 +188,15 @@ impl<B: Backend> Serving<B> {
         let Some(urb) = self.core.urb(slot) else {
             return;
         };
+        // Who asked for that may want to know it from a transfer that failed. Linux's xen-hcd does
+        // not look at the status of what it has unlinked.
+        let was_cancelled =
+            completion.status == TransferStatus::Cancelled && urb.unlinked_by.is_some();
         let mut result = UrbResult {
-            status: urb_status(completion.status),
+            status: match was_cancelled {
+                true => UrbStatus::SHUTDOWN,
+                false => urb_status(completion.status),
+            },
             actual_length: completion.actual_length,
             error_count: completion.error_count,
             start_frame: completion.start_frame,

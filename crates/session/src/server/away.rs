@@ -130,7 +130,7 @@ impl Server {
         let found = self.executing.iter().find(|e| e.request == request);
         match found {
             Some(e) => e.stream.map(|s| s.endpoint),
-            None => self.log.endpoint_of(request),
+            None => self.log.transfer_of(request).map(|t| t.endpoint),
         }
     }
 
@@ -181,6 +181,31 @@ impl Server {
         self.settle(transfer.endpoint);
     }
 
+    /// The guest asks for `request`, of an interrupt IN endpoint, because it is being suspended, and
+    /// uses what has come of it. `packet_len` as in [`Server::keep`].
+    pub fn recall(&mut self, request: u64, packet_len: Option<u16>) {
+        let found = self.executing.iter_mut().find(|e| e.request == request);
+        let Some(executing) = found else {
+            if let Some(transfer) = self.log.transfer_of(request) {
+                self.taken_back(&transfer, packet_len);
+                self.settle(transfer.endpoint);
+            }
+            return;
+        };
+        if executing.place == Place::Parked {
+            if let Some(transfer) = executing.stream {
+                self.taken_back(&transfer, packet_len);
+            }
+            self.cancel_parked(request);
+            return;
+        }
+        self.away.orders.push_back(Order::Cancel { request });
+        if let Some(transfer) = executing.stream {
+            executing.place = Place::Recalled;
+            self.taken_back(&transfer, packet_len);
+        }
+    }
+
     fn taken_back(&mut self, transfer: &Transfer, packet_len: Option<u16>) {
         self.away.changes += 1;
         let endpoint = self.away.endpoints.entry(transfer.endpoint).or_default();
@@ -195,7 +220,8 @@ impl Server {
     pub fn forget(&mut self, which: impl Fn(u8) -> bool) {
         self.stash.forget(&which);
         for executing in &mut self.executing {
-            if executing.place == Place::Kept && executing.stream.is_some_and(|s| which(s.endpoint))
+            if matches!(executing.place, Place::Kept | Place::Recalled)
+                && executing.stream.is_some_and(|s| which(s.endpoint))
             {
                 executing.place = Place::Device;
             }
@@ -241,13 +267,14 @@ impl Server {
     /// Goes on with an endpoint, if the device is done with what was asked of it.
     fn settle(&mut self, address: u8) {
         loop {
-            let kept = |e: &Executing| {
-                e.place == Place::Kept && e.stream.is_some_and(|s| s.endpoint == address)
+            let ending = |e: &Executing| {
+                matches!(e.place, Place::Kept | Place::Recalled)
+                    && e.stream.is_some_and(|s| s.endpoint == address)
             };
             let Some(endpoint) = self.away.endpoints.get_mut(&address) else {
                 return;
             };
-            if endpoint.polling.is_some() || self.executing.iter().any(kept) {
+            if endpoint.polling.is_some() || self.executing.iter().any(ending) {
                 return;
             }
             if let Some(request) = endpoint.parked.pop_front() {
@@ -381,6 +408,22 @@ impl Server {
                 self.complete_at(at, place, |_| Some(cancelled));
                 self.settle(address);
             }
+            Place::Recalled => {
+                // The guest goes on behind a beginning, which no poll can.
+                if !done && !data.is_empty() {
+                    self.stop_polling(address);
+                }
+                self.stop_polling_after(address, outcome.status);
+                let outcome = Outcome {
+                    actual_length: data.len() as u32,
+                    ..outcome
+                };
+                self.complete_at(at, place, |out| {
+                    out.extend_from_slice(&data);
+                    Some(outcome)
+                });
+                self.settle(address);
+            }
             // What came before it goes first.
             _ if done && !self.stash.is_empty(address) => {
                 self.stash.keep(address, brought);
@@ -448,8 +491,13 @@ impl Server {
 
     /// A device that has halted the endpoint, or is gone, is not polled any more.
     fn stop_polling_after(&mut self, address: u8, status: TransferStatus) {
-        let goes_on = status.is_success() || status == TransferStatus::Cancelled;
-        if let Some(endpoint) = self.away.endpoints.get_mut(&address).filter(|_| !goes_on) {
+        if !status.is_success() && status != TransferStatus::Cancelled {
+            self.stop_polling(address);
+        }
+    }
+
+    fn stop_polling(&mut self, address: u8) {
+        if let Some(endpoint) = self.away.endpoints.get_mut(&address) {
             endpoint.poll = None;
         }
     }

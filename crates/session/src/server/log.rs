@@ -120,11 +120,10 @@ impl Log {
         true
     }
 
-    /// The endpoint whose data a completion that is not acknowledged carries.
-    pub(super) fn endpoint_of(&self, request: u64) -> Option<u8> {
+    /// The transfer whose data a completion that is not acknowledged carries.
+    pub(super) fn transfer_of(&self, request: u64) -> Option<Transfer> {
         let mut data = self.ends.iter().filter_map(|e| e.data);
-        data.find(|d| d.request == request)
-            .map(|d| d.transfer.endpoint)
+        data.find(|d| d.request == request).map(|d| d.transfer)
     }
 
     /// Puts aside the data of a completion that is not acknowledged: its transfer, its place, the

@@ -90,6 +90,9 @@ fn recode(bytes: &[u8]) {
         Header::Keep { request, ack } => {
             frame::encode_plain(&mut again, Kind::Keep, *request, *ack, &[]);
         }
+        Header::Recall { request, ack } => {
+            frame::encode_plain(&mut again, Kind::Recall, *request, *ack, &[]);
+        }
         Header::Reset { request, ack } => {
             frame::encode_plain(&mut again, Kind::Reset, *request, *ack, &[]);
         }
@@ -123,6 +126,10 @@ fn server(mut bytes: &[u8], input: &mut Input<'_>) {
                     }
                     server::Event::Keep { request } => {
                         server.keep(request, Some(8));
+                        Some(request)
+                    }
+                    server::Event::Recall { request } => {
+                        server.recall(request, Some(8));
                         Some(request)
                     }
                     _ => None,

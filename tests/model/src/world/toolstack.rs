@@ -174,6 +174,7 @@ impl World {
         }
         if self.guest.mode == Mode::Suspended {
             self.guest.mode = Mode::Running;
+            self.guest.go_on();
         }
         self.phase = Phase::Calm;
     }

@@ -309,6 +309,7 @@ impl Host {
             urb: GrantRef(URB_REF),
             conn: GrantRef(CONN_REF),
             channel: EvtchnPort(CHANNEL),
+            recalls: false,
         };
         let connected = self.serving().connect(details);
         if !self.power.is_off() {

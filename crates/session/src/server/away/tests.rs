@@ -40,6 +40,8 @@ struct World {
     transfer_type: TransferType,
     /// Bytes of a report: a number, and zeros. As long as a transfer, or shorter.
     report_len: usize,
+    /// The guest uses what its recalled requests bring.
+    recalls: bool,
     client: Client,
     server: Server,
     to_server: Vec<u8>,
@@ -63,6 +65,7 @@ impl World {
         Self {
             transfer_type,
             report_len: 4,
+            recalls: false,
             client: Client::new(Epoch(2)),
             server,
             to_server: Vec::new(),
@@ -159,6 +162,7 @@ impl World {
                 }
                 Event::Cancel { request } => self.cancel(request),
                 Event::Keep { request } => self.server.keep(request, Some(8)),
+                Event::Recall { request } => self.server.recall(request, Some(8)),
                 Event::Handled => (),
                 other => panic!("{other:?}"),
             }
@@ -202,7 +206,10 @@ impl World {
     fn suspend(&mut self, break_after: Option<usize>) {
         let outstanding: Vec<u64> = self.client.unsent(0).collect();
         for request in outstanding.into_iter().rev() {
-            self.client.keep(request);
+            match self.recalls {
+                true => self.client.recall(request),
+                false => self.client.keep(request),
+            }
         }
         if let Some(len) = break_after {
             self.feed_server(len);
@@ -311,16 +318,17 @@ proptest! {
     /// Whenever the guest is suspended, wherever it goes on: it reads every report, once, in order.
     #[test]
     fn every_report_arrives_once_and_in_order(
-        interrupt in any::<bool>(),
+        kind in 0..3,
         full in any::<bool>(),
         races in prop::collection::vec(any::<bool>(), 0..40),
         steps in prop::collection::vec(step(), 0..60),
     ) {
-        let transfer_type = match interrupt {
-            true => TransferType::Interrupt,
-            false => TransferType::Bulk,
+        let transfer_type = match kind {
+            0 => TransferType::Bulk,
+            _ => TransferType::Interrupt,
         };
         let mut world = World::new(transfer_type);
+        world.recalls = kind == 2;
         world.races = races.into();
         world.report_len = if full { LENGTH as usize } else { 4 };
         for step in steps {

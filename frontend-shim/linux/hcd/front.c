@@ -9,6 +9,9 @@
  * waits there for as long as the new backend needs. "feature-resume" tells the backend that
  * this guest may be migrated with its devices in use.
  *
+ * "feature-recall" tells it that requests are unlinked before a suspend by the controller, not by
+ * their drivers (suspend.c): every answer counts, and -ESHUTDOWN is the answer to one that was cancelled.
+ *
  * A cancelled suspend calls nothing here: the old rings are still served.
  */
 
@@ -139,6 +142,7 @@ static struct usb_hcd *vusb_create(struct xenbus_device *dev)
 	vusb->urb_ring_ref = INVALID_GRANT_REF;
 	vusb->conn_ring_ref = INVALID_GRANT_REF;
 	spin_lock_init(&vusb->lock);
+	init_waitqueue_head(&vusb->quiet);
 	INIT_LIST_HEAD(&vusb->ready);
 	INIT_LIST_HEAD(&vusb->unlinks);
 	INIT_WORK(&vusb->report, vusb_report_violation);
@@ -166,6 +170,7 @@ static int vusb_publish(struct vusb *vusb)
 		{ "conn-ring-ref", vusb->conn_ring_ref },
 		{ "event-channel", vusb->evtchn },
 		{ "feature-resume", 1 },
+		{ "feature-recall", 1 },
 	};
 	unsigned int i;
 	int err;
@@ -310,6 +315,7 @@ static int vusb_resume(struct xenbus_device *dev)
 	vusb_rings_teardown(vusb);
 	spin_lock_irqsave(&vusb->lock, flags);
 	vusb_urb_forget_sent(vusb, -EPROTO);
+	vusb->held = false;
 	spin_unlock_irqrestore(&vusb->lock, flags);
 
 	/* xl lets a domain run only when its backends wait for it; others may not. */
@@ -352,7 +358,9 @@ static struct xenbus_driver vusb_driver = {
 	.probe = vusb_probe,
 	.remove = vusb_remove,
 	.otherend_changed = vusb_backend_changed,
+	.suspend = vusb_suspend,
 	.resume = vusb_resume,
+	.driver.pm = &vusb_pm_ops,
 	/* Nothing waits for it at boot. */
 	.not_essential = true,
 };
@@ -363,9 +371,14 @@ static int __init vusb_init(void)
 
 	if (!xen_domain())
 		return -ENODEV;
-	err = xenbus_register_frontend(&vusb_driver);
+	err = vusb_suspend_init();
 	if (err)
 		return err;
+	err = xenbus_register_frontend(&vusb_driver);
+	if (err) {
+		vusb_suspend_exit();
+		return err;
+	}
 	if (driver_find("vusb", vusb_driver.driver.bus))
 		pr_notice("xen-hcd is loaded too: controllers that it drives stay with it\n");
 	return 0;
@@ -375,6 +388,7 @@ module_init(vusb_init);
 static void __exit vusb_exit(void)
 {
 	xenbus_unregister_driver(&vusb_driver);
+	vusb_suspend_exit();
 }
 module_exit(vusb_exit);
 

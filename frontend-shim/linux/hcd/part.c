@@ -473,8 +473,24 @@ void vusb_part_copy_back(struct vusb_slot *slot, u32 actual)
 	}
 }
 
-/* Takes over what the backend says of each packet. It has no access any more. */
-void vusb_part_isoc_results(struct vusb_slot *slot)
+/*
+ * Of a cancelled request: the packets up to the last one that the device has seen. The backend has
+ * no access any more.
+ */
+unsigned int vusb_part_isoc_ran(struct vusb_slot *slot)
+{
+	const struct usb_iso_packet_descriptor *packets;
+	unsigned int ran = slot->packets;
+
+	packets = kmap_local_page(slot->segments[slot->n_segments - 1].page);
+	while (ran && packets[ran - 1].status && !packets[ran - 1].actual_length)
+		ran--;
+	kunmap_local(packets);
+	return ran;
+}
+
+/* Takes over what the backend says of the first packets. It has no access any more. */
+void vusb_part_isoc_results(struct vusb_slot *slot, unsigned int packets)
 {
 	struct urb *urb = slot->vurb->urb;
 	const struct usb_iso_packet_descriptor *theirs;
@@ -483,7 +499,7 @@ void vusb_part_isoc_results(struct vusb_slot *slot)
 	u32 at = 0;
 
 	theirs = kmap_local_page(slot->segments[slot->n_segments - 1].page);
-	for (i = 0; i < slot->packets; i++, theirs++) {
+	for (i = 0; i < packets; i++, theirs++) {
 		struct usb_iso_packet_descriptor *packet =
 			&urb->iso_frame_desc[slot->first_packet + i];
 
@@ -504,7 +520,7 @@ void vusb_part_isoc_results(struct vusb_slot *slot)
 		urb->actual_length += packet->actual_length;
 		at += packet->length;
 	}
-	kunmap_local(theirs - slot->packets);
+	kunmap_local(theirs - packets);
 }
 
 /* Lets go of the pages, to which the backend must not have access any more. */

@@ -35,6 +35,9 @@ struct vusb_slot *vusb_slot_get(struct vusb *vusb, enum vusb_slot_state state)
 
 	slot->state = state;
 	slot->vurb = NULL;
+	slot->order = vusb->requests++;
+	slot->unlinked = false;
+	slot->recalled = false;
 	slot->n_segments = 0;
 	INIT_LIST_HEAD(&slot->unlink);
 	memset(&slot->request, 0, sizeof(slot->request));
@@ -48,6 +51,17 @@ void vusb_slot_put(struct vusb *vusb, struct vusb_slot *slot)
 	slot->vurb = NULL;
 	slot->state = VUSB_SLOT_FREE;
 	vusb->slots_used--;
+	if (vusb->held && !vusb->slots_used)
+		wake_up(&vusb->quiet);
+}
+
+/* An unlink for its request is sent as soon as there is a slot for it. Once is enough. */
+void vusb_slot_unlink(struct vusb *vusb, struct vusb_slot *slot)
+{
+	if (slot->unlinked)
+		return;
+	slot->unlinked = true;
+	list_add_tail(&slot->unlink, &vusb->unlinks);
 }
 
 /*

@@ -36,6 +36,20 @@ static bool has_unsent(const struct vusb_urb *vurb)
 	return vurb->sent < vurb->urb->transfer_buffer_length || vurb->zero_packet;
 }
 
+/* There is more of the URB to be sent; also again, before those that came after it. */
+static void join_queue(struct vusb *vusb, struct vusb_urb *vurb)
+{
+	struct vusb_endpoint *endpoint = vurb->urb->ep->hcpriv;
+	struct list_head *before = endpoint->queue.prev;
+
+	if (list_empty(&endpoint->queue))
+		list_add_tail(&endpoint->node, &vusb->ready);
+	while (before != &endpoint->queue &&
+	       list_entry(before, struct vusb_urb, node)->order > vurb->order)
+		before = before->prev;
+	list_add(&vurb->node, before);
+}
+
 /* Nothing more of the URB is sent. */
 static void leave_queue(struct vusb_urb *vurb)
 {
@@ -64,10 +78,12 @@ static void part_over(struct vusb *vusb, struct vusb_slot *slot)
 	struct vusb_urb *vurb = slot->vurb;
 	struct vusb_endpoint *endpoint = vurb->urb->ep->hcpriv;
 
+	endpoint->in_flight--;
+	if (slot->recalled)
+		endpoint->recalled--;
+	vurb->in_flight--;
 	vusb_part_free(vusb, slot);
 	vusb_slot_put(vusb, slot);
-	endpoint->in_flight--;
-	vurb->in_flight--;
 	if (!vurb->in_flight && list_empty(&vurb->node))
 		give_back(vusb, vurb, vurb->status);
 }
@@ -201,6 +217,9 @@ static unsigned int slots_needed(const struct vusb_endpoint *endpoint, const str
 static bool may_send(const struct vusb *vusb, const struct vusb_endpoint *endpoint,
 		     const struct vusb_urb *vurb)
 {
+	/* What is on its way back may have to be sent again, before this. */
+	if (endpoint->recalled)
+		return false;
 	if (VUSB_SLOTS - vusb->slots_used < slots_needed(endpoint, vurb))
 		return false;
 	return is_isoc(vurb) || !vurb->in_flight;
@@ -247,7 +266,7 @@ void vusb_urb_send(struct vusb *vusb)
 	if (!vusb->connected || vusb->dead)
 		return;
 	send_unlinks(vusb);
-	while (send_round(vusb))
+	while (!vusb->held && send_round(vusb))
 		;
 	vusb_ring_publish(vusb);
 }
@@ -255,7 +274,7 @@ void vusb_urb_send(struct vusb *vusb)
 int vusb_urb_enqueue(struct usb_hcd *hcd, struct urb *urb, gfp_t mem_flags)
 {
 	struct vusb *vusb = hcd_to_vusb(hcd);
-	struct vusb_endpoint *endpoint, *unused = NULL;
+	struct vusb_endpoint *unused = NULL;
 	struct vusb_urb *vurb;
 	unsigned long flags;
 	u32 length = urb->transfer_buffer_length;
@@ -296,12 +315,11 @@ int vusb_urb_enqueue(struct usb_hcd *hcd, struct urb *urb, gfp_t mem_flags)
 		urb->ep->hcpriv = unused;
 		unused = NULL;
 	}
-	endpoint = urb->ep->hcpriv;
 	urb->hcpriv = vurb;
 	urb->error_count = 0;
-	if (list_empty(&endpoint->queue))
-		list_add_tail(&endpoint->node, &vusb->ready);
-	list_add_tail(&vurb->node, &endpoint->queue);
+	vurb->order = vusb->urbs++;
+	INIT_LIST_HEAD(&vurb->node);
+	join_queue(vusb, vurb);
 	vusb_urb_send(vusb);
 	spin_unlock_irqrestore(&vusb->lock, flags);
 
@@ -342,7 +360,7 @@ int vusb_urb_dequeue(struct usb_hcd *hcd, struct urb *urb, int status)
 		struct vusb_slot *slot = &vusb->slots[i];
 
 		if (slot->state == VUSB_SLOT_SUBMIT && slot->vurb == vurb)
-			list_add_tail(&slot->unlink, &vusb->unlinks);
+			vusb_slot_unlink(vusb, slot);
 	}
 	vusb_urb_send(vusb);
 out:
@@ -387,6 +405,36 @@ static int status_of(s32 status)
 	}
 }
 
+/*
+ * A request that was taken back for a suspend was cancelled, after actual bytes or ran packets. Goes
+ * on with the URB from there when the time comes. False: this cannot be sent in halves.
+ */
+static bool send_again(struct vusb *vusb, struct vusb_slot *slot, u32 actual, unsigned int ran)
+{
+	struct vusb_urb *vurb = slot->vurb;
+	struct urb *urb = vurb->urb;
+	u32 packet = usb_endpoint_maxp(&urb->ep->desc);
+
+	switch (usb_pipetype(urb->pipe)) {
+	case PIPE_CONTROL:
+		/* Who knows whether the device has acted on it. */
+		return false;
+	case PIPE_ISOCHRONOUS:
+		vurb->sent = min_t(u32, vurb->sent, slot->first_packet + ran);
+		break;
+	default:
+		/* All of it, or a short packet: it was done just then. */
+		if (slot->length && (actual == slot->length || (packet && actual % packet)))
+			return false;
+		vurb->sent = slot->offset + actual;
+		/* Of an URB with data, this was the packet that ends it. */
+		vurb->zero_packet |= !slot->length && urb->transfer_buffer_length;
+	}
+	if (list_empty(&vurb->node))
+		join_queue(vusb, vurb);
+	return true;
+}
+
 /* The backend has answered a request for an URB; slot is its. */
 void vusb_urb_answered(struct vusb *vusb, struct vusb_slot *slot,
 		       const struct xenusb_urb_response *response)
@@ -396,15 +444,21 @@ void vusb_urb_answered(struct vusb *vusb, struct vusb_slot *slot,
 	int status = status_of(response->status);
 	u32 actual = response->actual_length;
 	bool over = vurb->cancelled;
+	/* Only what was unlinked is answered so. */
+	bool taken_back = slot->recalled && !over && response->status == XENUSB_STATUS_SHUTDOWN;
+	unsigned int ran = slot->packets;
 
 	if (!vusb_part_revoke(vusb, slot)) {
 		vusb_violation(vusb, "did not let go of the pages of a request that it answered");
 		actual = 0;
 		status = -EPROTO;
 		over = true;
+		taken_back = false;
 	} else if (is_isoc(vurb)) {
-		vusb_part_isoc_results(slot);
-		if (!slot->first_packet)
+		if (taken_back)
+			ran = vusb_part_isoc_ran(slot);
+		vusb_part_isoc_results(slot, ran);
+		if (!slot->first_packet && ran)
 			urb->start_frame = response->start_frame;
 	} else {
 		if (actual > slot->length) {
@@ -412,12 +466,20 @@ void vusb_urb_answered(struct vusb *vusb, struct vusb_slot *slot,
 					     actual, slot->length);
 			actual = slot->length;
 			status = status ? status : -EOVERFLOW;
+			taken_back = false;
 		}
 		vusb_part_copy_back(slot, actual);
 		urb->actual_length += actual;
 		over |= actual < slot->length;
 	}
 
+	if (taken_back) {
+		if (send_again(vusb, slot, actual, ran)) {
+			part_over(vusb, slot);
+			return;
+		}
+		status = usb_pipecontrol(urb->pipe) ? -EPROTO : 0;
+	}
 	if (status && !vurb->status)
 		vurb->status = status;
 	if ((status || over) && !list_empty(&vurb->node))
@@ -426,9 +488,9 @@ void vusb_urb_answered(struct vusb *vusb, struct vusb_slot *slot,
 }
 
 /*
- * Gives up every request on the ring. The USB core has unlinked all URBs before a domain is
- * suspended; if one is here after the suspend nevertheless, nobody knows whether the device has
- * seen it, and its driver must decide. URBs that were not sent yet stay in their queues.
+ * Gives up every request on the ring. All were taken back before the domain was suspended; if one
+ * is here after the suspend nevertheless, nobody knows whether the device has seen it, and its
+ * driver must decide. URBs that are to be sent stay in their queues.
  */
 void vusb_urb_forget_sent(struct vusb *vusb, int status)
 {

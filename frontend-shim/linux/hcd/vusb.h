@@ -6,6 +6,7 @@
  * ring.c    the two shared rings, the event channel, request slots
  * urb.c     URBs: queues per endpoint, what may be sent when, unlink, give back
  * part.c    what one request carries: segments, bounce pages, isochronous packets
+ * suspend.c a suspend of the domain: requests are taken back, and nobody notices
  * hub.c     the virtual root hub
  *
  * Locking: everything in struct vusb and below it is under vusb->lock, taken with interrupts off.
@@ -25,6 +26,7 @@
 #include <linux/spinlock.h>
 #include <linux/usb.h>
 #include <linux/usb/hcd.h>
+#include <linux/wait.h>
 #include <linux/workqueue.h>
 
 #include <xen/grant_table.h>
@@ -53,6 +55,8 @@
 /* An URB that we have. Hangs off urb->hcpriv. */
 struct vusb_urb {
 	struct urb *urb;
+	/* The how manyth it is. */
+	u64 order;
 	/* In the queue of its endpoint, for as long as a part of it is to be sent. */
 	struct list_head node;
 	/* How much has been sent: bytes of the buffer; isochronous: packets. */
@@ -74,6 +78,8 @@ struct vusb_endpoint {
 	/* URBs with something to send, oldest first. */
 	struct list_head queue;
 	unsigned int in_flight;
+	/* Of these, those that the backend was asked to take back for a suspend. */
+	unsigned int recalled;
 };
 
 /* One granted page of a request. We hold a reference to the page for as long as it is granted. */
@@ -99,6 +105,12 @@ struct vusb_slot {
 
 	/* VUSB_SLOT_SUBMIT only: */
 	struct vusb_urb *vurb;
+	/* The how manyth request it is. */
+	u64 order;
+	/* It is to be unlinked, or was. */
+	bool unlinked;
+	/* Not because its driver wants that, but for a suspend. */
+	bool recalled;
 	/* Bytes of data; and where they are in the URB's buffer, unless it is isochronous. */
 	u32 length;
 	u32 offset;
@@ -133,6 +145,12 @@ struct vusb {
 	bool connected;
 	/* No URBs any more: being removed, or the backend broke the protocol. */
 	bool dead;
+	/* URBs wait: the domain is about to be suspended, or was. See suspend.c. */
+	bool held;
+	/* The PM core does not see the devices. Of the thread that suspends and resumes. */
+	bool unseen;
+	/* Woken when no request is on the ring, while URBs wait. */
+	wait_queue_head_t quiet;
 	/* How it did, until that has been reported. */
 	const char *violation;
 	struct work_struct report;
@@ -148,6 +166,9 @@ struct vusb {
 	unsigned int slots_used;
 	/* Makes an id differ from those that its slot had before. */
 	u16 generation;
+	/* Counts URBs and requests. */
+	u64 urbs;
+	u64 requests;
 
 	/* Endpoints with something to send, next one first. */
 	struct list_head ready;
@@ -183,6 +204,7 @@ void vusb_rings_teardown(struct vusb *vusb);
 struct vusb_slot *vusb_slot_get(struct vusb *vusb, enum vusb_slot_state state);
 void vusb_slot_put(struct vusb *vusb, struct vusb_slot *slot);
 void vusb_slot_queue(struct vusb *vusb, struct vusb_slot *slot);
+void vusb_slot_unlink(struct vusb *vusb, struct vusb_slot *slot);
 void vusb_ring_publish(struct vusb *vusb);
 void vusb_violation(struct vusb *vusb, const char *what);
 void vusb_report_violation(struct work_struct *work);
@@ -204,8 +226,15 @@ bool vusb_part_valid(struct urb *urb);
 int vusb_part_fill(struct vusb *vusb, struct vusb_slot *slot);
 bool vusb_part_revoke(struct vusb *vusb, struct vusb_slot *slot);
 void vusb_part_copy_back(struct vusb_slot *slot, u32 actual);
-void vusb_part_isoc_results(struct vusb_slot *slot);
+unsigned int vusb_part_isoc_ran(struct vusb_slot *slot);
+void vusb_part_isoc_results(struct vusb_slot *slot, unsigned int packets);
 void vusb_part_free(struct vusb *vusb, struct vusb_slot *slot);
+
+/* suspend.c */
+extern const struct dev_pm_ops vusb_pm_ops;
+int vusb_suspend_init(void);
+void vusb_suspend_exit(void);
+int vusb_suspend(struct xenbus_device *dev);
 
 /* hub.c */
 int vusb_hub_event(struct vusb *vusb, u8 port, u8 speed, bool *changed);

@@ -185,7 +185,7 @@ impl Bus {
     pub(crate) fn publish(
         &self,
         grants: RingGrants,
-        feature_resume: bool,
+        features: &[&str],
     ) -> Result<(), FrontendError> {
         let nodes = [
             ("urb-ring-ref", grants.urb_ring.to_string()),
@@ -198,8 +198,8 @@ impl Bus {
                 for (node, value) in nodes {
                     transaction.write(&path.join(node), value).await?;
                 }
-                if feature_resume {
-                    transaction.write(&path.join("feature-resume"), "1").await?;
+                for feature in features {
+                    transaction.write(&path.join(feature), "1").await?;
                 }
                 Ok::<_, xen::xenstore::Error>(())
             }))?;

@@ -16,10 +16,29 @@ pub enum ResumeMode {
     /// and what they submit goes to the dead ring. New rings come later, when the watch on the
     /// backend's state is served. The table of request ids is kept as it is.
     Stock,
-    /// As with our module: new rings and Connected first, with a clean table, then the devices
-    /// above. Announced with `feature-resume` = 1.
-    #[default]
+    /// As the stock one with our small module (`xen-vusb-resume`): new rings and Connected first, then
+    /// the devices above. Announced with `feature-resume` = 1.
     Callback,
+    /// As our own (`xen-vusb-hcd`): drivers notice nothing, URBs that were in flight go on by
+    /// themselves. Announced with `feature-recall` = 1, too.
+    #[default]
+    Recall,
+}
+
+impl ResumeMode {
+    /// Whether drivers take nothing back before a suspend.
+    pub fn is_unnoticed(self) -> bool {
+        self == Self::Recall
+    }
+
+    /// What is announced.
+    fn features(self) -> &'static [&'static str] {
+        match self {
+            Self::Stock => &[],
+            Self::Callback => &["feature-resume"],
+            Self::Recall => &["feature-resume", "feature-recall"],
+        }
+    }
 }
 
 /// How a frontend connects.
@@ -109,8 +128,9 @@ impl<G: Guest> Frontend<G> {
         bus.backend_number("usb-ver", 1, 2)?;
         // At most 31.
         let mut host = UsbHost::new(guest, bus.backend_id(), num_ports as u8, host);
+        host.set_recalls(mode.is_unnoticed());
         bus.wait_for_backend(timeout)?;
-        bus.publish(host.set_up_rings()?, mode == ResumeMode::Callback)?;
+        bus.publish(host.set_up_rings()?, mode.features())?;
         Ok(Self {
             host,
             bus,
@@ -123,12 +143,20 @@ impl<G: Guest> Frontend<G> {
         &mut self.host
     }
 
-    /// Before a suspend: see [`UsbHost::freeze`].
+    /// Before a suspend: see [`UsbHost::freeze`] and [`UsbHost::recall`].
     ///
     /// # Errors
     /// [`HostError::TimedOut`].
     pub fn freeze(&mut self, timeout: Duration) -> Result<u32, HostError> {
-        self.host.freeze(timeout)
+        match self.options.mode.is_unnoticed() {
+            true => self.host.recall(timeout).map(|()| 0),
+            false => self.host.freeze(timeout),
+        }
+    }
+
+    /// What it does when its domain is suspended.
+    pub fn mode(&self) -> ResumeMode {
+        self.options.mode
     }
 
     /// The suspend was cancelled: the domain is where it was, and so are its rings.
@@ -150,17 +178,18 @@ impl<G: Guest> Frontend<G> {
         self.bus = Bus::open(&resumed.store, self.options.devid)?;
         self.host.moved(resumed.guest, self.bus.backend_id())?;
         match self.options.mode {
-            ResumeMode::Callback => {
+            mode @ (ResumeMode::Callback | ResumeMode::Recall) => {
                 self.host.forget_requests();
                 // The toolstack lets the domain run only when the backend is ready.
-                self.bus.publish(self.host.set_up_rings()?, true)?;
+                self.bus
+                    .publish(self.host.set_up_rings()?, mode.features())?;
                 devices(&mut self.host);
             }
             ResumeMode::Stock => {
                 devices(&mut self.host);
                 self.host.step()?;
                 self.bus.wait_for_backend(self.options.timeout)?;
-                self.bus.publish(self.host.set_up_rings()?, false)?;
+                self.bus.publish(self.host.set_up_rings()?, &[])?;
             }
         }
         Ok(())

@@ -297,6 +297,43 @@ impl UrbRequest {
         &self.segments[start..start + usize::from(self.descriptor_segments)]
     }
 
+    /// What is left of it when `done` bytes have been transferred, for frontends. Not for
+    /// isochronous requests.
+    #[must_use]
+    pub fn behind(&self, done: usize) -> Self {
+        let mut rest = *self;
+        let mut skip = done;
+        let mut count = 0;
+        for segment in self.segments() {
+            // At most the segment's length, a page.
+            let gone = skip.min(usize::from(segment.length)) as u16;
+            skip -= usize::from(gone);
+            if gone < segment.length {
+                rest.segments[count] = Segment {
+                    gref: segment.gref,
+                    offset: segment.offset + gone,
+                    length: segment.length - gone,
+                };
+                count += 1;
+            }
+        }
+        // At most 16.
+        rest.buffer_segments = count as u8;
+        rest
+    }
+
+    /// The same with its pages granted anew, for frontends: `gref` is told each reference, and
+    /// answers the new one.
+    #[must_use]
+    pub fn granted_anew(&self, mut gref: impl FnMut(u32) -> u32) -> Self {
+        let mut anew = *self;
+        let used = usize::from(self.buffer_segments + self.descriptor_segments);
+        for segment in &mut anew.segments[..used] {
+            segment.gref = gref(segment.gref);
+        }
+        anew
+    }
+
     /// Bytes of the buffer: the sum of the segments, 0 to 65,536.
     pub fn buffer_len(&self) -> usize {
         sum(self.segments())

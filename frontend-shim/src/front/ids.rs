@@ -5,7 +5,7 @@ use usbif::{RingKind, Urb};
 
 use super::UrbHandle;
 
-const IDS: usize = Urb::SLOTS as usize;
+pub(super) const IDS: usize = Urb::SLOTS as usize;
 
 /// What an id stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

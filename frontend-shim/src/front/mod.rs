@@ -12,6 +12,7 @@
 
 mod ids;
 mod ports;
+mod recall;
 mod urbs;
 mod violation;
 
@@ -121,6 +122,8 @@ pub struct Counters {
     pub failed: u64,
     /// Unlink requests sent.
     pub unlinks: u64,
+    /// URBs that were taken back for a suspend and went on after it.
+    pub recalled: u64,
     /// Devices plugged in.
     pub connects: u64,
     /// Devices pulled out.
@@ -145,6 +148,12 @@ pub struct Front {
     /// URBs sent and not answered.
     in_flight: u32,
     frozen: bool,
+    /// URBs wait: the domain is about to be suspended, or was. See [`recall`].
+    held: bool,
+    /// URBs in flight that were asked for because of that.
+    recalled: u32,
+    /// A suspend recalls what is in flight.
+    recalls: bool,
     dead: bool,
 }
 
@@ -162,8 +171,16 @@ impl Front {
             counters: Counters::default(),
             in_flight: 0,
             frozen: false,
+            held: false,
+            recalled: 0,
+            recalls: false,
             dead: false,
         }
+    }
+
+    /// A suspend [recalls](Self::recall) what is in flight: one id is kept for that.
+    pub fn set_recalls(&mut self, recalls: bool) {
+        self.recalls = recalls;
     }
 
     /// Takes a URB. It waits for a free id if need be.
@@ -198,6 +215,8 @@ impl Front {
         entry.unlinking = Unlinking::Queued;
         match entry.progress {
             Progress::Queued => self.complete(urb, Err(TransferError::Unlinked), Extent::default()),
+            // It was asked for already.
+            Progress::InFlight(_) if entry.recalled => entry.unlinking = Unlinking::Sent,
             Progress::InFlight(_) => self.to_unlink.push_back(urb),
         }
         true
@@ -210,8 +229,8 @@ impl Front {
 
     fn unlink_where(&mut self, matches: impl Fn(&Submission) -> bool) {
         for index in 0..self.urbs.capacity() {
-            if let Some((urb, submission)) = self.urbs.at(index)
-                && matches(submission)
+            if let Some((urb, entry)) = self.urbs.at(index)
+                && matches(&entry.submission)
             {
                 self.unlink(urb);
             }
@@ -235,13 +254,18 @@ impl Front {
             let Progress::InFlight(victim) = entry.progress else {
                 continue;
             };
-            entry.unlinking = Unlinking::Sent;
+            if !entry.recalled {
+                entry.unlinking = Unlinking::Sent;
+            }
             let pipe = entry.submission.request.pipe.with_unlink();
             let kind = UrbKind::Unlink { id: victim };
             let id = self.take_id(IdUse::Unlink)?;
             self.counters.unlinks += 1;
             // Without segments there is nothing to be refused.
             return UrbRequest::new(id, pipe, 0, kind, &[]).ok();
+        }
+        if !self.may_submit() {
+            return None;
         }
         while let Some(urb) = self.to_submit.pop_front() {
             if self.urbs.get_mut(urb).is_none() {
@@ -268,7 +292,8 @@ impl Front {
 
     /// Whether [`next_request`](Self::next_request) has something to send.
     pub fn has_requests(&self) -> bool {
-        !self.dead && (!self.to_unlink.is_empty() || !self.to_submit.is_empty())
+        let may_submit = self.may_submit() && !self.to_submit.is_empty();
+        !self.dead && (!self.to_unlink.is_empty() || may_submit)
     }
 
     /// A response from the URB ring.
@@ -297,6 +322,9 @@ impl Front {
         }
         if !response.status.is_defined() {
             self.violate(Violation::UndefinedStatus(response.status.0));
+        }
+        if self.taken_back(urb, response.status, actual_length) {
+            return;
         }
         let short = request.short_not_ok() && actual_length < request.buffer_len();
         let result = match translate(response.status) {
@@ -381,6 +409,7 @@ impl Front {
     /// After a suspend, cancelled or not: takes URBs again.
     pub fn thaw(&mut self) {
         self.frozen = false;
+        self.held = false;
     }
 
     /// The rings are new, and the driver cleans its table, which `xen-hcd` does not: all ids are
@@ -388,11 +417,14 @@ impl Front {
     /// [`TransferError::Shutdown`]. URBs that have not been sent yet go out on the new ring.
     pub fn start_over(&mut self) {
         self.to_unlink.clear();
+        self.recalled = 0;
         for id in self.ids.release_all() {
             if let IdUse::Urb(urb) = id
                 && let Some(entry) = self.urbs.get_mut(urb)
             {
                 let error = match entry.unlinking {
+                    // Nobody knows what has become of it.
+                    Unlinking::No if entry.recalled => TransferError::Io,
                     Unlinking::No => TransferError::Shutdown,
                     Unlinking::Queued | Unlinking::Sent => TransferError::Unlinked,
                 };
@@ -442,19 +474,19 @@ impl Front {
     }
 
     fn complete(&mut self, urb: UrbHandle, result: Result<(), TransferError>, extent: Extent) {
-        let Some(submission) = self.urbs.remove(urb) else {
+        let Some(entry) = self.urbs.remove(urb) else {
             return;
         };
         self.counters.completed += 1;
         if result.is_err_and(|error| error != TransferError::Unlinked) {
             self.counters.failed += 1;
         }
-        let tag = submission.tag;
+        let tag = entry.submission.tag;
         self.completions.push_back(Completion {
             urb,
             tag,
             result,
-            actual_length: extent.actual_length,
+            actual_length: entry.done + extent.actual_length,
             error_count: extent.error_count,
             start_frame: extent.start_frame,
         });

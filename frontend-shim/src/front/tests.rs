@@ -441,3 +441,139 @@ proptest! {
         }
     }
 }
+
+/// A device that moves bytes for the oldest of its requests.
+#[derive(Default)]
+struct Mover {
+    /// Requests, oldest first, with the bytes that were moved for them.
+    requests: Vec<(UrbRequest, usize)>,
+    moved: usize,
+}
+
+impl Mover {
+    fn take(&mut self, front: &mut Front) {
+        while self.requests.len() < 16
+            && let Some(request) = front.next_request()
+        {
+            let UrbKind::Unlink { id } = request.kind else {
+                self.requests.push((request, 0));
+                continue;
+            };
+            let place = self.requests.iter().position(|(r, _)| r.id == id);
+            if let Some(place) = place {
+                let (victim, moved) = self.requests.remove(place);
+                let cancelled = UrbResponse::with_status(victim.id, UrbStatus::SHUTDOWN);
+                front.handle_response(UrbResponse {
+                    actual_length: moved as u32,
+                    ..cancelled
+                });
+            }
+            front.handle_response(answer(request.id, 0));
+        }
+    }
+
+    fn run(&mut self, front: &mut Front, packets: usize) {
+        for _ in 0..packets {
+            let Some((request, moved)) = self.requests.first_mut() else {
+                return;
+            };
+            *moved += 64;
+            self.moved += 64;
+            if *moved == request.buffer_len() {
+                let (request, moved) = self.requests.remove(0);
+                front.handle_response(answer(request.id, moved as u32));
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stir {
+    Submit,
+    Send,
+    Run(usize),
+    Recall,
+    GoOn { moved: bool },
+}
+
+fn stir() -> impl Strategy<Value = Stir> {
+    prop_oneof![
+        6 => Just(Stir::Submit),
+        6 => Just(Stir::Send),
+        6 => (1usize..20).prop_map(Stir::Run),
+        2 => Just(Stir::Recall),
+        2 => any::<bool>().prop_map(|moved| Stir::GoOn { moved }),
+    ]
+}
+
+proptest! {
+    /// Whatever is recalled and wherever it stands: every byte is moved for one URB, in order, and no
+    /// driver sees that there was a suspend.
+    #[test]
+    fn a_recalled_stream_goes_on_where_it_stood(stirs in proptest::collection::vec(stir(), 0..200)) {
+        let mut front = plugged();
+        front.set_recalls(true);
+        let mut mover = Mover::default();
+        let (mut submitted, mut done) = (0, 0);
+        let mut check = |front: &mut Front| {
+            while let Some(completion) = front.next_completion() {
+                assert_eq!(completion.result, Ok(()));
+                assert_eq!(completion.tag, done, "out of order");
+                assert_eq!(completion.actual_length, 512);
+                done += 1;
+            }
+            done
+        };
+        for stir in stirs {
+            match stir {
+                Stir::Submit => {
+                    front.submit(submission(1, submitted, 0)).unwrap();
+                    submitted += 1;
+                }
+                Stir::Send => mover.take(&mut front),
+                Stir::Run(packets) => mover.run(&mut front, packets),
+                Stir::Recall => front.recall(true),
+                Stir::GoOn { moved } => {
+                    if moved {
+                        // A suspend that took place: all was answered before it.
+                        front.recall(true);
+                        mover.take(&mut front);
+                        prop_assert_eq!(front.in_flight(), 0);
+                        front.start_over();
+                    }
+                    front.thaw();
+                }
+            }
+            check(&mut front);
+            prop_assert_eq!(front.next_violation(), None);
+        }
+        front.thaw();
+        for _ in 0..submitted {
+            mover.take(&mut front);
+            mover.run(&mut front, 8);
+        }
+        prop_assert_eq!(check(&mut front), submitted);
+        prop_assert_eq!(mover.moved as u64, 512 * submitted);
+    }
+}
+
+#[test]
+fn a_control_transfer_that_was_recalled_and_cancelled_has_failed() {
+    let mut front = plugged();
+    front.set_recalls(true);
+    let mut control = submission(1, 7, 0);
+    control.request.kind = UrbKind::Control {
+        setup: usbif::Setup::new(0x80, 6, 0x0100, 0, 512),
+    };
+    front.submit(control).unwrap();
+    let request = front.next_request().unwrap();
+    front.recall(false);
+    assert_eq!(front.next_request(), None, "it has time to end by itself");
+    front.recall(true);
+    let unlink = front.next_request().unwrap();
+    assert_eq!(unlink.kind, UrbKind::Unlink { id: request.id });
+    front.handle_response(answer(unlink.id, 0));
+    front.handle_response(UrbResponse::with_status(request.id, UrbStatus::SHUTDOWN));
+    let completion = front.next_completion().unwrap();
+    assert_eq!(completion.result, Err(TransferError::Io));
+}

@@ -27,7 +27,14 @@ pub(super) enum Unlinking {
 
 #[derive(Debug)]
 pub(super) struct Entry {
+    /// The how manyth it is.
+    pub(super) order: u64,
+    /// What is left of it.
     pub(super) submission: Submission,
+    /// What of it is done.
+    pub(super) done: usize,
+    /// It is in flight, and the backend was asked for it because of a suspend.
+    pub(super) recalled: bool,
     pub(super) progress: Progress,
     pub(super) unlinking: Unlinking,
 }
@@ -35,14 +42,20 @@ pub(super) struct Entry {
 /// A table that keeps its memory: in steady state nothing is allocated.
 #[derive(Debug, Default)]
 pub(super) struct Urbs {
+    next: u64,
     entries: Vec<(u32, Option<Entry>)>,
     free: Vec<u32>,
 }
 
 impl Urbs {
     pub(super) fn insert(&mut self, submission: Submission) -> UrbHandle {
+        let order = self.next;
+        self.next += 1;
         let entry = Entry {
+            order,
             submission,
+            done: 0,
+            recalled: false,
             progress: Progress::Queued,
             unlinking: Unlinking::No,
         };
@@ -70,12 +83,21 @@ impl Urbs {
         }
     }
 
-    pub(super) fn remove(&mut self, urb: UrbHandle) -> Option<Submission> {
+    pub(super) fn remove(&mut self, urb: UrbHandle) -> Option<Entry> {
         self.get_mut(urb)?;
         let (generation, entry) = &mut self.entries[urb.index as usize];
         *generation = generation.wrapping_add(1);
         self.free.push(urb.index);
-        entry.take().map(|entry| entry.submission)
+        entry.take()
+    }
+
+    pub(super) fn get(&self, urb: UrbHandle) -> Option<&Entry> {
+        let (generation, entry) = self.entries.get(urb.index as usize)?;
+        entry.as_ref().filter(|_| *generation == urb.generation)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.entries.iter_mut().filter_map(|(_, e)| e.as_mut())
     }
 
     /// Places, in use or not.
@@ -84,12 +106,12 @@ impl Urbs {
     }
 
     /// The URB in a place.
-    pub(super) fn at(&self, index: u32) -> Option<(UrbHandle, &Submission)> {
+    pub(super) fn at(&self, index: u32) -> Option<(UrbHandle, &Entry)> {
         let (generation, entry) = self.entries.get(index as usize)?;
         let urb = UrbHandle {
             index,
             generation: *generation,
         };
-        entry.as_ref().map(|entry| (urb, &entry.submission))
+        entry.as_ref().map(|entry| (urb, entry))
     }
 }

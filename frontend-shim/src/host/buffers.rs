@@ -180,12 +180,22 @@ impl<G: Guest> Buffers<G> {
         }
     }
 
-    /// All grants are gone with the domain; the memory is not.
-    pub(super) fn grant_again(&mut self, guest: &G, backend: DomId) -> Result<(), HostError> {
+    /// All grants are gone with the domain; the memory is not. Answers the references that pages
+    /// in use had, with their new ones.
+    pub(super) fn grant_again(
+        &mut self,
+        guest: &G,
+        backend: DomId,
+    ) -> Result<Vec<(GrantRef, GrantRef)>, HostError> {
+        let mut anew = Vec::new();
         for buffer in self.buffers.iter_mut().flatten() {
+            let before = buffer.refs.clone();
             replace_pages(guest, backend, buffer)?;
+            if buffer.users > 0 {
+                anew.extend(before.into_iter().zip(buffer.refs.iter().copied()));
+            }
         }
-        Ok(())
+        Ok(anew)
     }
 
     /// Ends the grants of buffers that have been used and are not in use, and grants new pages.

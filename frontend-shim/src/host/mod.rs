@@ -29,6 +29,9 @@ use crate::{
 use buffers::Buffers;
 use link::Link;
 
+/// How long control transfers, which cannot be done in halves, have to end by themselves at a suspend.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Is told of every breach of the protocol by the backend.
 pub type ViolationHook = Box<dyn FnMut(&Violation) + Send>;
 
@@ -299,6 +302,37 @@ impl<G: Guest> UsbHost<G> {
         Ok(self.front.unlinks_unanswered())
     }
 
+    /// Before a suspend that drivers do not notice: asks the backend for all URBs and waits until it
+    /// has answered. Those that were cancelled go on after the suspend.
+    ///
+    /// # Errors
+    /// [`HostError::TimedOut`]: what is not answered by then fails when the domain has moved.
+    pub fn recall(&mut self, timeout: Duration) -> Result<(), HostError> {
+        let begin = Instant::now();
+        let mut with_control = false;
+        self.front.recall(with_control);
+        self.step()?;
+        while self.front.in_flight() > 0 || self.front.unlinks_unanswered() > 0 {
+            if self.front.is_dead() {
+                return Err(SubmitError::Dead.into());
+            }
+            if begin.elapsed() > timeout {
+                return Err(HostError::TimedOut(timeout));
+            }
+            if begin.elapsed() > CONTROL_TIMEOUT && !with_control {
+                with_control = true;
+                self.front.recall(with_control);
+            }
+            self.wait(timeout.min(CONTROL_TIMEOUT))?;
+        }
+        Ok(())
+    }
+
+    /// A suspend will [recall](Self::recall) what is in flight.
+    pub fn set_recalls(&mut self, recalls: bool) {
+        self.front.set_recalls(recalls);
+    }
+
     /// After a suspend that was cancelled: goes on with the old rings.
     pub fn thaw(&mut self) {
         self.front.thaw();
@@ -319,7 +353,11 @@ impl<G: Guest> UsbHost<G> {
         }
         self.guest = guest;
         self.backend = backend;
-        self.buffers.grant_again(&self.guest, backend)?;
+        let anew = self.buffers.grant_again(&self.guest, backend)?;
+        self.front.granted_anew(|gref| {
+            let found = anew.iter().find(|(before, _)| before.0 == gref);
+            found.map_or(gref, |(_, now)| now.0)
+        });
         self.front.thaw();
         Ok(())
     }

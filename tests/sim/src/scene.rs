@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use frontend_shim::{
-    BufferId, BufferSlice, Completion, ControlData, Device, HostError, IsochronousUrb, Target,
-    TransferError, Urb, UrbHandle,
+    BufferId, BufferSlice, Completion, ControlData, Device, HostError, IsochronousUrb, ResumeMode,
+    Target, TransferError, Urb, UrbHandle,
 };
 use usbif::{ISOC_PACKET_BYTES, IsocPacket, PortNumber, Setup, UrbKind};
 use xen::PAGE_SIZE;
@@ -36,17 +36,25 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Starts a rig with these `[[simulated]]` sections, from 0-2 on, and a guest.
+    /// Starts a rig with these `[[simulated]]` sections, from 0-2 on, and a guest with our frontend.
     ///
     /// # Errors
     /// What did not start.
     pub fn start(devices: &str) -> Result<Self> {
+        Self::start_as(devices, ResumeMode::default())
+    }
+
+    /// The same with a guest whose frontend does this on resume.
+    ///
+    /// # Errors
+    /// What did not start.
+    pub fn start_as(devices: &str, mode: ResumeMode) -> Result<Self> {
         programs::build()?;
         let rig = Rig::start(&RigOptions {
             devices: devices.to_owned(),
             ..RigOptions::default()
         })?;
-        let (domain, mut kernel) = Domain::create(&rig, 0, "guest")?;
+        let (domain, mut kernel) = Domain::create(&rig, 0, "guest", mode)?;
         let devices = rig.exporter.devices()?;
         let io = kernel.host().alloc_buffer(17 * PAGE_SIZE)?;
         Ok(Self {

@@ -43,9 +43,10 @@ fn stash(rig: &Rig, host: usize) -> StashCounters {
 #[test]
 fn keys_pressed_in_the_blackout_arrive() {
     let rig = rig();
-    for urbs in [1, 3] {
-        let name = format!("guest{urbs}");
-        let mut guest = Reader::start(&rig, &name, ResumeMode::Callback, urbs);
+    let (callback, recall) = (ResumeMode::Callback, ResumeMode::Recall);
+    for (urbs, mode) in [(1, callback), (3, callback), (1, recall), (3, recall)] {
+        let name = format!("guest{urbs}{mode:?}");
+        let mut guest = Reader::start(&rig, &name, mode, urbs);
         attach(&rig, &mut guest, &name);
         press(&rig, &[4, 5]);
         assert_eq!(guest.keys(2), [4, 5]);
@@ -90,8 +91,13 @@ fn pressed(seen: &[Seen]) -> Vec<u8> {
 
 #[test]
 fn keys_pressed_before_a_suspend_is_cancelled_arrive() {
+    before_a_suspend_is_cancelled(ResumeMode::Callback);
+    before_a_suspend_is_cancelled(ResumeMode::Recall);
+}
+
+fn before_a_suspend_is_cancelled(mode: ResumeMode) {
     let rig = rig();
-    let mut guest = Reader::start(&rig, "guest", ResumeMode::Callback, 2);
+    let mut guest = Reader::start(&rig, "guest", mode, 2);
     attach(&rig, &mut guest, "guest");
     let failing = MigrateOptions {
         failure: Some(Failure::BeforeGo),

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     let mode = if arguments.stock {
         ResumeMode::Stock
     } else {
-        ResumeMode::Callback
+        ResumeMode::default()
     };
     let options = Options {
         host_dir: arguments.host_dir,

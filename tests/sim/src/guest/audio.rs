@@ -221,6 +221,10 @@ impl Driver for Recorder {
         }
     }
 
+    fn suspended(&mut self) {
+        self.interrupted = true;
+    }
+
     fn completed(&mut self, host: &mut UsbHost<SimGuest>, completion: &Completion) -> Result<bool> {
         let mut urbs = self.in_flight.iter();
         let Some(at) = urbs.position(|(urb, _)| *urb == completion.urb) else {
@@ -350,6 +354,10 @@ impl Driver for Player {
         for playing in self.in_flight.iter().rev() {
             host.unlink(playing.urb);
         }
+    }
+
+    fn suspended(&mut self) {
+        self.interrupted = true;
     }
 
     fn completed(&mut self, host: &mut UsbHost<SimGuest>, completion: &Completion) -> Result<bool> {

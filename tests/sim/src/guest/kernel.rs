@@ -120,8 +120,13 @@ impl Kernel {
         Ok(request.as_deref() == Some("suspend"))
     }
 
+    /// Whether drivers notice nothing of a suspend, and take nothing back.
+    pub fn is_unnoticed(&self) -> bool {
+        self.frontend.mode().is_unnoticed()
+    }
+
     /// Tells the toolstack that its request was seen. Then the drivers take back what they
-    /// submitted.
+    /// submitted, unless they [notice nothing](Self::is_unnoticed).
     ///
     /// # Errors
     /// Those of xenstore.
@@ -129,7 +134,8 @@ impl Kernel {
         Ok(self.store.write("control/shutdown", "")?)
     }
 
-    /// Takes back all that is left, and waits for it. Its completions are there then.
+    /// Takes back all that is left, and waits for it. Its completions are there then, of URBs that
+    /// will not go on after the suspend.
     ///
     /// # Errors
     /// When the backend does not give it back.

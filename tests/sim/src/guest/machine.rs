@@ -161,6 +161,7 @@ impl Machine {
         Report {
             disconnects: counters.disconnects,
             duplicated: wrongs.duplicated,
+            unlinked: self.report.unlinked + counters.recalled,
             violations: wrongs.texts,
             ..self.report.clone()
         }
@@ -377,7 +378,7 @@ impl Machine {
     fn suspend(&mut self) -> Result<()> {
         self.meter.suspending();
         self.kernel.acknowledge_suspend()?;
-        if let Some(driver) = &self.driver {
+        if let Some(driver) = self.driver.as_ref().filter(|_| !self.kernel.is_unnoticed()) {
             driver.unlink(self.kernel.host());
         }
         self.kernel.freeze()?;

@@ -38,6 +38,9 @@ pub trait Driver: Send {
     /// Takes everything back, the last first, as the USB core does before a suspend.
     fn unlink(&mut self, host: &mut UsbHost<SimGuest>);
 
+    /// A suspend is about to happen that it does not notice. For what it counts.
+    fn suspended(&mut self) {}
+
     /// A URB is over; answers whether it was this driver's.
     ///
     /// # Errors
@@ -225,7 +228,13 @@ impl Worker {
     fn suspend(&mut self) -> Result<()> {
         self.shared.blackout.store(true, Ordering::SeqCst);
         self.kernel.acknowledge_suspend()?;
-        self.quiesce()?;
+        if self.kernel.is_unnoticed() {
+            self.kernel.freeze()?;
+            self.take_completions()?;
+            self.drivers.iter_mut().for_each(|d| d.suspended());
+        } else {
+            self.quiesce()?;
+        }
         let busy = !self.shared.quiet.load(Ordering::SeqCst);
         let (drivers, mut submitted) = (&mut self.drivers, Ok(()));
         let cancelled = self.kernel.suspend(|host| {

@@ -22,15 +22,15 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// `xl create`, and boots a kernel whose frontend has our module.
+    /// `xl create`, and boots a kernel whose frontend does this on resume.
     ///
     /// # Errors
     /// Those of the toolstack, or of the frontend.
-    pub fn create(rig: &Rig, host: usize, name: &str) -> Result<(Self, Kernel)> {
+    pub fn create(rig: &Rig, host: usize, name: &str, mode: ResumeMode) -> Result<(Self, Kernel)> {
         let xl = &rig.hosts[host].xl;
         let domid = xl.create(&DomainConfig::new(name))?;
         xl.unpause(domid)?;
-        let kernel = Kernel::boot(rig.hosts[host].dir(), domid, ResumeMode::Callback)?;
+        let kernel = Kernel::boot(rig.hosts[host].dir(), domid, mode)?;
         let name = name.to_owned();
         Ok((Self { name, host, domid }, kernel))
     }

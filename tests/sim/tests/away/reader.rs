@@ -363,7 +363,8 @@ impl Machine {
             open.submit(self.frontend.host());
         }
         self.frontend.host().step().unwrap();
-        if let Some(open) = &self.open {
+        let notices = !self.frontend.mode().is_unnoticed();
+        if let Some(open) = self.open.as_ref().filter(|_| notices) {
             for urb in open.in_flight.iter().rev().flatten() {
                 self.frontend.host().unlink(*urb);
             }

@@ -176,6 +176,8 @@ fn travel_along(mode: ResumeMode) {
             streamed.received >= streamed.sent && streamed.sent > 0
         })
     });
+    // At the end drivers take everything back themselves, and with it what just comes.
+    let dropped = typed.lock().unwrap().dropped + streamed.lock().unwrap().dropped;
     let kernel = workload.finish();
     if let Err(e) = &settled {
         let guest = kernel.as_ref().err().map(|e| format!("{e:#}"));

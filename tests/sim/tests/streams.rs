@@ -226,7 +226,6 @@ fn travel_along(mode: ResumeMode) {
     let streamed = streamed.lock().unwrap();
     assert!(streamed.lost <= streamed.dropped, "{streamed:?}");
     if mode.is_unnoticed() {
-        let dropped = typed.dropped + streamed.dropped;
         assert_eq!(
             (lost_keys, streamed.lost, dropped),
             (0, 0, 0),

@@ -3,6 +3,7 @@
 //! only its own thread busy.
 
 mod actor;
+mod allowance;
 mod data;
 mod device;
 mod handle;
@@ -11,6 +12,7 @@ mod poll;
 mod rings;
 mod serving;
 
+pub use allowance::Spent;
 pub use handle::{Adopted, Command, Device, Handle, Report, Setup, spawn};
 pub use rings::{RingDetails, RingError};
 pub use serving::{Attached, Outcome, Serving};

@@ -4,6 +4,7 @@
 mod adoption;
 mod controllers;
 mod leases;
+mod pace;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -15,12 +16,13 @@ use slog::{Logger, debug, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use transport::Identity;
 use xen::xenstore::{Endpoint, Error, WatchEvent, XenStore};
 use xen::{Backend, DomId};
 
 use self::leases::Gathered;
+use self::pace::{Look, Nodes, Pace};
 use crate::admin::{Admin, Entry};
 use crate::config::Config;
 use crate::controller::Command;
@@ -28,7 +30,7 @@ use crate::domain::{DOMAINS, Domain};
 use crate::exporter::Exporter;
 use crate::socket;
 use crate::state::StateDir;
-use crate::xenbus::{BACKENDS, Key};
+use crate::xenbus::{BACKENDS, Key, frontends};
 
 const TOKEN_BACKEND: &str = "backend";
 const TOKEN_DOMAINS: &str = "domains";
@@ -55,6 +57,8 @@ struct Daemon<B: Backend> {
     shutdown: BTreeMap<DomId, Option<String>>,
     /// Controllers that were told to end and may still hold the guest's pages.
     leaving: BTreeMap<Key, Rc<Entry>>,
+    /// How often each domain's nodes are looked at.
+    pace: Pace,
     state: StateDir,
 }
 
@@ -93,6 +97,7 @@ pub async fn serve<B: Backend>(
         expected: BTreeMap::new(),
         shutdown: BTreeMap::new(),
         leaving: BTreeMap::new(),
+        pace: Pace::default(),
         state,
     };
     daemon.watch().await.context("cannot watch xenstore")?;
@@ -105,6 +110,7 @@ pub async fn serve<B: Backend>(
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!(log, "ready");
     loop {
+        let due = daemon.pace.due();
         tokio::select! {
             event = watches.next() => match event {
                 Some(event) => daemon.watched(event).await,
@@ -114,6 +120,9 @@ pub async fn serve<B: Backend>(
             () = sleep(LOOK_AGAIN), if daemon.expects_arrivals() => daemon.look_again().await,
             Some((exporter, event)) = from_exporters.recv() => {
                 daemon.exporter_event(&exporter, event);
+            }
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                daemon.watch_due().await;
             }
             () = sleep(LEAVING_LOOK), if !daemon.leaving.is_empty() => daemon.forget_left(),
             _ = terminate.recv() => break,
@@ -152,17 +161,13 @@ impl<B: Backend> Daemon<B> {
     }
 
     async fn changed(&mut self, path: &str, token: &str) -> Result<(), Error> {
-        if let Some(domid) = token
-            .strip_prefix(TOKEN_FRONTEND)
-            .and_then(|d| d.parse().ok())
-        {
-            return self.frontend_changed(DomId(domid)).await;
-        }
-        if let Some(domid) = token
-            .strip_prefix(TOKEN_SHUTDOWN)
-            .and_then(|d| d.parse().ok())
-        {
-            return self.shutdown_changed(DomId(domid), path).await;
+        for (prefix, nodes) in [
+            (TOKEN_FRONTEND, Nodes::Frontend),
+            (TOKEN_SHUTDOWN, Nodes::Shutdown),
+        ] {
+            if let Some(domid) = token.strip_prefix(prefix).and_then(|d| d.parse().ok()) {
+                return self.guest_changed(DomId(domid), nodes).await;
+            }
         }
         if token == TOKEN_DOMAINS {
             return self.domains_changed().await;
@@ -231,8 +236,38 @@ impl<B: Backend> Daemon<B> {
         }
     }
 
-    async fn shutdown_changed(&mut self, domid: DomId, path: &str) -> Result<(), Error> {
-        let value = self.store.read_optional(path).await?;
+    /// A guest has written nodes of its own, which it may do without pause.
+    async fn guest_changed(&mut self, domid: DomId, nodes: Nodes) -> Result<(), Error> {
+        match (self.pace.may_look(domid, nodes, Instant::now()), nodes) {
+            (Look::Now, Nodes::Frontend) => self.frontend_changed(domid).await,
+            (Look::Now, Nodes::Shutdown) => self.shutdown_changed(domid).await,
+            (Look::Later, _) => {
+                debug!(self.log, "nodes change too often"; "domid" => domid.0, "nodes" => ?nodes);
+                let (path, token) = watched_nodes(domid, nodes);
+                self.store.unwatch(&path, &token).await
+            }
+            (Look::Waits, _) => Ok(()),
+        }
+    }
+
+    /// Watches nodes again that changed too often. The watch's own event has them looked at.
+    async fn watch_due(&mut self) {
+        let Some((domid, nodes)) = self.pace.take_due(Instant::now()) else {
+            return;
+        };
+        if nodes == Nodes::Shutdown {
+            // What it was before says nothing about what happened meanwhile.
+            self.shutdown.remove(&domid);
+        }
+        let (path, token) = watched_nodes(domid, nodes);
+        if let Err(e) = self.store.watch(&path, &token).await {
+            warn!(self.log, "xenstore: {}", e);
+        }
+    }
+
+    async fn shutdown_changed(&mut self, domid: DomId) -> Result<(), Error> {
+        let path = format!("{DOMAINS}/{domid}/control/shutdown");
+        let value = self.store.read_optional(&path).await?;
         // The guest clears the node as soon as it has read it, often before we have. So when it is
         // found cleared and was not set before, it was a suspend: else a guest shuts down, and then
         // nothing is lost by thinking so. The first event is the watch's own.
@@ -248,5 +283,16 @@ impl<B: Backend> Daemon<B> {
             }
         }
         Ok(())
+    }
+}
+
+/// Where nodes of a guest's own are watched, and the watch's token.
+fn watched_nodes(domid: DomId, nodes: Nodes) -> (String, String) {
+    match nodes {
+        Nodes::Frontend => (frontends(domid), format!("{TOKEN_FRONTEND}{domid}")),
+        Nodes::Shutdown => (
+            format!("{DOMAINS}/{domid}/control/shutdown"),
+            format!("{TOKEN_SHUTDOWN}{domid}"),
+        ),
     }
 }

@@ -13,7 +13,7 @@ use handoff::{Action, Event, State, step};
 use session::VmUuid;
 use session::client::Client;
 use session::frame::Kind;
-use slog::{Logger, debug, error, info};
+use slog::{Logger, debug, error, info, warn};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -23,6 +23,7 @@ use xen::Backend;
 use xen::xenstore::XenStore;
 
 use self::devices::Plugged;
+use super::allowance::{Allowance, Spent};
 use super::device::News;
 use super::handle::{Adopted, Command, Setup};
 use super::node::StateNode;
@@ -73,6 +74,7 @@ pub(super) struct Actor<B: Backend> {
     idle_since: Option<Instant>,
     full_since: Option<Instant>,
     polling: Polling,
+    allowance: Allowance,
 }
 
 impl<B: Backend> Actor<B> {
@@ -127,6 +129,7 @@ impl<B: Backend> Actor<B> {
             idle_since: None,
             full_since: None,
             polling: Polling::new(poll),
+            allowance: Allowance::new(Instant::now()),
         };
         match adopted {
             Some(adopted) => actor.adopt(adopted),
@@ -162,6 +165,7 @@ impl<B: Backend> Actor<B> {
             let quiescing = self.state == State::Quiescing;
             let looks = self.serving.borrow().polled;
             let give_again = self.give_again_at;
+            let paused = self.allowance.paused_until();
             tokio::select! {
                 command = inbox.recv() => match command {
                     Some(command) => self.command(command),
@@ -169,22 +173,29 @@ impl<B: Backend> Actor<B> {
                     None => return,
                 },
                 Some(news) = reports.recv() => self.device(news),
-                signalled = wait(&self.signal) => {
+                signalled = wait(&self.signal), if paused.is_none() => {
                     if let Err(e) = signalled {
                         error!(self.log, "event channel failed: {}", e);
                         self.signal = None;
                     }
-                    more = self.service();
+                    more = self.service(true);
                 }
                 () = completed.notified() => {
                     self.polling.moved(Moved::Completions, Instant::now());
                     self.look_again(false);
+                    self.account(0);
                 }
-                () = std::future::ready(()), if more || looks => {
+                () = std::future::ready(()), if (more || looks) && paused.is_none() => {
                     // The other tasks of this thread first.
                     tokio::task::yield_now().await;
                     self.look_again(true);
-                    more = self.service();
+                    more = self.service(false);
+                }
+                // Whatever it was that had to wait.
+                () = sleep_until(paused.unwrap_or_else(Instant::now)), if paused.is_some() => {
+                    self.allowance.go_on();
+                    self.watch_signal(true);
+                    more = self.service(false);
                 }
                 () = sleep(IDLE_FOR / 4), if quiescing => self.look_idle(),
                 () = sleep_until(give_again.unwrap_or_else(Instant::now)), if give_again.is_some() => {
@@ -196,7 +207,7 @@ impl<B: Backend> Actor<B> {
         if said || self.state == State::Abandoned {
             self.files.remove_own();
         }
-        info!(self.log, "controller ended"; "state" => %self.state);
+        info!(self.log, "controller ended"; "state" => %self.state, "pauses" => self.allowance.pauses());
         // The toolstack waits for the last state.
         self.node.finish().await;
     }
@@ -345,8 +356,8 @@ impl<B: Backend> Actor<B> {
         }
     }
 
-    /// Looks at the rings; true when there is more.
-    fn service(&mut self) -> bool {
+    /// Looks at the rings, perhaps because the frontend has signalled; true when there is more.
+    fn service(&mut self, signalled: bool) -> bool {
         let (outcome, activity, late) = {
             let mut serving = self.serving.borrow_mut();
             let outcome = serving.service();
@@ -367,6 +378,7 @@ impl<B: Backend> Actor<B> {
                 });
             }
         }
+        self.account(u32::from(signalled && !activity));
         match outcome {
             Ok(outcome) => {
                 self.watch_unlinked(&outcome);
@@ -376,6 +388,35 @@ impl<B: Backend> Actor<B> {
                 self.corrupt(corrupt);
                 false
             }
+        }
+    }
+
+    /// Takes note of what the guest has caused, and of so many events with nothing behind them.
+    fn account(&mut self, empty: u32) {
+        let mut spent = self.serving.borrow_mut().take_spent();
+        spent.useless += empty;
+        if spent == Spent::default() {
+            return;
+        }
+        let first = self.allowance.spend(spent, Instant::now());
+        if self.allowance.paused_until().is_some() {
+            self.watch_signal(false);
+        }
+        if first {
+            warn!(
+                self.log,
+                "the guest sends requests that cannot be carried out, or events without any, faster \
+                 than 250 in a second: its ring is looked at less often from now on"
+            );
+        }
+    }
+
+    fn watch_signal(&mut self, wanted: bool) {
+        if let Some(signal) = &mut self.signal
+            && let Err(e) = signal.set_watched(wanted)
+        {
+            error!(self.log, "event channel failed: {}", e);
+            self.signal = None;
         }
     }
 

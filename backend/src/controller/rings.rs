@@ -53,9 +53,17 @@ pub(super) struct Rings<B: Backend> {
     pub(super) channel: Rc<B::Channel>,
 }
 
+/// Whether the runtime looks at the channel's descriptor.
+enum Watched {
+    Yes(AsyncFd<OwnedFd>),
+    No(OwnedFd),
+    /// Watching it again has failed.
+    Lost,
+}
+
 /// Resolves whenever the frontend has signalled.
 pub struct Signal<B: Backend> {
-    watched: AsyncFd<OwnedFd>,
+    watched: Watched,
     channel: Rc<B::Channel>,
 }
 
@@ -67,18 +75,40 @@ impl<B: Backend> Signal<B> {
     pub fn new(channel: Rc<B::Channel>, port: EvtchnPort) -> Result<Self, RingError> {
         let failed = |source| RingError::Channel { port, source };
         let descriptor = channel.as_fd().try_clone_to_owned().map_err(failed)?;
-        // SAFETY: the descriptor is a duplicate of our own, owned by the AsyncFd and so open and
-        // the same for as long as that lives.
-        let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }
-            .map_err(|e| failed(e.into()))?;
+        let watched = Watched::Yes(watch(descriptor).map_err(failed)?);
         Ok(Self { watched, channel })
+    }
+
+    /// Leaves the channel alone, or takes notice of it again. Not asking for an event is not
+    /// enough: each one would still wake the thread.
+    ///
+    /// # Errors
+    /// When it cannot be watched again. It stays so.
+    pub fn set_watched(&mut self, wanted: bool) -> std::io::Result<()> {
+        self.watched = match (std::mem::replace(&mut self.watched, Watched::Lost), wanted) {
+            (Watched::Yes(watched), false) => Watched::No(watched.into_inner()),
+            // An event that came meanwhile is seen at once.
+            (Watched::No(descriptor), true) => Watched::Yes(watch(descriptor)?),
+            (as_it_is, _) => as_it_is,
+        };
+        Ok(())
     }
 
     /// Waits for an event and takes it.
     pub async fn wait(&self) -> std::io::Result<()> {
-        let mut guard = self.watched.readable().await?;
+        let Watched::Yes(watched) = &self.watched else {
+            return std::future::pending().await;
+        };
+        let mut guard = watched.readable().await?;
         // First, so that an event between the two is not forgotten.
         guard.clear_ready();
         self.channel.take_event().map(drop)
     }
+}
+
+fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is a duplicate of our own, owned by the AsyncFd and so open and the same
+    // for as long as that lives.
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    Ok(watched?)
 }

@@ -25,6 +25,7 @@ use usbif::{BadRequest, ConnResponse, PortNumber, RingCorrupt, UrbRequest, UrbRe
 use vusb_core::{Answers, Controller, Slot, UrbResult, Verdict};
 use xen::{Access, Backend, DomId, EventChannel, GrantError, RingPage};
 
+use super::allowance::Spent;
 use super::rings::{RingDetails, RingError, Rings};
 use crate::state::ControllerJournal;
 use crate::totals::Totals;
@@ -95,6 +96,8 @@ pub struct Serving<B: Backend> {
     answered: Recent,
     /// Requests taken since it was last asked.
     activity: bool,
+    /// What the guest made of them since then.
+    spent: Spent,
 }
 
 /// What came of a look at the rings.
@@ -143,6 +146,7 @@ impl<B: Backend> Serving<B> {
             completions: Rc::default(),
             answered: Recent::default(),
             activity: false,
+            spent: Spent::default(),
         }
     }
 
@@ -198,6 +202,11 @@ impl<B: Backend> Serving<B> {
     /// Whether a request was taken since the last call.
     pub fn take_activity(&mut self) -> bool {
         std::mem::take(&mut self.activity)
+    }
+
+    /// What came of requests since the last call.
+    pub fn take_spent(&mut self) -> Spent {
+        std::mem::take(&mut self.spent)
     }
 
     /// Requests that were taken and are not answered.
@@ -322,8 +331,12 @@ impl<B: Backend> Serving<B> {
             self.crossed_over(port, number);
         }
         match verdict {
-            Verdict::Answer(response) => self.push(record, &response),
+            Verdict::Answer(response) => {
+                self.spent.useless += 1;
+                self.push(record, &response);
+            }
             Verdict::AnswerBoth(slot, answers) => {
+                self.spent.useless += 1;
                 self.records[slot.index()].1 = record;
                 self.answer(slot, answers);
             }

@@ -7,12 +7,13 @@ use tokio::task::spawn_local;
 use xen::xenstore::Error;
 use xen::{Backend, DomId, EvtchnPort, GrantRef};
 
-use super::{Daemon, TOKEN_FRONTEND, TOKEN_SHUTDOWN};
+use super::pace::Nodes;
+use super::{Daemon, watched_nodes};
 use crate::admin::Entry;
 use crate::controller::{self, Adopted, Command, RingDetails, Setup};
-use crate::domain::{DOMAINS, Domain};
+use crate::domain::Domain;
 use crate::state::{ControllerFiles, ControllerJournal};
-use crate::xenbus::{BACKENDS, Key, XenbusState, frontends};
+use crate::xenbus::{BACKENDS, Key, XenbusState};
 
 impl<B: Backend> Daemon<B> {
     pub(super) async fn backends_changed(&mut self) -> Result<(), Error> {
@@ -134,16 +135,10 @@ impl<B: Backend> Daemon<B> {
         self.admin.insert(key, Entry::new(handle, domain.clone()));
         if first {
             let domid = key.domid;
-            let set = async {
-                self.store
-                    .watch(&frontends(domid), &format!("{TOKEN_FRONTEND}{domid}"))
-                    .await?;
-                let shutdown = format!("{DOMAINS}/{domid}/control/shutdown");
-                self.store
-                    .watch(&shutdown, &format!("{TOKEN_SHUTDOWN}{domid}"))
-                    .await
-            };
-            set.await?;
+            for nodes in [Nodes::Frontend, Nodes::Shutdown] {
+                let (path, token) = watched_nodes(domid, nodes);
+                self.store.watch(&path, &token).await?;
+            }
         }
         Ok(true)
     }
@@ -157,12 +152,13 @@ impl<B: Backend> Daemon<B> {
         self.leaving.insert(key, entry);
         let domid = key.domid;
         if self.admin.controllers_of(domid).is_empty() {
-            let frontend = format!("{TOKEN_FRONTEND}{domid}");
-            let shutdown = format!("{TOKEN_SHUTDOWN}{domid}");
-            let path = format!("{DOMAINS}/{domid}/control/shutdown");
-            let _ = self.store.unwatch(&frontends(domid), &frontend).await;
-            let _ = self.store.unwatch(&path, &shutdown).await;
+            for nodes in [Nodes::Frontend, Nodes::Shutdown] {
+                let (path, token) = watched_nodes(domid, nodes);
+                // Not there while it is not watched for changing too often.
+                let _ = self.store.unwatch(&path, &token).await;
+            }
             self.shutdown.remove(&domid);
+            self.pace.forget(domid);
         }
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Child processes that never outlive their parent.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -65,6 +66,27 @@ impl Process {
         let number = line.and_then(|l| l.trim().strip_suffix("kB"));
         let number = number.with_context(|| format!("no VmRSS in {path}"))?;
         Ok(number.trim().parse()?)
+    }
+
+    /// The processor time that its threads have used so far, by their names.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn thread_times(&self) -> Result<BTreeMap<String, Duration>> {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let mut times: BTreeMap<String, Duration> = BTreeMap::new();
+        for task in std::fs::read_dir(&tasks).context("the process has ended")? {
+            let task = task?.path();
+            // A thread may end while we look.
+            let read = |file: &str| std::fs::read_to_string(task.join(file)).ok();
+            let Some((name, times_of)) = read("comm").zip(read("schedstat")) else {
+                continue;
+            };
+            let ran_ns = times_of.split(' ').next().and_then(|n| n.parse().ok());
+            let ran = Duration::from_nanos(ran_ns.context("no time in schedstat")?);
+            *times.entry(name.trim_end().to_owned()).or_default() += ran;
+        }
+        Ok(times)
     }
 
     /// Waits for a line on its standard output that starts with `word`.

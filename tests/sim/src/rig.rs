@@ -45,8 +45,14 @@ pub struct RigOptions {
     /// How long the exporter keeps a device for a VM whose domain is gone, in seconds; its default
     /// otherwise.
     pub hold_seconds: Option<u64>,
+    /// The same for a VM that was saved, as the exporter's configuration says it.
+    pub saved_hold_seconds: Option<String>,
     /// The exporter's port; one that is free by default.
     pub exporter_port: Option<u16>,
+    /// More keys of the hosts' `[[exporter]]` section.
+    pub on_unreachable: String,
+    /// Keys of the hosts' `[hand-off]` section.
+    pub hand_off: String,
     /// The `[[allow]]` sections of the exporter's configuration.
     pub policy: String,
     /// More `[[simulated]]` sections for the exporter: the disk is at 0-1, these from 0-2 on.
@@ -65,6 +71,9 @@ impl Default for RigOptions {
             exporter_address: None,
             second_host_address: None,
             hold_seconds: None,
+            saved_hold_seconds: None,
+            on_unreachable: String::new(),
+            hand_off: String::new(),
             exporter_port: None,
             policy: "[[allow]]\ndevice = \"*\"\nvm = \"*\"\nhost = \"*\"\n".into(),
             devices: String::new(),
@@ -125,7 +134,16 @@ impl Rig {
                 Some(other) if index > 0 => other,
                 _ => &address,
             };
-            hosts.push(Host::start(dir, &logs, name, first_domid, seed, address)?);
+            let more = (options.hand_off.as_str(), options.on_unreachable.as_str());
+            hosts.push(Host::start(
+                dir,
+                &logs,
+                name,
+                first_domid,
+                seed,
+                address,
+                more,
+            )?);
         }
         let rig = Self {
             hosts,

@@ -31,6 +31,7 @@ impl<B: Backend<Mapping: Clone>> Clone for Serving<B> {
             completions: std::rc::Rc::default(),
             answered: self.answered.clone(),
             activity: self.activity,
+            spent: self.spent,
         }
     }
 }

@@ -78,6 +78,15 @@ impl<B: Backend> Serving<B> {
         self.flush();
     }
 
+    /// Resets the device; requests to it are held until that is done.
+    pub fn start_over(&mut self, port: PortNumber) {
+        if self.client(port).is_some() {
+            self.core.hold(port);
+            self.note_ports();
+            self.reset(port);
+        }
+    }
+
     pub(super) fn count(&mut self, port: PortNumber, more: Counters) {
         self.place.totals.add(&more);
         if let Some(attached) = self.at_mut(port) {
@@ -209,6 +218,11 @@ impl<B: Backend> Serving<B> {
             completion.actual_length,
             body,
         );
+        // A device has done it; where the guest has no page for its data, in vain.
+        match copied.is_ok() {
+            true => self.spent.useful += 1,
+            false => self.spent.useless += 1,
+        }
         if let Err(e) = copied {
             warn!(self.place.log, "URB's data lost"; "id" => urb.request.id, "error" => %e);
             result = UrbResult::failed(UrbStatus::INVAL);
@@ -306,6 +320,7 @@ impl<B: Backend> Serving<B> {
                 );
             }
             Err(e) => {
+                self.spent.useless += 1;
                 warn!(self.place.log, "URB refused"; "id" => request.id, "error" => %e);
                 self.finish(slot, UrbResult::failed(UrbStatus::INVAL));
             }

@@ -35,8 +35,11 @@ impl Exporter {
         let control = dir.join("simulated.sock");
         let hold = options.hold_seconds;
         let hold = hold.map_or_else(String::new, |s| format!("hold_seconds = {s}\n"));
+        let saved_hold = options.saved_hold_seconds.as_deref();
+        let saved_hold =
+            saved_hold.map_or_else(String::new, |s| format!("saved_hold_seconds = {s}\n"));
         let text = format!(
-            "{hold}name = \"{EXPORTER}\"\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n\
+            "{hold}{saved_hold}name = \"{EXPORTER}\"\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n\
              simulated_control = \"{}\"\n{}{}\
              [usb]\nenabled = false\n\
              [[simulated]]\nkind = \"disk\"\nfile = \"{}\"\nsize_mib = 64\n{}",

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! A host of a rig: `xen-sim` and `vusbd-sim`.
 
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use xen_sim::toolstack::Toolstack;
@@ -37,6 +39,7 @@ impl Host {
         first_domid: u16,
         seed: u64,
         exporter: &str,
+        (hand_off, of_exporter): (&str, &str),
     ) -> Result<Self> {
         let dir = rig_dir.join(name);
         let mut command = Command::new(programs::path("xen-sim")?);
@@ -51,7 +54,8 @@ impl Host {
         let socket = dir.join("vusbd.sock");
         let config = dir.join("vusbd.toml");
         let text = format!(
-            "socket = \"{}\"\n{}[[exporter]]\nname = \"{EXPORTER}\"\naddress = \"{exporter}\"\n",
+            "socket = \"{}\"\n{}[hand-off]\n{hand_off}\n[[exporter]]\nname = \"{EXPORTER}\"\n\
+             address = \"{exporter}\"\n{of_exporter}\n",
             socket.display(),
             tls_section(rig_dir, name),
         );
@@ -152,6 +156,15 @@ impl Host {
     /// When it does not run.
     pub fn vusbd_rss_kib(&self) -> Result<u64> {
         self.vusbd().rss_kib()
+    }
+
+    /// The processor time that each thread of its vusbd has used so far, by name: a controller's is
+    /// `vusb-DOMID-DEVID`.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn vusbd_thread_times(&self) -> Result<BTreeMap<String, Duration>> {
+        self.vusbd().thread_times()
     }
 
     /// What vusbd has logged.

@@ -71,6 +71,7 @@ pub struct RawFrontend {
     channel: GuestChannel,
     produced: u32,
     consumed: u32,
+    refs: [GrantRef; 2],
 }
 
 impl RawFrontend {
@@ -92,6 +93,7 @@ impl RawFrontend {
             channel,
             produced: 0,
             consumed: 0,
+            refs,
         };
         let port = frontend.channel.local_port();
         frontend.publish(refs[0], refs[1], &port.to_string());
@@ -112,12 +114,35 @@ impl RawFrontend {
             std::mem::replace(&mut self.conn, conn),
         ];
         self.channel = channel;
+        self.refs = refs;
         (self.produced, self.consumed) = (0, 0);
         for page in old {
             assert!(self.guest.end_access(page), "a closed backend has no pages");
         }
         self.publish(refs[0], refs[1], &port.to_string());
         self.wait_for_state(&["4"]);
+    }
+
+    /// Closes the controller and connects it with the same rings and the same channel, without
+    /// waiting for anybody.
+    pub fn reconnect_blindly(&mut self) {
+        self.switch("6");
+        self.switch("1");
+        (self.produced, self.consumed) = (0, 0);
+        let port = self.channel.local_port().to_string();
+        self.publish(self.refs[0], self.refs[1], &port);
+    }
+
+    /// Takes all answers that there are without looking at them. How many more are to come.
+    pub fn skip_answers(&mut self) -> u32 {
+        self.consumed = self.urb.load_acquire(RSP_PROD);
+        self.produced.wrapping_sub(self.consumed)
+    }
+
+    /// Has the next answer signalled.
+    pub fn ask_for_event(&self) {
+        self.urb
+            .store_release(RSP_EVENT, self.consumed.wrapping_add(1));
     }
 
     /// Sets the frontend's state.
@@ -198,6 +223,12 @@ impl RawFrontend {
             self.urb.write(at, &request.encode());
             self.produced = self.produced.wrapping_add(1);
         }
+        self.show(self.produced);
+    }
+
+    /// Shows so many slots more, whatever is in them.
+    pub fn push_unwritten(&mut self, count: u32) {
+        self.produced = self.produced.wrapping_add(count);
         self.show(self.produced);
     }
 

@@ -16,8 +16,13 @@ pub struct Scene {
 impl Scene {
     /// A guest at work on the disk, and beside it one that is up to no good.
     pub fn new() -> Self {
+        Self::with(&RigOptions::default())
+    }
+
+    /// The same on this rig.
+    pub fn with(options: &RigOptions) -> Self {
         programs::build().unwrap();
-        let rig = Rig::start(&RigOptions::default()).unwrap();
+        let rig = Rig::start(options).unwrap();
         let mut neighbour = Guest::start(&rig, 0, &GuestOptions::new("neighbour")).unwrap();
         rig.attach_disk(&neighbour).unwrap();
         neighbour.wait_ready().unwrap();

@@ -145,6 +145,7 @@ impl<B> Admin<B> {
                 .detach(&domain, controller, port)
                 .await
                 .map(|a| Response::Detached(Box::new(a))),
+            Request::Release { exporter, device } => self.take_away(&exporter, &device).await,
             Request::List => Ok(Response::Attachments(self.attachments().await)),
             Request::Status => Ok(Response::Status(Box::new(self.status().await))),
             Request::Check { domain } => self.check(&domain).await.map(Response::Check),
@@ -229,6 +230,44 @@ impl<B> Admin<B> {
         let attachments = self.attachments_of(key, &entry).await;
         let found = attachments.into_iter().find(|a| a.port == port.get());
         found.ok_or_else(|| "the device was lost again at once; see vusbd's log".into())
+    }
+
+    /// Ends the lease of a VM that is gone. One that runs somewhere keeps its device.
+    async fn take_away(
+        &self,
+        exporter: &str,
+        device: &DeviceSelector,
+    ) -> Result<Response, Refused> {
+        let reply = self.exporter(exporter)?.ask(Ask::Leases { vm: None }).await;
+        let Reply::Leases(leases) = reply.map_err(|e| e.to_string())? else {
+            return Err(self.exporter(exporter)?.nonsense().to_string());
+        };
+        let mut found = leases.into_iter().filter(|l| device.matches(&l.device));
+        let lease = match (found.next(), found.next()) {
+            (None, _) => return Err(format!("nobody holds {exporter}/{device}")),
+            (Some(lease), None) => lease,
+            (Some(_), Some(_)) => {
+                return Err(format!(
+                    "several devices are {exporter}/{device}; name one by its place, as `xl-vusb \
+                     devices` shows it"
+                ));
+            }
+        };
+        if !lease.phase.is_orphaned() {
+            return Err(format!(
+                "{exporter}/{} is held by {} for VM {}, which is not gone; `xl-vusb detach {} {}` \
+                 there",
+                lease.device.id, lease.holder, lease.vm_name, lease.vm_name, lease.port
+            ));
+        }
+        self.release(exporter, &lease).await?;
+        info!(self.log, "device taken away from a VM that is gone"; "vm" => &lease.vm_name,
+            "device" => format!("{exporter}/{}", lease.device.id));
+        Ok(Response::Released {
+            exporter: exporter.to_owned(),
+            device: Box::new(lease.device),
+            vm_name: lease.vm_name,
+        })
     }
 
     /// Gives back a lease that could not be used, under the newest epoch it may have reached.

@@ -6,7 +6,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use session::lease::{Allow, Policy};
+use session::lease::{Allow, HoldTimes, Policy};
+
+mod hold;
+#[cfg(test)]
+mod tests;
+
+pub use hold::HoldTime;
 
 /// Where the configuration is unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/xen-vusb/exporter.toml";
@@ -26,6 +32,9 @@ pub struct Config {
     /// How long a device waits for its VM after the VM's domain is gone.
     #[serde(default = "default_hold_seconds")]
     pub hold_seconds: u64,
+    /// How long it waits for a VM that was suspended first, and so can be restored.
+    #[serde(default = "default_saved_hold_seconds")]
+    pub saved_hold_seconds: HoldTime,
     /// Our certificate.
     #[serde(default)]
     pub tls: Tls,
@@ -57,13 +66,20 @@ pub struct Tls {
 
 impl Default for Tls {
     fn default() -> Self {
-        let dir = Path::new("/etc/xen-vusb/tls");
+        let dir = tls_dir();
         Self {
             ca: dir.join("ca.crt"),
             cert: dir.join("host.crt"),
             key: dir.join("host.key"),
         }
     }
+}
+
+/// Where systemd shows the service its certificate, and nobody else, or where the certificate is.
+fn tls_dir() -> PathBuf {
+    let shown = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let shown = shown.filter(|dir| dir.join("host.key").exists());
+    shown.unwrap_or_else(|| PathBuf::from("/etc/xen-vusb/tls"))
 }
 
 /// `[[simulated]]`.
@@ -170,6 +186,11 @@ fn default_hold_seconds() -> u64 {
     60
 }
 
+/// A week: whoever saves a guest on a Friday restores it on a Monday.
+fn default_saved_hold_seconds() -> HoldTime {
+    HoldTime::Seconds(7 * 24 * 60 * 60)
+}
+
 fn default_size_mib() -> u64 {
     64
 }
@@ -272,6 +293,14 @@ impl Config {
         Ok(())
     }
 
+    /// How long leases wait for their VMs.
+    pub fn hold_times(&self) -> HoldTimes {
+        HoldTimes {
+            gone_ms: self.hold_seconds.saturating_mul(1000),
+            saved_ms: self.saved_hold_seconds.ms(),
+        }
+    }
+
     /// The rules.
     pub fn policy(&self) -> Policy {
         Policy {
@@ -279,6 +308,3 @@ impl Config {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

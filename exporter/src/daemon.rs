@@ -79,8 +79,12 @@ impl Daemon {
             log,
         } = self;
         let store = Store::open(&config.state_dir)?;
-        let hold = Duration::from_secs(config.hold_seconds);
-        let hub = Hub::new(log.clone(), config.policy(), hold, store.clone())?;
+        let hub = Hub::new(
+            log.clone(),
+            config.policy(),
+            config.hold_times(),
+            store.clone(),
+        )?;
         let hub = Rc::new(hub);
         for (at, simulated) in config.simulated.iter().enumerate() {
             let device =

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use session::control::{Acquire, Event, Refusal, Reply, Request};
-use session::lease::{Change, Claimant, LeaseTable};
+use session::lease::{Change, Claimant, HoldTimes, LeaseTable};
 use session::open::{How, Open, Opened};
 use session::{DeviceId, DeviceInfo, Epoch, Lease, VmUuid};
 use slog::{Logger, info, warn};
@@ -51,11 +51,10 @@ impl Hub {
     pub(crate) fn new(
         log: Logger,
         policy: session::lease::Policy,
-        hold: Duration,
+        hold: HoldTimes,
         store: Store,
     ) -> anyhow::Result<Self> {
-        let hold_ms = u64::try_from(hold.as_millis()).unwrap_or(u64::MAX);
-        let table = LeaseTable::restore(policy, hold_ms, store.load()?, 0);
+        let table = LeaseTable::restore(policy, hold, store.load()?, 0);
         Ok(Self {
             log,
             started: Instant::now(),

@@ -47,6 +47,12 @@ pub enum Command {
     Attach(Attach),
     /// Detach the device at a port
     Detach(Detach),
+    /// Take a device away from a VM that is gone: destroyed, or saved and not to be restored
+    Release {
+        /// EXPORTER/BUS-PORT or EXPORTER/VID:PID[:SERIAL]
+        #[arg(value_parser = DeviceName::from_str)]
+        device: DeviceName,
+    },
     /// List what is attached to this host's domains
     List,
     /// Show all that vusbd knows: exporters, controllers, attachments

@@ -124,6 +124,7 @@ pub(crate) async fn ask(socket: &Path, request: &Request) -> Result<Response, Ru
         | (Request::Devices, Response::Devices { .. })
         | (Request::Attach { .. }, Response::Attached(_))
         | (Request::Detach { .. }, Response::Detached(_))
+        | (Request::Release { .. }, Response::Released { .. })
         | (Request::List, Response::Attachments(_))
         | (Request::Status, Response::Status(_))
         | (Request::Check { .. }, Response::Check(_)) => Ok(response),
@@ -157,6 +158,10 @@ fn request(command: &Command) -> Result<Request, RunError> {
             domain: domain.clone(),
             controller: *controller,
             port: *port,
+        },
+        Command::Release { device } => Request::Release {
+            exporter: device.exporter.as_str().to_owned(),
+            device: device.device.clone(),
         },
         Command::List => Request::List,
         Command::Status => Request::Status,

@@ -25,6 +25,16 @@ pub fn text(response: &Response) -> String {
             place(attachment, "to"),
             migration(attachment)
         ),
+        Response::Released {
+            exporter,
+            device,
+            vm_name,
+        } => format!(
+            "released {exporter}/{} ({}), which {} had\n",
+            device.id,
+            printable(&device.name),
+            printable(vm_name)
+        ),
         Response::Detached(attachment) => format!("detached {}\n", place(attachment, "from")),
         Response::Attachments(attachments) => attachment_table(attachments),
         Response::Status(status) => status_text(status),
@@ -294,6 +304,7 @@ fn phase(phase: LeasePhase) -> &'static str {
         LeasePhase::Serving => "serving",
         LeasePhase::Frozen => "frozen",
         LeasePhase::Orphaned => "orphaned",
+        LeasePhase::Saved => "saved",
         LeasePhase::Disconnected => "disconnected",
     }
 }

@@ -47,6 +47,13 @@ pub enum Request {
         /// Port.
         port: u8,
     },
+    /// Takes a device away from a VM that is gone: destroyed, or saved. [`Response::Released`].
+    Release {
+        /// The exporter's name.
+        exporter: String,
+        /// The device there, as text.
+        device: DeviceSelector,
+    },
     /// What is attached where. [`Response::Attachments`].
     List,
     /// Everything the daemon knows of itself. [`Response::Status`].
@@ -75,6 +82,15 @@ pub enum Response {
     Attached(Box<Attachment>),
     /// See [`Request::Detach`].
     Detached(Box<Attachment>),
+    /// See [`Request::Release`].
+    Released {
+        /// The exporter's name.
+        exporter: String,
+        /// The device.
+        device: Box<DeviceInfo>,
+        /// The name of the VM that had it.
+        vm_name: String,
+    },
     /// See [`Request::List`].
     Attachments(Vec<Attachment>),
     /// See [`Request::Status`].

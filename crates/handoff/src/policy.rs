@@ -28,7 +28,7 @@ pub fn verdict(lease: &Lease, me: &Holder, arrives: bool) -> Incoming {
         LeasePhase::Serving | LeasePhase::Frozen => true,
         // A host that died looks the same.
         LeasePhase::Disconnected => arrives,
-        LeasePhase::Orphaned => false,
+        LeasePhase::Orphaned | LeasePhase::Saved => false,
     };
     let on_its_way = lease.holder != *me && has_source;
     match lease.on_migrate {
@@ -105,7 +105,11 @@ mod tests {
 
     #[test]
     fn a_restored_guest_is_not_refused() {
-        for phase in [LeasePhase::Orphaned, LeasePhase::Disconnected] {
+        for phase in [
+            LeasePhase::Orphaned,
+            LeasePhase::Saved,
+            LeasePhase::Disconnected,
+        ] {
             let lease = lease(OnMigrate::Refuse, phase, false);
             assert_eq!(verdict(&lease, &holder("b", 1), false), Incoming::Replug);
         }

@@ -53,7 +53,7 @@ pub enum Kind {
     Freeze = 6,
     /// Backend: the suspend was cancelled; the lease is Serving again.
     Thaw = 7,
-    /// Backend: the domain is gone; the lease is Orphaned and the hold time starts.
+    /// Backend: the domain is gone; the lease is Orphaned, or Saved after a Freeze, and the hold time starts.
     Orphan = 8,
     /// Backend: reset the device (USB 2.0 §7.1.7.5). Completes like a transfer.
     Reset = 9,

@@ -78,6 +78,36 @@ pub enum Change {
     Disconnect,
 }
 
+/// How long a lease waits for its VM when the VM's domain is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HoldTimes {
+    /// Where it was destroyed, rebooted or crashed, in milliseconds.
+    pub gone_ms: u64,
+    /// Where it was suspended first, as `xl save` does, in milliseconds; `None` for ever.
+    pub saved_ms: Option<u64>,
+}
+
+/// The same for both, in milliseconds.
+impl From<u64> for HoldTimes {
+    fn from(hold_ms: u64) -> Self {
+        Self {
+            gone_ms: hold_ms,
+            saved_ms: Some(hold_ms),
+        }
+    }
+}
+
+impl HoldTimes {
+    fn deadline_ms(self, phase: LeasePhase, now_ms: u64) -> Option<u64> {
+        let hold_ms = match phase {
+            LeasePhase::Saved => self.saved_ms?,
+            LeasePhase::Orphaned => self.gone_ms,
+            _ => return None,
+        };
+        Some(now_ms.saturating_add(hold_ms))
+    }
+}
+
 #[derive(Clone, Debug, Hash)]
 struct Entry {
     lease: Lease,
@@ -91,18 +121,18 @@ struct Entry {
 #[derive(Clone, Debug, Hash)]
 pub struct LeaseTable {
     policy: Policy,
-    hold_ms: u64,
+    hold: HoldTimes,
     epoch: Epoch,
     entries: BTreeMap<DeviceId, Entry>,
     changes: u64,
 }
 
 impl LeaseTable {
-    /// A table without leases. An orphaned lease is released after `hold_ms`.
-    pub fn new(policy: Policy, hold_ms: u64) -> Self {
+    /// A table without leases. An orphaned lease is released after its hold time.
+    pub fn new(policy: Policy, hold: impl Into<HoldTimes>) -> Self {
         Self {
             policy,
-            hold_ms,
+            hold: hold.into(),
             epoch: Epoch::default(),
             entries: BTreeMap::new(),
             changes: 0,
@@ -110,20 +140,20 @@ impl LeaseTable {
     }
 
     /// A table with the leases of before. Nobody is connected; the hold time of orphans starts anew.
-    pub fn restore(policy: Policy, hold_ms: u64, saved: Saved, now_ms: u64) -> Self {
-        let mut table = Self::new(policy, hold_ms);
+    pub fn restore(policy: Policy, hold: impl Into<HoldTimes>, saved: Saved, now_ms: u64) -> Self {
+        let mut table = Self::new(policy, hold);
         let highest = saved.leases.iter().map(|l| l.epoch).max();
         table.epoch = saved.epoch.max(highest.unwrap_or_default());
         table.epoch.0 = table.epoch.0.saturating_add(UNSAVED_EPOCHS);
         for mut lease in saved.leases {
             lease.epoch = table.raise();
-            let orphaned = lease.phase == LeasePhase::Orphaned;
+            let orphaned = lease.phase.is_orphaned();
             if !orphaned {
                 lease.phase = LeasePhase::Disconnected;
             }
             let entry = Entry {
                 frozen: orphaned,
-                deadline_ms: orphaned.then(|| now_ms.saturating_add(hold_ms)),
+                deadline_ms: table.hold.deadline_ms(lease.phase, now_ms),
                 lease,
             };
             table.entries.insert(entry.lease.device.id.clone(), entry);
@@ -324,7 +354,7 @@ impl LeaseTable {
         }
         entry.lease.frontend_resumes = frontend_resumes;
         // An orphan stays one: its domain does not come back with the connection.
-        if entry.deadline_ms.is_none() {
+        if !entry.lease.phase.is_orphaned() {
             entry.lease.phase = match entry.frozen {
                 true => LeasePhase::Frozen,
                 false => LeasePhase::Serving,
@@ -361,11 +391,11 @@ impl LeaseTable {
     /// What happened at the holder, or to its connection. Returns whether it changed the lease;
     /// what a superseded epoch has to say changes nothing.
     pub fn apply(&mut self, device: &DeviceId, epoch: Epoch, change: Change, now_ms: u64) -> bool {
-        let hold_ms = self.hold_ms;
+        let hold = self.hold;
         let Some(entry) = self.current(device, epoch) else {
             return false;
         };
-        let orphaned = entry.deadline_ms.is_some();
+        let orphaned = entry.lease.phase.is_orphaned();
         let phase = match change {
             Change::Freeze if !orphaned => {
                 entry.frozen = true;
@@ -377,15 +407,19 @@ impl LeaseTable {
                 LeasePhase::Serving
             }
             Change::Orphan if !orphaned => {
-                entry.deadline_ms = Some(now_ms.saturating_add(hold_ms));
-                LeasePhase::Orphaned
+                let phase = match entry.frozen {
+                    true => LeasePhase::Saved,
+                    false => LeasePhase::Orphaned,
+                };
+                entry.deadline_ms = hold.deadline_ms(phase, now_ms);
+                phase
             }
             Change::Disconnect if !orphaned => LeasePhase::Disconnected,
-            Change::Freeze | Change::Orphan | Change::Disconnect => LeasePhase::Orphaned,
+            Change::Freeze | Change::Orphan | Change::Disconnect => entry.lease.phase,
         };
         let changed = entry.lease.phase != phase;
         entry.lease.phase = phase;
-        if changed && (orphaned || phase == LeasePhase::Orphaned) {
+        if changed && (orphaned || phase.is_orphaned()) {
             self.changes += 1;
         }
         changed

@@ -279,6 +279,16 @@ pub enum LeasePhase {
     Orphaned,
     /// The holder's connection was lost; it may come back or be superseded.
     Disconnected,
+    /// The holder said that its domain is gone, after it had said that the guest is suspended: it
+    /// was saved. Waits for a claim, at most the hold time of saved guests.
+    Saved,
+}
+
+impl LeasePhase {
+    /// Whether the domain is gone, and somebody is waited for to claim the lease.
+    pub fn is_orphaned(self) -> bool {
+        matches!(self, Self::Orphaned | Self::Saved)
+    }
 }
 
 /// A device lent to a VM.

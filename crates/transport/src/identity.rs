@@ -133,13 +133,21 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
         .permissions()
         .mode()
         & 0o7777;
-    if mode & 0o077 != 0 {
+    // A credential of systemd's belongs to root, and an ACL lets the service read it, which shows as
+    // the group's permission.
+    let allowed = if is_credential(path) { 0o040 } else { 0 };
+    if mode & 0o077 & !allowed != 0 {
         return Err(Error::ReadableByOthers {
             path: path.to_owned(),
             mode,
         });
     }
     PrivateKeyDer::from_pem_slice(&pem).map_err(|e| not_pem(what, path, e))
+}
+
+/// Whether a file was given to this service, and to no other, by systemd (`LoadCredential=`).
+fn is_credential(path: &Path) -> bool {
+    std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|dir| path.starts_with(dir))
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, Error> {

@@ -12,6 +12,7 @@ fn an_empty_file_is_a_configuration_that_allows_nothing() {
     let config = parse("").unwrap();
     assert_eq!(config.listen.port(), 7210);
     assert_eq!(config.hold_seconds, 60);
+    assert_eq!(config.saved_hold_seconds, HoldTime::Seconds(604_800));
     assert!(config.usb.enabled);
     assert!(config.policy().allow.is_empty());
 }
@@ -24,6 +25,7 @@ fn everything_can_be_said() {
         listen = "127.0.0.1:0"
         state_dir = "/tmp/x"
         hold_seconds = 5
+        saved_hold_seconds = "forever"
         simulated_control = "/run/sim.sock"
         [tls]
         ca = "/ca"

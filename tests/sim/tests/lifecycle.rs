@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sim_scenarios::guest::{Report, Said};
 use sim_scenarios::programs;
-use sim_scenarios::rig::{Guest, GuestOptions, Proxy, Rig, RigOptions, free_port};
+use sim_scenarios::rig::{EXPORTER, Guest, GuestOptions, Proxy, Rig, RigOptions, free_port};
 
 /// The exporter's `hold_seconds` where it is to run out.
 const HOLD: Duration = Duration::from_secs(1);
@@ -15,6 +15,7 @@ fn rig(hold_seconds: Option<u64>) -> Rig {
     programs::build().unwrap();
     let options = RigOptions {
         hold_seconds,
+        saved_hold_seconds: hold_seconds.map(|s| s.to_string()),
         ..RigOptions::default()
     };
     Rig::start(&options).unwrap()
@@ -105,6 +106,76 @@ fn saved_and_restored_on_the_other_host() {
     (guest.host, guest.domid) = (1, rig.hosts[1].xl.restore(saved).unwrap());
     assert!(!guest.wait_resumed().unwrap().0);
     guest.wait_commands(10).unwrap();
+    end_unnoticed(rig, guest);
+}
+
+/// What a saved guest holds is held for another time than what one holds that was destroyed, here
+/// without end, and across the exporter's death.
+#[test]
+fn a_saved_guest_is_waited_for_and_a_destroyed_one_is_not() {
+    programs::build().unwrap();
+    let mut rig = Rig::start(&RigOptions {
+        hold_seconds: Some(HOLD.as_secs()),
+        saved_hold_seconds: Some("\"forever\"".into()),
+        ..RigOptions::default()
+    })
+    .unwrap();
+    let mut guest = working(&rig, &GuestOptions::new("guest"));
+    let saved = rig.hosts[0].xl.save(guest.domid).unwrap();
+    std::thread::sleep(HOLD * 2);
+    rig.exporter.restart().unwrap();
+    rig.wait_for_exporter().unwrap();
+    std::thread::sleep(HOLD * 2);
+    let mut other = Guest::start(&rig, 0, &GuestOptions::new("other")).unwrap();
+    let refused = rig.attach_disk(&other).unwrap_err().to_string();
+    assert!(refused.contains("guest"), "{refused}");
+    (guest.host, guest.domid) = (1, rig.hosts[1].xl.restore(saved).unwrap());
+    assert!(!guest.wait_resumed().unwrap().0);
+    guest.wait_commands(10).unwrap();
+    // As if it had never been away; and now it is destroyed.
+    let report = guest.report().unwrap();
+    check(&report);
+    assert_eq!((report.errors, report.disconnects), (0, 0), "{report:?}");
+    let domid = guest.domid;
+    drop(guest);
+    rig.hosts[1].xl.destroy(domid).unwrap();
+    wait_until_free(&rig);
+    rig.attach_disk(&other).unwrap();
+    other.wait_ready().unwrap();
+    end_unnoticed(rig, other);
+}
+
+/// Nobody will restore the guest: its device is had back by hand.
+#[test]
+fn what_a_saved_guest_holds_is_taken_away() {
+    programs::build().unwrap();
+    let rig = Rig::start(&RigOptions {
+        saved_hold_seconds: Some("\"forever\"".into()),
+        ..RigOptions::default()
+    })
+    .unwrap();
+    let device = format!("{EXPORTER}/0-1");
+    let guest = working(&rig, &GuestOptions::new("guest"));
+    // Not while its guest runs, on any host.
+    for host in [0, 1] {
+        let refused = rig.xl_vusb(host, &["release", &device]).unwrap();
+        let text = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{text}");
+        assert!(text.contains("host-a"), "{text}");
+    }
+    let saved = rig.hosts[0].xl.save(guest.domid).unwrap();
+    drop((saved, guest));
+    let released = |rig: &Rig| rig.xl_vusb(1, &["release", &device]).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !released(&rig).status.success() {
+        assert!(Instant::now() < deadline, "{}", rig.log_tails());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    wait_until_free(&rig);
+    let text = released(&rig).stderr;
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains("nobody holds"), "{text}");
+    let guest = working(&rig, &GuestOptions::new("other"));
     end_unnoticed(rig, guest);
 }
 

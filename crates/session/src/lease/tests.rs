@@ -238,6 +238,7 @@ fn an_orphan_waits_for_a_claim_and_no_longer() {
         .claim(&id(1), &claimant("a", 5), true, lease.epoch)
         .unwrap();
     assert!(table.apply(&id(1), epoch, Change::Freeze, 1_000));
+    assert!(table.apply(&id(1), epoch, Change::Thaw, 1_500));
     assert_eq!(table.next_deadline_ms(), None);
     assert!(table.apply(&id(1), epoch, Change::Orphan, 2_000));
     // Neither saying it again nor losing the connection starts the time anew.
@@ -304,6 +305,48 @@ fn a_restored_table_has_the_leases_and_newer_epochs() {
             .is_err()
     );
     assert!(restored.claim(&id(1), &holder, true, epoch).is_ok());
+}
+
+/// Suspended, and then gone: hours later it may be restored, here or elsewhere, or never.
+#[test]
+fn a_saved_guest_has_a_hold_time_of_its_own() {
+    const HOUR_MS: u64 = 3_600_000;
+    for saved_ms in [Some(5 * HOUR_MS), None] {
+        let hold = HoldTimes {
+            gone_ms: 60_000,
+            saved_ms,
+        };
+        let mut table = LeaseTable::new(any(), hold);
+        let lease = table
+            .acquire(&wanted("1-1", vm(1), 1), "a", &devices())
+            .unwrap();
+        let by = claimant("a", 5);
+        let epoch = table.claim(&id(1), &by, true, lease.epoch).unwrap();
+        table.apply(&id(1), epoch, Change::Freeze, 1_000);
+        table.apply(&id(1), epoch, Change::Orphan, 2_000);
+        assert_eq!(table.get(&id(1)).unwrap().phase, LeasePhase::Saved);
+        assert_eq!(table.next_deadline_ms(), saved_ms.map(|ms| 2_000 + ms));
+        assert!(!table.apply(&id(1), epoch, Change::Disconnect, 3_000));
+        assert!(table.expire(4 * HOUR_MS).is_empty());
+
+        // The exporter is started again: the time starts anew, and it is still a saved guest's.
+        let restored = LeaseTable::restore(any(), hold, table.saved(), 10_000);
+        assert_eq!(restored.next_deadline_ms(), saved_ms.map(|ms| 10_000 + ms));
+        for mut table in [table, restored] {
+            let seen = table.get(&id(1)).unwrap().epoch;
+            let mut claimed = table.clone();
+            let epoch = claimed
+                .claim(&id(1), &claimant("b", 9), true, seen)
+                .unwrap();
+            assert_eq!(claimed.get(&id(1)).unwrap().phase, LeasePhase::Serving);
+            // Destroyed there, it is a guest like any other.
+            claimed.apply(&id(1), epoch, Change::Orphan, 5 * HOUR_MS);
+            let deadline_ms = claimed.next_deadline_ms();
+            assert_eq!(deadline_ms, Some(5 * HOUR_MS + 60_000));
+            let expired = usize::from(saved_ms.is_some());
+            assert_eq!(table.expire(u64::MAX).len(), expired);
+        }
+    }
 }
 
 #[test]
@@ -424,7 +467,7 @@ proptest! {
                 }
                 Step::Pass { ms } => {
                     now_ms += ms;
-                    let orphaned = table.get(&id(1)).is_some_and(|l| l.phase == LeasePhase::Orphaned);
+                    let orphaned = table.get(&id(1)).is_some_and(|l| l.phase.is_orphaned());
                     prop_assert_eq!(orphaned, table.next_deadline_ms().is_some());
                     let due = table.next_deadline_ms().is_some_and(|d| d <= now_ms);
                     prop_assert_eq!(table.expire(now_ms).len(), usize::from(due));

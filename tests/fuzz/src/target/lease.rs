@@ -6,9 +6,7 @@ use std::collections::BTreeMap;
 
 use session::control::Acquire;
 use session::lease::{Allow, Change, Claimant, LeaseTable, Match, Policy};
-use session::{
-    DeviceId, DeviceInfo, DeviceSelector, DeviceState, Epoch, LeasePhase, Speed, VmUuid,
-};
+use session::{DeviceId, DeviceInfo, DeviceSelector, DeviceState, Epoch, Speed, VmUuid};
 
 use crate::{Input, Target};
 
@@ -138,7 +136,7 @@ fn run(input: &mut Input<'_>) {
             6 => {
                 now += u64::from(input.byte()) * 10;
                 let expired = table.expire(now);
-                assert!(expired.iter().all(|l| l.phase == LeasePhase::Orphaned));
+                assert!(expired.iter().all(|l| l.phase.is_orphaned()));
                 assert!(table.next_deadline_ms().is_none_or(|d| d > now));
                 !expired.is_empty()
             }

@@ -55,12 +55,41 @@ impl Default for Tls {
 
 /// One exporter.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Exporter {
     /// Its name: that of its certificate, and the first part of a device's name.
     pub name: String,
     /// `HOST:PORT`.
     pub address: String,
+    /// What becomes of attached devices when it cannot be reached for long.
+    #[serde(default)]
+    pub on_unreachable: OnUnreachable,
+    /// How long "long" is, in seconds, 1 to a day. Only [`OnUnreachable::Disconnect`] asks.
+    #[serde(default = "default_unreachable_seconds")]
+    pub unreachable_seconds: u32,
+}
+
+impl Exporter {
+    /// After how long without its exporter a guest sees a device go; `None` for never.
+    pub fn disconnect_after(&self) -> Option<Duration> {
+        let after = Duration::from_secs(self.unreachable_seconds.into());
+        (self.on_unreachable == OnUnreachable::Disconnect).then_some(after)
+    }
+}
+
+/// An exporter is out of reach, and devices that it has lent to running guests with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnUnreachable {
+    /// The guest's transfers wait, however long that takes.
+    #[default]
+    Wait,
+    /// The guest sees the devices go after a while, and come when the exporter is back.
+    Disconnect,
+}
+
+fn default_unreachable_seconds() -> u32 {
+    60
 }
 
 /// Times of a hand-off, in milliseconds.
@@ -200,9 +229,15 @@ impl Config {
                 ));
             }
             if !exporter.address.contains(':') {
-                let Exporter { name, address } = exporter;
+                let Exporter { name, address, .. } = exporter;
                 return Err(format!(
                     "address of exporter {name}: '{address}' is not HOST:PORT"
+                ));
+            }
+            if !(1..=86_400).contains(&exporter.unreachable_seconds) {
+                return Err(format!(
+                    "unreachable-seconds of exporter {} is 1 to 86400",
+                    exporter.name
                 ));
             }
             if self.exporters[..at]
@@ -252,5 +287,24 @@ mod tests {
         assert!(parse(&two).unwrap_err().contains("named twice"));
         let error = parse("[[exporter]]\nname='a'\naddress='a'\n").unwrap_err();
         assert!(error.contains("HOST:PORT"), "{error}");
+        let error = parse("[[exporter]]\nname='a'\naddress='a:1'\nunreachable-seconds=0\n");
+        assert!(error.unwrap_err().contains("1 to 86400"));
+    }
+
+    #[test]
+    fn what_is_out_of_reach_is_waited_for_unless_told_otherwise() {
+        let after = |more: &str| {
+            let text = format!("[[exporter]]\nname='a'\naddress='a:1'\n{more}");
+            parse(&text).unwrap().exporters[0].disconnect_after()
+        };
+        assert_eq!(after(""), None);
+        assert_eq!(after("on-unreachable='wait'\nunreachable-seconds=5"), None);
+        let minute = Some(Duration::from_secs(60));
+        assert_eq!(after("on-unreachable='disconnect'"), minute);
+        let five = Some(Duration::from_secs(5));
+        assert_eq!(
+            after("on-unreachable='disconnect'\nunreachable-seconds=5"),
+            five
+        );
     }
 }

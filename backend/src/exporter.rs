@@ -184,7 +184,7 @@ impl Connection {
     }
 
     async fn connect(&self) -> Result<TlsStream, transport::Error> {
-        let config::Exporter { name, address } = &*self.config;
+        let config::Exporter { name, address, .. } = &*self.config;
         let mut stream = transport::connect(&self.identity, address, name).await?;
         transport::greet(&mut stream, Purpose::Control).await?;
         Ok(stream)

@@ -14,6 +14,7 @@ use session::{Epoch, Lease};
 use slog::{Logger, debug, info, warn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until};
 use transport::{Identity, TlsStream};
 use usbif::PortNumber;
@@ -44,6 +45,31 @@ pub enum News {
     Claimed(PortNumber),
     /// It will not be: the device is to be unplugged. The text is for people.
     Lost(PortNumber, String),
+    /// The exporter is out of reach for longer than the configuration allows. Said again and again.
+    Unreachable(PortNumber),
+    /// It is not any more.
+    Reached(PortNumber),
+}
+
+/// Says at the end of each such time that the exporter is out of reach, until it is dropped.
+struct Away(AbortHandle);
+
+impl Away {
+    fn start(after: Duration, port: PortNumber, news: mpsc::UnboundedSender<News>) -> Self {
+        let task = spawn_local(async move {
+            loop {
+                sleep(after).await;
+                let _ = news.send(News::Unreachable(port));
+            }
+        });
+        Self(task.abort_handle())
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Why a connection ended.
@@ -107,8 +133,9 @@ impl<B: Backend> DeviceTask<B> {
         let mut epoch = self.session;
         let mut pause = RETRY_MIN;
         let mut said = String::new();
+        let mut away = None;
         loop {
-            let Err(broken) = self.connection(&mut epoch, &mut pause).await;
+            let Err(broken) = self.connection(&mut epoch, &mut pause, &mut away).await;
             if let Some(client) = self.serving.borrow_mut().client(self.port) {
                 client.lost();
             }
@@ -116,6 +143,9 @@ impl<B: Backend> DeviceTask<B> {
             if broken.is_final() {
                 let _ = self.news.send(News::Lost(self.port, text));
                 return;
+            }
+            if let Some(after) = self.exporter.disconnect_after() {
+                away.get_or_insert_with(|| Away::start(after, self.port, self.news.clone()));
             }
             if text != said {
                 warn!(self.log, "connection to the exporter lost: {}", text);
@@ -130,8 +160,9 @@ impl<B: Backend> DeviceTask<B> {
         &mut self,
         epoch: &mut Option<Epoch>,
         pause: &mut Duration,
+        away: &mut Option<Away>,
     ) -> Result<std::convert::Infallible, Broken> {
-        let config::Exporter { name, address } = &self.exporter;
+        let config::Exporter { name, address, .. } = &self.exporter;
         let mut stream = transport::connect(&self.identity, address, name).await?;
         transport::greet(&mut stream, Purpose::Device).await?;
         // Connected ahead of time; the rest of the hand-off is one round trip.
@@ -201,6 +232,9 @@ impl<B: Backend> DeviceTask<B> {
                     serving.resume(self.port, requests_received);
                 }
             }
+        }
+        if away.take().is_some() {
+            let _ = self.news.send(News::Reached(self.port));
         }
         let (reader, writer) = split(stream);
         self.wake.notify_one();

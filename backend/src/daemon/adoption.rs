@@ -182,7 +182,7 @@ impl Gone {
     }
 
     async fn try_say(&self) -> Result<Opened, transport::Error> {
-        let config::Exporter { name, address } = &self.exporter;
+        let config::Exporter { name, address, .. } = &self.exporter;
         let mut stream = transport::connect(&self.identity, address, name).await?;
         transport::greet(&mut stream, Purpose::Device).await?;
         let (ack, how) = match self.how {

@@ -203,6 +203,39 @@ fn the_exporter_is_out_of_the_targets_reach() {
     end_unnoticed(rig, guest);
 }
 
+/// The target was told to take guests all the same: the guest comes, sees its disk go, and has it back
+/// when the exporter is heard of.
+#[test]
+fn the_exporter_is_out_of_the_targets_reach_and_the_guest_comes_all_the_same() {
+    programs::build().unwrap();
+    let port = free_port().unwrap();
+    let proxy = Proxy::start(port).unwrap();
+    let options = RigOptions {
+        exporter_port: Some(port),
+        second_host_address: Some(proxy.address()),
+        hand_off: "unreachable = \"go-on\"\n".into(),
+        ..RigOptions::default()
+    };
+    let rig = Rig::start(&options).unwrap();
+    let mut guest = working(&rig);
+    proxy.set_down(true);
+    proxy.cut();
+    rig.migrate(&mut guest, 1, &MigrateOptions::default())
+        .unwrap_or_else(|e| panic!("{e:?}\n{}", rig.log_tails()));
+    let unplugged = |said: &Said| *said == Said::Unplugged;
+    guest
+        .wait_for("sees its disk go", Duration::from_secs(20), unplugged)
+        .unwrap_or_else(|e| panic!("{e}\n{}", rig.log_tails()));
+    assert!(rig.status(1).unwrap().attachments.is_empty());
+    proxy.set_down(false);
+    rig.wait_for_exporter().unwrap();
+    guest
+        .wait_commands(10)
+        .unwrap_or_else(|e| panic!("{e}\n{}", rig.log_tails()));
+    move_on(&rig, &mut guest);
+    assert_eq!(end(rig, guest).disconnects, 1);
+}
+
 /// The next one is asked for before the guest has done anything at the target.
 #[test]
 fn migrations_back_to_back() {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use sim_scenarios::guest::{Report, Said};
 use sim_scenarios::programs;
 use sim_scenarios::rig::{EXPORTER, Guest, GuestOptions, Proxy, Rig, RigOptions, free_port};
+use xen_sim::toolstack::MigrateOptions;
 
 /// The exporter's `hold_seconds`.
 const HOLD: Duration = Duration::from_secs(1);
@@ -14,6 +15,11 @@ const HOLD: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(20);
 
 fn rig_with_proxy() -> (Rig, Proxy) {
+    rig_with_proxy_and("")
+}
+
+/// With these keys in the hosts' `[[exporter]]` section.
+fn rig_with_proxy_and(on_unreachable: &str) -> (Rig, Proxy) {
     programs::build().unwrap();
     let port = free_port().unwrap();
     let proxy = Proxy::start(port).unwrap();
@@ -21,6 +27,7 @@ fn rig_with_proxy() -> (Rig, Proxy) {
         exporter_port: Some(port),
         exporter_address: Some(proxy.address()),
         hold_seconds: Some(HOLD.as_secs()),
+        on_unreachable: on_unreachable.into(),
         ..RigOptions::default()
     };
     (Rig::start(&options).unwrap(), proxy)
@@ -78,6 +85,62 @@ fn a_network_that_is_away_for_longer_than_the_hold_time() {
     proxy.set_down(false);
     guest.wait_commands(20).unwrap();
     end_unnoticed(rig, guest);
+}
+
+/// The policy says that the guest does not wait: its disk goes, and comes back with the exporter.
+#[test]
+fn a_network_that_is_away_for_longer_than_the_guest_waits() {
+    let keys = "on-unreachable = \"disconnect\"\nunreachable-seconds = 1\n";
+    let (rig, proxy) = rig_with_proxy_and(keys);
+    let mut guest = working(&rig, "guest");
+    let unplugged = |said: &Said| *said == Said::Unplugged;
+    for round in 1..=3 {
+        // Shorter than that is a pause.
+        proxy.cut();
+        guest.wait_commands(5).unwrap();
+        take_down(&proxy);
+        guest.wait_for("sees its disk go", SOON, unplugged).unwrap();
+        // Still the guest's: nobody else gets it meanwhile.
+        assert_eq!(rig.status(0).unwrap().attachments.len(), 1, "round {round}");
+        proxy.set_down(false);
+        guest.wait_commands(10).unwrap();
+    }
+    let log = rig.hosts[0].vusbd_log();
+    assert!(log.contains("out of reach for too long"), "{log}");
+    let report = end(rig, guest);
+    assert_eq!(report.disconnects, 3, "{report:?}");
+}
+
+/// A guest that suspends while its disk is disconnected for that reason has it where it goes on.
+#[test]
+fn migrated_while_its_disk_is_disconnected() {
+    let keys = "on-unreachable = \"disconnect\"\nunreachable-seconds = 1\n";
+    programs::build().unwrap();
+    let port = free_port().unwrap();
+    let (first, second) = (Proxy::start(port).unwrap(), Proxy::start(port).unwrap());
+    let rig = Rig::start(&RigOptions {
+        exporter_port: Some(port),
+        exporter_address: Some(first.address()),
+        second_host_address: Some(second.address()),
+        on_unreachable: keys.into(),
+        ..RigOptions::default()
+    })
+    .unwrap();
+    let mut guest = working(&rig, "guest");
+    take_down(&first);
+    let unplugged = |said: &Said| *said == Said::Unplugged;
+    guest.wait_for("sees its disk go", SOON, unplugged).unwrap();
+    rig.migrate(&mut guest, 1, &MigrateOptions::default())
+        .unwrap();
+    assert!(!guest.wait_resumed().unwrap().0);
+    guest.wait_commands(10).unwrap();
+    // The first host hears of it when it can.
+    first.set_down(false);
+    wait_until(&rig, "forgotten", || {
+        rig.status(0).unwrap().attachments.is_empty()
+    });
+    guest.wait_commands(10).unwrap();
+    assert_eq!(end(rig, guest).disconnects, 1);
 }
 
 /// The guest sees its disk go at once. That the exporter does not know is said; the device is the

@@ -242,6 +242,8 @@ impl<B: Backend> Actor<B> {
                     }
                 }
             }
+            News::Unreachable(port) => self.out_of_reach(port),
+            News::Reached(port) => self.in_reach(port),
             News::Lost(port, why) => {
                 // What a migration ends in at its source; anywhere else it is worth a look.
                 match self.state {

@@ -8,10 +8,12 @@
 //! at the latest when the guest is asked to suspend, which is all that is known of an `xl save`.
 
 use session::OnMigrate;
-use slog::info;
+use slog::{info, warn};
 use tokio::time::{Duration, Instant};
 use usbif::PortNumber;
 use xen::Backend;
+
+use handoff::State;
 
 use super::Actor;
 
@@ -26,6 +28,8 @@ pub(super) enum Withdrawn {
     Moving,
     /// It was asked to suspend.
     Suspending,
+    /// The device's exporter is out of reach.
+    OutOfReach,
 }
 
 impl<B: Backend> Actor<B> {
@@ -50,6 +54,41 @@ impl<B: Backend> Actor<B> {
     pub(super) fn give_again_suspended(&mut self) {
         self.give_again_at = None;
         self.give_again(Withdrawn::Suspending, |_| true);
+    }
+
+    /// A device's exporter is out of reach for longer than the guest is to wait.
+    pub(super) fn out_of_reach(&mut self, port: PortNumber) {
+        // A guest that is being suspended has taken back what it had, and does not wait.
+        if !matches!(self.state, State::Serving | State::Claiming) {
+            return;
+        }
+        let Some(plugged) = &mut self.plugged[port.index()] else {
+            return;
+        };
+        if plugged.withdrawn.is_some() {
+            return;
+        }
+        warn!(self.log, "exporter {} is out of reach for too long: device disconnected until it is \
+            back", plugged.exporter.name; "port" => port.get());
+        plugged.withdrawn = Some(Withdrawn::OutOfReach);
+        self.serving.borrow_mut().withdraw(port);
+    }
+
+    /// The exporter is back.
+    pub(super) fn in_reach(&mut self, port: PortNumber) {
+        let Some(plugged) = &mut self.plugged[port.index()] else {
+            return;
+        };
+        if plugged.withdrawn != Some(Withdrawn::OutOfReach) {
+            return;
+        }
+        info!(self.log, "connected again"; "port" => port.get());
+        plugged.withdrawn = None;
+        let speed = super::devices::speed_of(&plugged.lease);
+        let mut serving = self.serving.borrow_mut();
+        serving.give_again(port, speed);
+        // What it was in the middle of was not ended in order.
+        serving.start_over(port);
     }
 
     fn withdraw(&mut self, why: Withdrawn, which: impl Fn(&str) -> bool) {

@@ -132,7 +132,8 @@ impl User {
         Ok(())
     }
 
-    fn tally(&self, name: &str) -> Result<Tally> {
+    /// What a program here says of itself.
+    pub fn tally(&self, name: &str) -> Result<Tally> {
         Ok(serde_json::from_slice(
             &self.agent.get(&format!("/run/{name}.json"))?,
         )?)
@@ -208,6 +209,16 @@ const INTERVAL: Duration = Duration::from_millis(150);
 impl Job {
     /// Begin; disks have no such job, they have a file system with a writer.
     pub fn start(bench: &Bench, plugged: &Plugged, user: &User) -> Result<Self> {
+        Self::start_every(bench, plugged, user, INTERVAL)
+    }
+
+    /// The same with this much time between two keys, clicks or records.
+    pub fn start_every(
+        bench: &Bench,
+        plugged: &Plugged,
+        user: &User,
+        interval: Duration,
+    ) -> Result<Self> {
         let name = plugged.kind.name();
         let socket = bench.socket(name);
         let qmp: PathBuf = Machine::named("exporter")?.monitor(bench.run_directory());
@@ -227,17 +238,17 @@ impl Job {
                 user.started(name)?;
                 match plugged.kind {
                     Kind::Keyboard => {
-                        let typist = Typist::start(&qmp, Input::Letters, INTERVAL, u64::MAX);
+                        let typist = Typist::start(&qmp, Input::Letters, interval, u64::MAX);
                         Self::Typing(typist, "keys")
                     }
                     Kind::Tablet => {
-                        let typist = Typist::start(&qmp, Input::Clicks, INTERVAL, u64::MAX);
+                        let typist = Typist::start(&qmp, Input::Clicks, interval, u64::MAX);
                         Self::Typing(typist, "clicks")
                     }
                     _ => {
                         bench.agent.must(&format!(
                             "setsid lab-usb type /dev/hidg0 0 1000000 {} </dev/null >/run/type.out 2>&1 & echo $! > /run/type.pid",
-                            INTERVAL.as_millis()
+                            interval.as_millis()
                         ))?;
                         Self::GadgetTyping
                     }
@@ -245,11 +256,11 @@ impl Job {
             }
             Kind::Serial => {
                 let tty = user.node("/dev", "ttyUSB*")?;
-                let peer = Peer::line(&socket, INTERVAL)?;
+                let peer = Peer::line(&socket, interval)?;
                 user.background(
                     &format!(
                         "lab-usb stream {tty} /run/{name}.json {}",
-                        INTERVAL.as_millis()
+                        interval.as_millis()
                     ),
                     name,
                 )?;
@@ -260,7 +271,7 @@ impl Job {
                 let command = |tty: &str, report: &str| {
                     format!(
                         "lab-usb stream {tty} /run/{report}.json {}",
-                        INTERVAL.as_millis()
+                        interval.as_millis()
                     )
                 };
                 let far = bench.user("");
@@ -307,6 +318,14 @@ impl Job {
         };
         user.started(name)?;
         Ok(job)
+    }
+
+    /// What has arrived at the other end so far; nothing where that end does not say.
+    pub fn far(&self) -> Tally {
+        match self {
+            Self::Line(peer) | Self::Card(peer) => peer.tally(),
+            _ => Tally::default(),
+        }
     }
 
     /// Stop, wait for what is on its way, count.

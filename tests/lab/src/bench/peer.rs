@@ -5,8 +5,8 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,36 +17,51 @@ use crate::traffic::{Records, Tally, record};
 /// A thread that serves one socket of QEMU's.
 pub struct Peer {
     stop: Arc<AtomicBool>,
+    so_far: Arc<Mutex<Tally>>,
     thread: JoinHandle<io::Result<Tally>>,
 }
 
 impl Peer {
     fn start(
         socket: &Path,
-        work: impl FnOnce(UnixStream, &AtomicBool) -> io::Result<Tally> + Send + 'static,
+        work: impl FnOnce(UnixStream, &AtomicBool, &Mutex<Tally>) -> io::Result<Tally> + Send + 'static,
     ) -> Result<Self> {
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("connecting to {}", socket.display()))?;
         stream.set_read_timeout(Some(Duration::from_millis(5)))?;
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || work(stream, &flag));
-        Ok(Self { stop, thread })
+        let so_far = Arc::new(Mutex::new(Tally::default()));
+        let shown = Arc::clone(&so_far);
+        let thread = std::thread::spawn(move || work(stream, &flag, &shown));
+        Ok(Self {
+            stop,
+            so_far,
+            thread,
+        })
     }
 
     /// A serial line: checks the numbered records that arrive, and from the first one on sends
     /// its own at this interval.
     pub fn line(socket: &Path, interval: Duration) -> Result<Self> {
-        Self::start(socket, move |stream, stop| line(stream, stop, interval))
+        Self::start(socket, move |stream, stop, so_far| {
+            line(stream, stop, so_far, interval)
+        })
     }
 
     /// A card that answers numbered commands.
     pub fn card(socket: &Path) -> Result<Self> {
-        Self::start(socket, |stream, stop| {
+        Self::start(socket, |stream, stop, _| {
             let mut tally = Tally::default();
             Card::default().serve(stream, stop, &mut tally)?;
             Ok(tally)
         })
+    }
+
+    /// What came and went so far, on a line.
+    pub fn tally(&self) -> Tally {
+        let so_far = self.so_far.lock();
+        so_far.map_or_else(|poisoned| poisoned.into_inner().clone(), |t| t.clone())
     }
 
     /// End it; what came and went.
@@ -81,7 +96,12 @@ fn read(stream: &mut UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-fn line(mut stream: UnixStream, stop: &AtomicBool, interval: Duration) -> io::Result<Tally> {
+fn line(
+    mut stream: UnixStream,
+    stop: &AtomicBool,
+    so_far: &Mutex<Tally>,
+    interval: Duration,
+) -> io::Result<Tally> {
     /// How long after the stop records may still arrive.
     const LINGER: Duration = Duration::from_secs(6);
     stream.set_write_timeout(Some(Duration::from_millis(5)))?;
@@ -122,6 +142,11 @@ fn line(mut stream: UnixStream, stop: &AtomicBool, interval: Duration) -> io::Re
         }
         let len = read(&mut stream, &mut buffer)?;
         records.feed(&buffer[..len], &mut tally);
+        if len > 0
+            && let Ok(mut so_far) = so_far.lock()
+        {
+            so_far.clone_from(&tally);
+        }
     }
 }
 

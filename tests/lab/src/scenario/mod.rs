@@ -110,7 +110,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "chaos",
-        purpose: "daemons killed, links cut, migrations, by a seeded schedule, with the stick in use",
+        purpose: "daemons killed, links cut, migrations, by a seeded schedule; stick, keyboard, serial in use",
         run: chaos::run,
     },
     Scenario {

@@ -469,7 +469,8 @@ impl Controller {
         if urb.submitted.is_some() {
             return Verdict::Cancel(slot);
         }
-        match self.complete(slot, UrbResult::failed(UrbStatus::IOERROR)) {
+        // No device has seen it: who recalls it for a suspend sends it again.
+        match self.complete(slot, UrbResult::failed(UrbStatus::SHUTDOWN)) {
             Some(answers) => Verdict::AnswerBoth(slot, answers),
             None => answer(id, UrbStatus::OK),
         }

@@ -122,7 +122,7 @@ pub struct Counters {
     pub failed: u64,
     /// Unlink requests sent.
     pub unlinks: u64,
-    /// URBs that were taken back for a suspend and went on after it.
+    /// URBs that the backend was asked for because of a suspend.
     pub recalled: u64,
     /// Devices plugged in.
     pub connects: u64,

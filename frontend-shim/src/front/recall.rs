@@ -40,6 +40,7 @@ impl Front {
             if let Some(entry) = self.urbs.get_mut(urb) {
                 entry.recalled = true;
                 self.recalled += 1;
+                self.counters.recalled += 1;
                 self.to_unlink.push_back(urb);
             }
         }
@@ -81,7 +82,6 @@ impl Front {
             UrbKind::Isochronous { .. } => (),
             _ => *request = request.behind(actual),
         }
-        self.counters.recalled += 1;
         entry.done += actual;
         entry.progress = Progress::Queued;
         let order = entry.order;

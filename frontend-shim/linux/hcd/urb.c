@@ -421,10 +421,14 @@ static bool send_again(struct vusb *vusb, struct vusb_slot *slot, u32 actual, un
 		return false;
 	case PIPE_ISOCHRONOUS:
 		vurb->sent = min_t(u32, vurb->sent, slot->first_packet + ran);
+		/* All had run, just then. */
+		if (!has_unsent(vurb))
+			return false;
 		break;
 	default:
-		/* All of it, or a short packet: it was done just then. */
-		if (slot->length && (actual == slot->length || (packet && actual % packet)))
+		/* So had this: all of it, or a short packet came. */
+		if (slot->length && (actual == slot->length ||
+				     (usb_urb_dir_in(urb) && packet && actual % packet)))
 			return false;
 		vurb->sent = slot->offset + actual;
 		/* Of an URB with data, this was the packet that ends it. */

@@ -11,6 +11,7 @@ mod node;
 mod poll;
 mod rings;
 mod serving;
+mod unlinks;
 
 pub use allowance::Spent;
 pub use handle::{Adopted, Command, Device, Handle, Report, Setup, spawn};

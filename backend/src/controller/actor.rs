@@ -15,7 +15,6 @@ use session::client::Client;
 use session::frame::Kind;
 use slog::{Logger, debug, error, info, warn};
 use tokio::sync::{mpsc, watch};
-use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until};
 use transport::Identity;
 use usbif::{PortNumber, RingCorrupt};
@@ -30,6 +29,7 @@ use super::node::StateNode;
 use super::poll::{Moved, Polling};
 use super::rings::{RingDetails, Signal};
 use super::serving::{Outcome, Place, Serving};
+use super::unlinks::{Unlinked, Unlinks};
 use crate::config::HandOff;
 use crate::state::ControllerFiles;
 use crate::xenbus::{Key, XenbusState};
@@ -75,6 +75,7 @@ pub(super) struct Actor<B: Backend> {
     full_since: Option<Instant>,
     polling: Polling,
     allowance: Allowance,
+    unlinks: Unlinks,
 }
 
 impl<B: Backend> Actor<B> {
@@ -130,6 +131,7 @@ impl<B: Backend> Actor<B> {
             full_since: None,
             polling: Polling::new(poll),
             allowance: Allowance::new(Instant::now()),
+            unlinks: Unlinks::default(),
         };
         match adopted {
             Some(adopted) => actor.adopt(adopted),
@@ -166,6 +168,7 @@ impl<B: Backend> Actor<B> {
             let looks = self.serving.borrow().polled;
             let give_again = self.give_again_at;
             let paused = self.allowance.paused_until();
+            let unlinks = self.unlinks.next();
             tokio::select! {
                 command = inbox.recv() => match command {
                     Some(command) => self.command(command),
@@ -196,6 +199,9 @@ impl<B: Backend> Actor<B> {
                     self.allowance.go_on();
                     self.watch_signal(true);
                     more = self.service(false);
+                }
+                () = sleep_until(unlinks.unwrap_or_else(Instant::now)), if unlinks.is_some() => {
+                    self.look_unlinked();
                 }
                 () = sleep(IDLE_FOR / 4), if quiescing => self.look_idle(),
                 () = sleep_until(give_again.unwrap_or_else(Instant::now)), if give_again.is_some() => {
@@ -437,37 +443,33 @@ impl<B: Backend> Actor<B> {
     }
 
     /// Sees to it that an unlink is answered in time, whatever the exporter does.
-    fn watch_unlinked(&self, outcome: &Outcome) {
-        let finishing = self.serving.borrow().is_quiescing();
-        let quiesce = Duration::from_millis(self.hand_off.quiesce_ms);
-        let unlinked: arrayvec::ArrayVec<_, 16> = {
-            let serving = self.serving.borrow();
-            let with_epoch = |&(port, number)| (port, serving.epoch(port), number);
-            outcome.unlinked.iter().map(with_epoch).collect()
-        };
-        if unlinked.is_empty() {
-            return;
+    fn watch_unlinked(&mut self, outcome: &Outcome) {
+        let serving = self.serving.borrow();
+        let finish = Duration::from_millis(self.hand_off.quiesce_ms);
+        let finish = serving.is_quiescing().then_some(finish);
+        // One time for all, so that they are cancelled in the order in which the guest has asked. Whoever
+        // unlinks the newest first would else see a transfer done that comes after one that is not.
+        let now = Instant::now();
+        for &(port, number) in &outcome.unlinked {
+            let which = (port, number, serving.epoch(port));
+            let unlinked = Unlinked::new(which, now, finish, CANCEL_TIMEOUT);
+            self.unlinks.add(unlinked, |u| is_waited_for(&serving, u));
         }
-        let serving = self.serving.clone();
-        // One task for all: in the order in which the guest has asked. Whoever unlinks the newest
-        // first would else see a transfer done that comes after one that is not.
-        spawn_local(async move {
-            // In another epoch the number is another transfer's.
-            let each = |end: fn(&mut Serving<B>, PortNumber, u64)| {
-                for &(port, epoch, number) in &unlinked {
-                    let mut serving = serving.borrow_mut();
-                    if epoch == serving.epoch(port) {
-                        end(&mut serving, port, number);
-                    }
-                }
-            };
-            if finishing {
-                sleep(quiesce).await;
-                each(Serving::cancel);
+    }
+
+    /// Cancels what had its moment to finish, and answers what was not cancelled in time.
+    fn look_unlinked(&mut self) {
+        while let Some(unlinked) = self.unlinks.take_due(Instant::now()) {
+            let mut serving = self.serving.borrow_mut();
+            if !is_waited_for(&serving, &unlinked) {
+                continue;
             }
-            sleep(CANCEL_TIMEOUT).await;
-            each(Serving::give_up);
-        });
+            let Unlinked { port, number, .. } = unlinked;
+            match unlinked.cancel_at {
+                Some(_) => serving.cancel(port, number),
+                None => serving.give_up(port, number),
+            }
+        }
     }
 
     fn look_idle(&mut self) {
@@ -523,6 +525,15 @@ impl<B: Backend> Actor<B> {
             connected.then_some(sum + attached.counters.reconnects)
         })
     }
+}
+
+/// Whether it has no answer yet.
+fn is_waited_for<B: Backend>(serving: &Serving<B>, unlinked: &Unlinked) -> bool {
+    serving.epoch(unlinked.port) == unlinked.epoch
+        && serving
+            .core
+            .by_number(unlinked.port, unlinked.number)
+            .is_some()
 }
 
 async fn wait<B: Backend>(signal: &Option<Signal<B>>) -> std::io::Result<()> {

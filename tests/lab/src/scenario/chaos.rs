@@ -163,7 +163,7 @@ fn explained_keys(effects: &Effects) -> u64 {
     losses(effects, "kill_exporter").keys
 }
 
-/// The same of records in both directions. Where the drivers notice a suspend (decision 0013 says
+/// The same of records in both directions. Where the drivers notice a suspend (decision 0014 says
 /// where they do not), they take back transfers of bulk endpoints that had brought something by then
 /// (decision 0010): records on their way to the guest.
 fn explained_records(effects: &Effects, module: Module) -> u64 {

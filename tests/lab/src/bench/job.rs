@@ -22,6 +22,10 @@ const STROKES: u64 = 52;
 /// Of audio of a short job; the headset's bus is slow.
 const PLAY_TIME: Duration = Duration::from_secs(4);
 const HEADSET_TIME: Duration = Duration::from_secs(20);
+/// Of the speaker's stream: an emulator runs in bursts.
+const SPEAKER_BUFFER_MS: u32 = 500;
+/// Of the headset's streams, on the clock of its slow bus. It is played to its end.
+pub const HEADSET_BUFFER_MS: u32 = 100;
 
 /// A machine that uses a device.
 #[derive(Debug, Clone)]
@@ -292,7 +296,10 @@ impl Job {
                 let before = bench.played()?.len();
                 let pcm = user.node("/dev/snd", "pcmC*p")?;
                 user.background(
-                    &format!("lab-usb play {pcm} {} /run/{name}.json", control(&pcm)),
+                    &format!(
+                        "lab-usb play {pcm} {} /run/{name}.json {SPEAKER_BUFFER_MS}",
+                        control(&pcm)
+                    ),
                     name,
                 )?;
                 Self::Playing(before)
@@ -303,13 +310,13 @@ impl Job {
                 let capture = user.node("/dev/snd", "pcmC*c")?;
                 user.background(
                     &format!(
-                        "lab-usb play {playback} {} /run/{name}.json",
+                        "lab-usb play {playback} {} /run/{name}.json {HEADSET_BUFFER_MS}",
                         control(&playback)
                     ),
                     name,
                 )?;
                 user.background(
-                    &format!("lab-usb record {capture} /run/{name}-in.json"),
+                    &format!("lab-usb record {capture} /run/{name}-in.json {HEADSET_BUFFER_MS}"),
                     "record",
                 )?;
                 Self::Headset(before)

@@ -27,9 +27,10 @@ mod typist;
 const DISK_BYTES: u64 = 32 << 20;
 
 /// Milliseconds that one of the headset's bus takes. Linux's audio driver has 12 to 18 ms of audio in
-/// flight, and a round trip through the emulators takes 75 ms: with this clock it is to a frame of the bus
-/// what it is on real machines, and what is lost is lost by somebody's fault.
-const HEADSET_SLOWNESS: u32 = 16;
+/// flight, and a round trip through the emulators takes 75 ms, ten times that on a busy computer: with
+/// this clock it is to a frame of the bus what it is on real machines, and what is lost is lost by somebody's
+/// fault.
+const HEADSET_SLOWNESS: u32 = 50;
 
 /// A device that the exporter machine can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Options;
 use crate::agent::Agent;
-use crate::bench::job::{self, User};
+use crate::bench::job::{self, HEADSET_BUFFER_MS, User};
 use crate::bench::{self, Bench, Kind, Plugged};
 use crate::disk::{self, Frontend};
 use crate::guest;
@@ -197,7 +197,7 @@ fn keep_busy(plugged: &Plugged, user: &User) -> Result<()> {
             user.node("/dev", "ttyUSB*")?
         ),
         Kind::Headset => format!(
-            "lab-usb record {} /run/busy-headset.json",
+            "lab-usb record {} /run/busy-headset.json {HEADSET_BUFFER_MS}",
             user.node("/dev/snd", "pcmC*c")?
         ),
         _ => format!(

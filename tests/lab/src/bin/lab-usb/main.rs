@@ -26,8 +26,8 @@ type HIDG FIRST COUNT MILLISECONDS   types at a HID gadget: a, b … z, a …
 stream TTY REPORT MILLISECONDS       sends numbered records at this interval, checks those that arrive
 atr NODE                             powers the card in a CCID reader, prints what it answers
 card NODE REPORT                     the same, then numbered commands without pause
-play PCM CONTROL SECONDS|REPORT      plays numbered audio frames, at full volume
-record PCM SECONDS|REPORT            records and checks numbered audio frames
+play PCM CONTROL SECONDS|REPORT MILLISECONDS   plays numbered audio frames, at full volume, from a buffer that long
+record PCM SECONDS|REPORT MILLISECONDS         records and checks numbered audio frames
 blocks DISK COUNT SEED               writes blocks, reads them back past the cache";
 
 fn main() -> io::Result<()> {
@@ -52,8 +52,8 @@ fn main() -> io::Result<()> {
         ["stream", tty, report, interval] => serial::stream(tty, report, ms(interval)?),
         ["atr", node] => print(&card::Reader::open(node)?.power_on()?),
         ["card", node, report] => card::session(node, report),
-        ["play", pcm, control, until] => pcm::play(pcm, control, until),
-        ["record", pcm, until] => pcm::record(pcm, until),
+        ["play", pcm, control, until, buffer] => pcm::play(pcm, control, until, number(buffer)?),
+        ["record", pcm, until, buffer] => pcm::record(pcm, until, number(buffer)?),
         ["blocks", disk, count, seed] => {
             print(&blocks::check(disk, number(count)?, number(seed)?)?)
         }

@@ -15,11 +15,8 @@ use crate::ioctl::{self, Plain, READ, WRITE};
 use crate::report::Reporter;
 use crate::standstill::Standstill;
 
-/// Frames of one read or write: a twentieth of a second.
-const CHUNK: usize = RATE as usize / 20;
-/// Frames of a period and of the buffer that is asked for.
-const PERIOD: u32 = RATE / 20;
-const BUFFER: u32 = RATE / 2;
+/// Periods of a stream's buffer.
+const PERIODS: u32 = 10;
 /// How long to wait for room or data: a fifth of a period.
 const PAUSE: Duration = Duration::from_millis(10);
 /// How long the rest of the buffer may take to be played.
@@ -152,7 +149,7 @@ impl Until {
     }
 }
 
-fn configure(pcm: &File) -> io::Result<()> {
+fn configure(pcm: &File, period: u32) -> io::Result<()> {
     let any = Interval {
         min: 0,
         max: u32::MAX,
@@ -166,8 +163,8 @@ fn configure(pcm: &File) -> io::Result<()> {
     let mut intervals = [any; 21];
     intervals[CHANNELS] = exactly(2);
     intervals[RATE_PLACE] = exactly(RATE);
-    intervals[PERIOD_SIZE] = exactly(PERIOD);
-    intervals[BUFFER_SIZE] = exactly(BUFFER);
+    intervals[PERIOD_SIZE] = exactly(period);
+    intervals[BUFFER_SIZE] = exactly(period * PERIODS);
     let mut masks = [[u32::MAX; 8]; 8];
     masks[ACCESS] = [0; 8];
     masks[ACCESS][0] = 1 << RW_INTERLEAVED;
@@ -192,15 +189,21 @@ fn configure(pcm: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Frames of a period, which are as many as are read or written at a time.
+fn frames(buffer_ms: u32) -> (u32, usize) {
+    let period = buffer_ms * (RATE / 1000) / PERIODS;
+    (period, period as usize)
+}
+
 /// A blocking read or write ends in EIO when the device moves nothing for little longer than its buffer
 /// lasts, and the stream is over. An emulator may take that long; so does a guest's migration.
-fn open(pcm: &str) -> io::Result<File> {
+fn open(pcm: &str, period: u32) -> io::Result<File> {
     let pcm = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(pcm)?;
-    configure(&pcm)?;
+    configure(&pcm, period)?;
     Ok(pcm)
 }
 
@@ -232,13 +235,14 @@ fn recover(
 }
 
 /// Play numbered frames.
-pub fn play(pcm: &str, control: &str, until: &str) -> io::Result<()> {
+pub fn play(pcm: &str, control: &str, until: &str, buffer_ms: u32) -> io::Result<()> {
     full_volume(control)?;
     let mut until = Until::new(until)?;
-    let pcm = open(pcm)?;
+    let (period, chunk_len) = frames(buffer_ms);
+    let pcm = open(pcm, period)?;
     let mut standstill = Standstill::new();
     let mut samples = Samples::default();
-    let mut chunk = vec![0; CHUNK * FRAME_LEN];
+    let mut chunk = vec![0; chunk_len * FRAME_LEN];
     let mut left = 0;
     while !until.poll()? {
         standstill.recent();
@@ -246,9 +250,9 @@ pub fn play(pcm: &str, control: &str, until: &str) -> io::Result<()> {
             for frame in chunk.chunks_exact_mut(FRAME_LEN) {
                 frame.copy_from_slice(&samples.next_frame());
             }
-            left = CHUNK;
+            left = chunk_len;
         }
-        match write(&pcm, &mut chunk[(CHUNK - left) * FRAME_LEN..]) {
+        match write(&pcm, &mut chunk[(chunk_len - left) * FRAME_LEN..]) {
             Ok(written) => {
                 left -= written;
                 until.tally().sent += written as u64;
@@ -261,10 +265,10 @@ pub fn play(pcm: &str, control: &str, until: &str) -> io::Result<()> {
             }
         }
     }
-    until.tally().sent += finish(&pcm, &mut chunk[(CHUNK - left) * FRAME_LEN..]);
+    until.tally().sent += finish(&pcm, &mut chunk[(chunk_len - left) * FRAME_LEN..]);
     // Whole periods are played: behind the last frame of the last one there must be silence, or what
     // the buffer had there before is played again.
-    finish(&pcm, &mut vec![0; (PERIOD as usize + CHUNK) * FRAME_LEN]);
+    finish(&pcm, &mut vec![0; 2 * chunk_len * FRAME_LEN]);
     drain(&pcm);
     until.finish()
 }
@@ -306,21 +310,22 @@ fn drain(pcm: &File) {
 }
 
 /// Record and check numbered frames.
-pub fn record(pcm: &str, until: &str) -> io::Result<()> {
+pub fn record(pcm: &str, until: &str, buffer_ms: u32) -> io::Result<()> {
     let mut until = Until::new(until)?;
-    let pcm = open(pcm)?;
+    let (period, chunk_len) = frames(buffer_ms);
+    let pcm = open(pcm, period)?;
     let mut standstill = Standstill::new();
     let mut check = StreamCheck::default();
-    let mut chunk = vec![0; CHUNK * FRAME_LEN];
+    let mut chunk = vec![0; chunk_len * FRAME_LEN];
     while !until.poll()? {
         let mut transfer = Transfer {
             result: 0,
             buffer: chunk.as_mut_ptr(),
-            frames: CHUNK as u64,
+            frames: chunk_len as u64,
         };
         match ioctl::with(&pcm, READI_FRAMES, &mut transfer) {
             Ok(_) => {
-                let read = usize::try_from(transfer.result).unwrap_or(0).min(CHUNK);
+                let read = usize::try_from(transfer.result).unwrap_or(0).min(chunk_len);
                 check.feed_packet(&chunk[..read * FRAME_LEN]);
             }
             Err(error) => {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! The guest's workload: `lab-disk write FILE BLOCKS SEED REPORT` or `lab-disk tick REPORT`.
-//! Runs until `REPORT.stop` exists; keeps a report in JSON in REPORT.
+//! The guest's workload: `lab-disk write FILE BLOCKS SEED REPORT [PAUSE_MS]`, which pauses
+//! between two batches for that long, or `lab-disk tick REPORT`. Runs until `REPORT.stop` exists; keeps a report in JSON in REPORT.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -22,16 +22,18 @@ fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["write", file, blocks, seed, report] => {
+        ["write", file, blocks, seed, report, pause @ ..] if pause.len() <= 1 => {
             let (blocks, seed) = (
                 blocks.parse().map_err(io::Error::other)?,
                 seed.parse().map_err(io::Error::other)?,
             );
-            Writer::open(file, blocks, seed, report)?.run()
+            let pause = pause.first().map_or(Ok(0), |ms| ms.parse());
+            let pause = Duration::from_millis(pause.map_err(io::Error::other)?);
+            Writer::open(file, blocks, seed, report)?.run(pause)
         }
         ["tick", report] => tick(report),
         _ => Err(io::Error::other(
-            "usage: lab-disk write FILE BLOCKS SEED REPORT | lab-disk tick REPORT",
+            "usage: lab-disk write FILE BLOCKS SEED REPORT [PAUSE_MS] | lab-disk tick REPORT",
         )),
     }
 }
@@ -143,7 +145,7 @@ impl Writer {
         })
     }
 
-    fn run(mut self) -> io::Result<()> {
+    fn run(mut self, pause: Duration) -> io::Result<()> {
         let mut aligned = Aligned::new(1);
         let mut wanted = vec![0; BLOCK_BYTES];
         while !self.reporter.poll()? {
@@ -175,6 +177,7 @@ impl Writer {
                 }
             }
             self.reporter.event();
+            std::thread::sleep(pause);
         }
         self.hash_all(&mut wanted);
         self.reporter.report.finished = true;

@@ -217,7 +217,7 @@ pub fn session(node: &str, report: &str) -> io::Result<()> {
             } else {
                 tally.lost += 1;
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(100));
         }
         Ok::<_, io::Error>(())
     })();

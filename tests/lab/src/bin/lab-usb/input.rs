@@ -57,7 +57,7 @@ fn events(path: &str, report: &str, mut take: impl FnMut(&Event, &mut Tally)) ->
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(50));
             }
             Err(error) => {
                 reporter.tally.failed(&error.to_string());

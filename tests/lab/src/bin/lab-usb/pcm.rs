@@ -17,8 +17,8 @@ use crate::standstill::Standstill;
 
 /// Periods of a stream's buffer.
 const PERIODS: u32 = 10;
-/// How long to wait for room or data: a fifth of a period.
-const PAUSE: Duration = Duration::from_millis(10);
+/// How long to wait for room or data; processes that poll are dear under emulation.
+const PAUSE: Duration = Duration::from_millis(40);
 /// How long the rest of the buffer may take to be played.
 const DRAIN_TIME: Duration = Duration::from_secs(40);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! A report in a file, fresh twice a second, and the request to stop.
+//! A report in a file, fresh every second, and the request to stop.
 
 use std::fs;
 use std::io;
@@ -31,7 +31,7 @@ impl Reporter {
 
     /// Saves now and then; true when it is time to stop.
     pub fn poll(&mut self) -> io::Result<bool> {
-        if self.saved.elapsed() < Duration::from_millis(500) {
+        if self.saved.elapsed() < Duration::from_secs(1) {
             return Ok(false);
         }
         self.saved = Instant::now();

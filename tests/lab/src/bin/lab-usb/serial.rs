@@ -69,7 +69,7 @@ pub fn stream(path: &str, report: &str, interval: Duration) -> io::Result<()> {
             }
         }
         if idle {
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
     reporter.finish()

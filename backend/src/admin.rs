@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use control::{
     Attachment, Controller, ExportedDevice, Forecast, Outcome, Request, Response, Status,
+    WhenExchanged,
 };
 use session::control::{Acquire, Reply, Request as Ask};
-use session::{DeviceId, DeviceSelector, Lease, LeasePhase, OnMigrate, VmUuid};
+use session::{DeviceId, DeviceSelector, Exchange, Lease, LeasePhase, OnMigrate, VmUuid};
 use slog::{Logger, info, warn};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -19,6 +20,7 @@ use usbif::PortNumber;
 use xen::DomId;
 use xen::xenstore::XenStore;
 
+use crate::config;
 use crate::controller::{Command, Device, Handle, Report};
 use crate::domain::Domain;
 use crate::exporter::Exporter;
@@ -62,10 +64,21 @@ pub struct Admin<B> {
     exporters: Vec<Exporter>,
     store: XenStore,
     controllers: RefCell<BTreeMap<Key, Rc<Entry>>>,
+    exchange: config::Exchange,
     log: Logger,
     /// What went through this daemon.
     pub totals: Arc<Totals>,
     platform: std::marker::PhantomData<B>,
+}
+
+/// What is to be attached, and how.
+struct Wanted {
+    device: DeviceSelector,
+    controller: Option<u16>,
+    port: Option<u8>,
+    on_migrate: Option<OnMigrate>,
+    on_exchange: Option<WhenExchanged>,
+    exchange_seconds: Option<u32>,
 }
 
 /// Why a request was not done: the text that the administrator reads.
@@ -73,12 +86,19 @@ type Refused = String;
 
 impl<B> Admin<B> {
     /// No controllers yet.
-    pub fn new(host: &str, exporters: Vec<Exporter>, store: XenStore, log: Logger) -> Self {
+    pub fn new(
+        host: &str,
+        exporters: Vec<Exporter>,
+        store: XenStore,
+        exchange: config::Exchange,
+        log: Logger,
+    ) -> Self {
         Self {
             host: host.to_owned(),
             exporters,
             store,
             controllers: RefCell::default(),
+            exchange,
             log,
             totals: Arc::default(),
             platform: std::marker::PhantomData,
@@ -133,10 +153,20 @@ impl<B> Admin<B> {
                 controller,
                 port,
                 on_migrate,
-            } => self
-                .attach(&domain, &exporter, device, controller, port, on_migrate)
-                .await
-                .map(|a| Response::Attached(Box::new(a))),
+                on_exchange,
+                exchange_seconds,
+            } => {
+                let wanted = Wanted {
+                    device,
+                    controller,
+                    port,
+                    on_migrate,
+                    on_exchange,
+                    exchange_seconds,
+                };
+                let attached = self.attach(&domain, &exporter, wanted).await;
+                attached.map(|a| Response::Attached(Box::new(a)))
+            }
             Request::Detach {
                 domain,
                 controller,
@@ -181,22 +211,25 @@ impl<B> Admin<B> {
         &self,
         domain: &str,
         exporter: &str,
-        device: DeviceSelector,
-        controller: Option<u16>,
-        port: Option<u8>,
-        on_migrate: Option<OnMigrate>,
+        wanted: Wanted,
     ) -> Result<Attachment, Refused> {
         let domain = self.domain(domain).await?;
         let exporter = self.exporter(exporter)?;
-        let (key, entry, port) = self.place(&domain, controller, port).await?;
+        let exchange = self.exchange(&wanted)?;
+        if exchange.is_some() {
+            self.refuse_twins(&wanted.device).await?;
+        }
+        let (key, entry, port) = self.place(&domain, wanted.controller, wanted.port).await?;
         let acquire = Acquire {
-            device,
+            device: wanted.device,
             vm: domain.vm,
             vm_name: domain.name.clone(),
             domid: domain.domid.0,
             controller: key.devid,
             port: port.get(),
-            on_migrate,
+            on_migrate: wanted.on_migrate,
+            exchange,
+            returns: None,
         };
         let reply = exporter
             .ask(Ask::Acquire(acquire))
@@ -268,6 +301,55 @@ impl<B> Admin<B> {
             device: Box::new(lease.device),
             vm_name: lease.vm_name,
         })
+    }
+
+    /// How an attachment follows its device: what is asked for, or the configuration's default for
+    /// devices that are named by their serial number.
+    fn exchange(&self, wanted: &Wanted) -> Result<Option<Exchange>, Refused> {
+        let is_named = matches!(
+            wanted.device,
+            DeviceSelector::Kind {
+                serial: Some(_),
+                ..
+            }
+        );
+        let when = match (wanted.on_exchange, is_named) {
+            (Some(WhenExchanged::None), _) | (None, false) => return Ok(None),
+            (Some(when), true) => when,
+            (None, true) => self.exchange.on_exchange,
+            (Some(when), false) => {
+                return Err(format!(
+                    "--on-exchange {when} is for a device named by EXPORTER/VID:PID:SERIAL, which is \
+                     how it is known again elsewhere, not by '{}'",
+                    wanted.device
+                ));
+            }
+        };
+        let seconds = wanted.exchange_seconds;
+        Ok(when.on().map(|on| Exchange {
+            on,
+            seconds: seconds.unwrap_or(self.exchange.exchange_seconds),
+        }))
+    }
+
+    /// Of two devices that say the same nobody knows which one comes back.
+    async fn refuse_twins(&self, device: &DeviceSelector) -> Result<(), Refused> {
+        let Response::Devices { devices, .. } = self.devices().await else {
+            return Ok(());
+        };
+        let found: Vec<_> = devices
+            .iter()
+            .filter(|d| device.matches(&d.device))
+            .map(|d| format!("{}/{}", d.exporter, d.device.id))
+            .collect();
+        match found.len() {
+            0 | 1 => Ok(()),
+            count => Err(format!(
+                "{device} is ambiguous: {count} devices say that they are it, {}. Unplug all but one, or \
+                 attach it with --on-exchange none",
+                found.join(", ")
+            )),
+        }
     }
 
     /// Gives back a lease that could not be used, under the newest epoch it may have reached.
@@ -456,6 +538,7 @@ impl<B> Admin<B> {
                  exporter,
                  lease,
                  counters,
+                 waiting,
                  ..
              }| {
                 let current = now.get(&(exporter.clone(), lease.device.id.clone()));
@@ -467,8 +550,14 @@ impl<B> Admin<B> {
                     port: lease.port,
                     frontend_resumes,
                     on_migrate: lease.on_migrate,
-                    phase: current.map_or(LeasePhase::Disconnected, |l| l.phase),
-                    note: current.and_then(|l| l.note.clone()),
+                    phase: match waiting {
+                        Some(_) => LeasePhase::Absent,
+                        None => current.map_or(LeasePhase::Disconnected, |l| l.phase),
+                    },
+                    exchange: lease.exchange,
+                    note: waiting
+                        .and_then(|w| w.note)
+                        .or_else(|| current.and_then(|l| l.note.clone())),
                     stash: current.map_or_else(Default::default, |l| l.stash),
                     counters,
                     device: lease.device,

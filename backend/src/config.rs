@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use control::WhenExchanged;
 use serde::Deserialize;
 
 /// The daemon's configuration. Unknown keys are errors: a typing mistake must not silently mean
@@ -29,6 +30,9 @@ pub struct Config {
     /// The rings.
     #[serde(default)]
     pub rings: Rings,
+    /// Devices that are pulled out and plugged in elsewhere.
+    #[serde(default)]
+    pub exchange: Exchange,
 }
 
 /// Files of [`transport::Identity`], made by `xl-vusb pool issue`.
@@ -119,6 +123,25 @@ pub enum WhenUnreachable {
     Refuse,
     /// It comes, and sees the devices of that exporter go, until the exporter is heard of again.
     GoOn,
+}
+
+/// What becomes of an attachment whose device is pulled out, unless `xl-vusb attach` says otherwise.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Exchange {
+    /// For devices attached by `VID:PID:SERIAL`. Others are never followed.
+    pub on_exchange: WhenExchanged,
+    /// How long a device is waited for, in seconds, 1 to [`session::Exchange::MAX_SECONDS`].
+    pub exchange_seconds: u32,
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        Self {
+            on_exchange: WhenExchanged::Replug,
+            exchange_seconds: 60,
+        }
+    }
 }
 
 /// How the rings are served.
@@ -221,6 +244,10 @@ impl Config {
         if self.rings.poll_us > 1000 {
             return Err("rings.poll-us is at most 1000".into());
         }
+        let most = session::Exchange::MAX_SECONDS;
+        if !(1..=most).contains(&self.exchange.exchange_seconds) {
+            return Err(format!("exchange.exchange-seconds is 1 to {most}"));
+        }
         for (at, exporter) in self.exporters.iter().enumerate() {
             if exporter.name.is_empty() || exporter.name.contains('/') {
                 return Err(format!(
@@ -266,6 +293,8 @@ mod tests {
         assert_eq!(config.hand_off.quiesce_ms, 50);
         assert_eq!(config.rings.poll(), Duration::from_micros(50));
         assert!(config.exporters.is_empty());
+        assert_eq!(config.exchange.on_exchange, WhenExchanged::Replug);
+        assert_eq!(config.exchange.exchange_seconds, 60);
     }
 
     #[test]
@@ -283,6 +312,10 @@ mod tests {
         assert!(error.contains("at most 1000"), "{error}");
         let error = parse("[rings]\npoll-us = 5000").unwrap_err();
         assert!(error.contains("at most 1000"), "{error}");
+        let error = parse("[exchange]\nexchange-seconds = 0").unwrap_err();
+        assert!(error.contains("1 to 86400"), "{error}");
+        let error = parse("[exchange]\non-exchange = 'stay'").unwrap_err();
+        assert!(error.contains("pause"), "{error}");
         let two = "[[exporter]]\nname='a'\naddress='a:1'\n".repeat(2);
         assert!(parse(&two).unwrap_err().contains("named twice"));
         let error = parse("[[exporter]]\nname='a'\naddress='a'\n").unwrap_err();

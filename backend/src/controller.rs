@@ -14,6 +14,6 @@ mod serving;
 mod unlinks;
 
 pub use allowance::Spent;
-pub use handle::{Adopted, Command, Device, Handle, Report, Setup, spawn};
+pub use handle::{Adopted, Command, Device, Fetched, Handle, Report, Setup, Waiting, spawn};
 pub use rings::{RingDetails, RingError};
-pub use serving::{Attached, Outcome, Serving};
+pub use serving::{Attached, Outcome, Serving, Unanswered};

@@ -3,18 +3,20 @@
 
 mod adoption;
 mod controllers;
+mod exchange;
 mod leases;
 mod pace;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use session::control::Request;
 use slog::{Logger, debug, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until};
 use transport::Identity;
@@ -60,6 +62,8 @@ struct Daemon<B: Backend> {
     /// How often each domain's nodes are looked at.
     pace: Pace,
     state: StateDir,
+    /// Notified when a device is to be looked for that was pulled out.
+    look: Arc<Notify>,
 }
 
 /// Runs the daemon; see [`crate::run`].
@@ -84,8 +88,10 @@ pub async fn serve<B: Backend>(
         identity.name(),
         exporters,
         store.clone(),
+        config.exchange,
         log.clone(),
     ));
+    let look = Arc::new(Notify::new());
     let mut daemon = Daemon {
         admin: admin.clone(),
         platform,
@@ -99,10 +105,12 @@ pub async fn serve<B: Backend>(
         leaving: BTreeMap::new(),
         pace: Pace::default(),
         state,
+        look: look.clone(),
     };
     daemon.watch().await.context("cannot watch xenstore")?;
     // Before anybody asks: the controllers of an earlier vusbd.
     daemon.take_over().await.context("cannot read xenstore")?;
+    spawn_local(exchange::Seeker::new(admin.clone(), look, log.clone()).run());
     spawn_local(socket::serve(listener, admin, log.clone()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -41,6 +41,9 @@ pub struct SavedDevice {
     pub lease: Lease,
     /// Whether it was leased for this controller and never claimed.
     pub fresh: bool,
+    /// Whether it was pulled out, and is waited for.
+    #[serde(default)]
+    pub away: bool,
 }
 
 /// The devices of a controller.

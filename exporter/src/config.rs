@@ -102,6 +102,9 @@ pub struct Simulated {
     /// What a source/sink gives and checks.
     #[serde(default)]
     pub pattern: SimulatedPattern,
+    /// Whether it is plugged in when the exporter starts; else the control socket does it.
+    #[serde(default = "default_plugged")]
+    pub plugged: bool,
     /// Whether time on the bus passes by itself, or as the control socket says.
     #[serde(default)]
     pub clock: SimulatedClock,
@@ -189,6 +192,10 @@ fn default_hold_seconds() -> u64 {
 /// A week: whoever saves a guest on a Friday restores it on a Monday.
 fn default_saved_hold_seconds() -> HoldTime {
     HoldTime::Seconds(7 * 24 * 60 * 60)
+}
+
+fn default_plugged() -> bool {
+    true
 }
 
 fn default_size_mib() -> u64 {

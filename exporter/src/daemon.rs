@@ -87,6 +87,9 @@ impl Daemon {
         )?;
         let hub = Rc::new(hub);
         for (at, simulated) in config.simulated.iter().enumerate() {
+            if !simulated.plugged {
+                continue;
+            }
             let device =
                 SimulatedDevice::open(simulated, at + 1).with_context(|| {
                     match &simulated.file {

@@ -218,6 +218,10 @@ impl Serving<'_> {
         let mut session = self.session.borrow_mut();
         let session = &mut *session;
         session.pump();
+        if session.server.take_reconfigured() {
+            let configured = session.server.configured();
+            self.hub.set_configured(self.device, self.epoch, configured);
+        }
         loop {
             let output = session.server.output();
             if output.is_empty() {

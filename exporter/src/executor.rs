@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
+use session::control::Returns;
 use session::frame::{Transfer, TransferStatus};
 use session::server::{Outcome, Server};
-use session::{DeviceInfo, Epoch};
+use session::{Configured, DeviceInfo, Digest, Epoch};
 use tokio::sync::Notify;
 
 use crate::sim::SimulatedDevice;
@@ -30,15 +31,34 @@ impl Executor {
     }
 
     /// Makes the device ready for its holder, if it is not: a future that does not borrow the
-    /// device, and whose result is for [`Executor::opened`].
+    /// device, and whose result is for [`Executor::opened`]. With `begin`, it begins as if it were
+    /// plugged in now, and is made what its guest knows, if it is that.
+    ///
+    /// # Errors
+    /// Why it cannot be lent, for people.
     pub(crate) fn start_opening(
         &mut self,
-        reset: bool,
-    ) -> Option<impl Future<Output = Result<usb::Open, String>> + use<>> {
+        begin: Option<&Returns>,
+    ) -> Result<Option<impl Future<Output = Result<usb::Open, String>> + use<>>, String> {
         match self {
-            // It always is.
-            Self::Simulated(_) => None,
-            Self::Usb(device) => device.start_opening(reset),
+            // It always is open.
+            Self::Simulated(device) => {
+                if let Some(returns) = begin
+                    && returns.descriptors == Some(device.descriptors())
+                {
+                    device.configure(&returns.configured)?;
+                }
+                Ok(None)
+            }
+            Self::Usb(device) => Ok(device.start_opening(begin)),
+        }
+    }
+
+    /// Its descriptors, once it is open; `None` where they could not be read.
+    pub(crate) fn descriptors(&self) -> Option<Digest> {
+        match self {
+            Self::Simulated(device) => Some(device.descriptors()),
+            Self::Usb(device) => device.descriptors(),
         }
     }
 
@@ -50,10 +70,10 @@ impl Executor {
         }
     }
 
-    /// Somebody holds the device since before we were started.
-    pub(crate) fn restore(&mut self) {
+    /// Somebody holds the device since before we were started, and has set this.
+    pub(crate) fn restore(&mut self, configured: &Configured) {
         match self {
-            Self::Simulated(device) => device.restore(),
+            Self::Simulated(device) => device.restore(configured),
             Self::Usb(_) => (),
         }
     }

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use session::control::{Acquire, Event, Refusal, Reply, Request};
-use session::lease::{Change, Claimant, HoldTimes, LeaseTable};
+use session::control::{Acquire, Event, Refusal, Reply, Request, Returns};
+use session::lease::{Change, Claimant, HoldTimes, LeaseTable, Unplugged};
 use session::open::{How, Open, Opened};
-use session::{DeviceId, DeviceInfo, Epoch, Lease, VmUuid};
+use session::{Configured, DeviceId, DeviceInfo, Epoch, Lease, LeasePhase, VmUuid};
 use slog::{Logger, info, warn};
 use tokio::sync::{Mutex, Notify, mpsc};
 
@@ -96,10 +96,11 @@ impl Hub {
             match same {
                 true => {
                     session.lend(lease.epoch);
-                    session.executor.restore();
+                    session.server.set_configured(lease.configured.clone());
+                    session.executor.restore(&lease.configured);
                 }
                 // A lease of before a restart; meanwhile somebody plugged in something else.
-                false => drop(table.remove(&info.id)),
+                false => drop(table.unplugged(&info.id, self.now_ms())),
             }
         }
         drop(table);
@@ -111,9 +112,36 @@ impl Hub {
     /// A device was unplugged.
     pub(crate) fn remove_device(&self, device: &DeviceId) {
         info!(self.log, "device {device} was unplugged");
-        let lease = self.table.borrow_mut().remove(device);
-        if let Some(lease) = lease {
-            self.ended(&lease, "it was unplugged from the exporter");
+        let session = self.session(device);
+        let mut table = self.table.borrow_mut();
+        if let Some(session) = &session {
+            let mut session = session.borrow_mut();
+            let Session {
+                server, executor, ..
+            } = &mut *session;
+            // What is over by now is over.
+            executor.drain(server);
+            table.set_configured(device, server.epoch(), server.configured().clone());
+        }
+        let left = table.unplugged(device, self.now_ms());
+        drop(table);
+        match left {
+            Some(Unplugged::Ended(lease)) => {
+                self.ended(&lease, "it was unplugged from the exporter");
+            }
+            Some(Unplugged::Waits(lease)) => {
+                info!(self.log, "its lease waits for it"; "device" => %device, "vm" => %lease.vm,
+                    "seconds" => lease.exchange.map_or(0, |e| e.seconds));
+                if let Some(session) = session {
+                    session.borrow_mut().end();
+                }
+                self.deadlines.notify_one();
+                let event = Event::Lease(lease.clone());
+                self.publish(&event, |host| {
+                    self.table.borrow().may_see_lease(&lease, host)
+                });
+            }
+            None => (),
         }
         self.devices.borrow_mut().remove(device);
         self.publish(&Event::Devices, |_| true);
@@ -132,10 +160,14 @@ impl Hub {
     }
 
     /// Makes a device ready for its holder. Answers the reason where it cannot be.
-    async fn prepare(&self, session: &SharedSession, reset: bool) -> Result<(), String> {
+    async fn prepare(
+        &self,
+        session: &SharedSession,
+        begin: Option<&Returns>,
+    ) -> Result<(), String> {
         let opening = session.borrow().opening.clone();
         let _only_one = opening.lock().await;
-        let start = session.borrow_mut().executor.start_opening(reset);
+        let start = session.borrow_mut().executor.start_opening(begin)?;
         if let Some(opening) = start {
             let open = opening.await?;
             session.borrow_mut().executor.opened(open);
@@ -143,20 +175,26 @@ impl Hub {
         Ok(())
     }
 
-    /// Ends the restored leases of devices that are not there.
+    /// Ends the restored leases of devices that are not there, but for those that follow them.
     pub(crate) fn drop_absent(&self) {
         let present = |l: &&Lease| self.devices.borrow().contains_key(&l.device.id);
         let absent: Vec<_> = {
             let table = self.table.borrow();
-            let absent = table.leases().filter(|l| !present(l));
+            let absent = table.held().filter(|l| !present(l));
             absent.map(|l| l.device.id.clone()).collect()
         };
         for device in absent {
-            if let Some(lease) = self.table.borrow_mut().remove(&device) {
-                warn!(
+            let left = self.table.borrow_mut().unplugged(&device, self.now_ms());
+            match left {
+                Some(Unplugged::Ended(lease)) => warn!(
                     self.log,
                     "device {device} of VM {} is gone; lease released", lease.vm
-                );
+                ),
+                Some(Unplugged::Waits(lease)) => warn!(
+                    self.log,
+                    "device {device} of VM {} is gone; its lease waits for it", lease.vm
+                ),
+                None => (),
             }
         }
     }
@@ -199,7 +237,9 @@ impl Hub {
     fn leases(&self, vm: Option<VmUuid>, host: &str) -> Reply {
         let mut leases = self.table.borrow().visible_leases(vm, host);
         for lease in &mut leases {
-            if let Some(session) = self.session(&lease.device.id) {
+            if lease.phase != LeasePhase::Absent
+                && let Some(session) = self.session(&lease.device.id)
+            {
                 lease.stash = session.borrow().server.stash_counters();
             }
         }
@@ -214,7 +254,7 @@ impl Hub {
             return Ok(Reply::Lease(Box::new(lease)));
         }
         let device = &lease.device.id;
-        if let Err(refusal) = self.hand_over(&lease).await {
+        if let Err(refusal) = self.hand_over(&lease, wanted.returns.as_ref()).await {
             // Unless it was released meanwhile, and perhaps lent again.
             let mut table = self.table.borrow_mut();
             if table.get(device).is_some_and(|l| l.epoch == lease.epoch) {
@@ -229,11 +269,12 @@ impl Hub {
             "epoch" => lease.epoch.0);
         self.lease_changed(device);
         self.publish(&Event::Devices, |_| true);
-        Ok(Reply::Lease(Box::new(lease)))
+        let now = self.table.borrow().get(device).cloned();
+        Ok(Reply::Lease(Box::new(now.unwrap_or(lease))))
     }
 
     /// Makes the device of a new lease ready, and the lease permanent.
-    async fn hand_over(&self, lease: &Lease) -> Result<(), Refusal> {
+    async fn hand_over(&self, lease: &Lease, returns: Option<&Returns>) -> Result<(), Refusal> {
         let device = &lease.device.id;
         let unavailable = |reason| Refusal::Unavailable {
             device: device.clone(),
@@ -242,9 +283,27 @@ impl Hub {
         let unplugged = || unavailable("it was unplugged".to_owned());
         let session = self.session(device).ok_or_else(unplugged)?;
         session.borrow_mut().lend(lease.epoch);
-        self.prepare(&session, true).await.map_err(unavailable)?;
+        let anew = Returns::default();
+        let begin = returns.unwrap_or(&anew);
+        self.prepare(&session, Some(begin))
+            .await
+            .map_err(unavailable)?;
+        self.note_descriptors(lease, &session, begin);
         self.take_back_unlent(device);
         self.save().await
+    }
+
+    /// What the device of a new lease turned out to be: what its guest knows, or something new.
+    fn note_descriptors(&self, lease: &Lease, session: &SharedSession, begin: &Returns) {
+        let device = &lease.device.id;
+        let mut session = session.borrow_mut();
+        let descriptors = session.executor.descriptors();
+        let mut table = self.table.borrow_mut();
+        table.set_descriptors(device, lease.epoch, descriptors);
+        match descriptors.is_some() && begin.descriptors == descriptors {
+            true => session.server.set_configured(begin.configured.clone()),
+            false => table.begin_anew(device, lease.epoch),
+        }
     }
 
     /// Opening takes time. If the lease ended meanwhile, the device is to be closed again.
@@ -330,7 +389,10 @@ impl Hub {
     fn ended(&self, lease: &Lease, reason: &str) {
         let device = &lease.device.id;
         info!(self.log, "returned"; "device" => %device, "vm" => %lease.vm, "reason" => reason);
-        if let Some(session) = self.session(device) {
+        // What is plugged in there now is another lease's.
+        if lease.phase != LeasePhase::Absent
+            && let Some(session) = self.session(device)
+        {
             session.borrow_mut().end();
         }
         let event = Event::Released {
@@ -362,10 +424,18 @@ impl Hub {
             device: device.clone(),
             vm: open.vm,
         };
+        {
+            let table = self.table.borrow();
+            let held = table.get(device).is_some_and(|l| l.vm == open.vm);
+            if !held && table.is_absent(device, open.vm) {
+                let device = device.clone();
+                return Err(Refusal::Absent { device });
+            }
+        }
         let session = self.session(device).ok_or_else(no_lease)?;
         self.table.borrow().check(device, open.vm, host)?;
         // It is open, unless we were started again. Its guest goes on where it was: no reset.
-        let prepared = self.prepare(&session, false).await;
+        let prepared = self.prepare(&session, None).await;
         self.take_back_unlent(device);
         prepared.map_err(|reason| Refusal::Unavailable {
             device: device.clone(),
@@ -454,6 +524,14 @@ impl Hub {
         }
     }
 
+    /// The guest has set this at its device. Subscribers are not told: a guest does it as often as it
+    /// likes.
+    pub(crate) fn set_configured(&self, device: &DeviceId, epoch: Epoch, configured: &Configured) {
+        let mut table = self.table.borrow_mut();
+        table.set_configured(device, epoch, configured.clone());
+        self.unsaved.notify_one();
+    }
+
     pub(crate) fn set_frontend_resumes(&self, device: &DeviceId, epoch: Epoch, resumes: bool) {
         let changed = self
             .table
@@ -482,7 +560,11 @@ impl Hub {
             }
             let expired = self.table.borrow_mut().expire(self.now_ms());
             for lease in &expired {
-                self.ended(lease, "its VM is gone and nobody claimed it in time");
+                let why = match lease.phase {
+                    LeasePhase::Absent => "it was pulled out and not plugged in again in time",
+                    _ => "its VM is gone and nobody claimed it in time",
+                };
+                self.ended(lease, why);
             }
             if !expired.is_empty() {
                 // On failure there is a log line; the lease expires again after a restart.

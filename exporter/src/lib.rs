@@ -16,6 +16,7 @@ pub mod config;
 mod connection;
 mod control;
 pub mod daemon;
+mod descriptors;
 mod device;
 mod executor;
 mod hub;

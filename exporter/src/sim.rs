@@ -10,9 +10,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use session::frame::{Transfer, TransferType};
+use session::frame::{Transfer, TransferStatus, TransferType};
 use session::server::{Outcome, Server};
-use session::{DeviceId, DeviceInfo, DeviceState, Speed};
+use session::{Configured, DeviceId, DeviceInfo, DeviceState, Digest, Speed};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use usb_sim::{
@@ -20,6 +20,7 @@ use usb_sim::{
 };
 
 use crate::config::{Simulated, SimulatedClock, SimulatedKind, SimulatedPattern};
+use crate::descriptors;
 use crate::executor::HUB_REASON;
 use alarm::Alarm;
 pub(crate) use control::Control;
@@ -132,18 +133,48 @@ impl SimulatedDevice {
 
     /// Makes it what it was for its holder before the exporter was started again: configured. A
     /// real device never knew that the exporter was away.
-    pub(crate) fn restore(&mut self) {
-        let configurations = &self.port.function().descriptors().configurations;
-        let value = configurations.first().and_then(|c| c.get(5)).copied();
-        let set_configuration = Transfer {
+    pub(crate) fn restore(&mut self, configured: &Configured) {
+        // What it has set itself it accepts again.
+        let _ = self.configure(configured);
+        if configured.configuration == 0 {
+            // A lease of before that was noted.
+            let configurations = &self.port.function().descriptors().configurations;
+            let value = configurations.first().and_then(|c| c.get(5)).copied();
+            self.set([0, 9, value.unwrap_or(0), 0, 0, 0, 0, 0]);
+        }
+    }
+
+    /// Sets all this.
+    ///
+    /// # Errors
+    /// For people, when the device does not accept it.
+    pub(crate) fn configure(&mut self, configured: &Configured) -> Result<(), String> {
+        for setup in configured.requests() {
+            if self.set(setup) != Some(TransferStatus::Completed) {
+                return Err(NOT_CONFIGURED.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// A control transfer without data, which simulated devices answer at once.
+    fn set(&mut self, setup: [u8; 8]) -> Option<TransferStatus> {
+        let set = Transfer {
             transfer_type: TransferType::Control,
             endpoint: 0,
             flags: 0,
             length: 0,
             interval: 0,
-            setup: [0, 9, value.unwrap_or(0), 0, 0, 0, 0, 0],
+            setup,
         };
-        self.port.submit(0, &set_configuration, &[], &mut Nobody);
+        let mut host = Status(None);
+        self.port.submit(0, &set, &[], &mut host);
+        host.0
+    }
+
+    pub(crate) fn descriptors(&self) -> Digest {
+        let of = self.port.function().descriptors();
+        descriptors::digest(&self.info, &of.device, &of.configurations, &of.bos)
     }
 
     pub(crate) fn release(&mut self) {
@@ -164,6 +195,10 @@ impl SimulatedDevice {
         }
     }
 }
+
+/// Why a device that came back is not lent.
+pub(crate) const NOT_CONFIGURED: &str =
+    "it does not accept the configuration that its guest had set";
 
 /// Where the `number`th device is.
 fn place(number: usize) -> DeviceId {
@@ -203,6 +238,20 @@ impl Host for ToServer<'_> {
         fill: &mut dyn FnMut(&mut Vec<u8>) -> Option<Outcome>,
     ) -> bool {
         self.0.try_complete(self.0.epoch(), request, fill)
+    }
+}
+
+/// How one transfer ended.
+struct Status(Option<TransferStatus>);
+
+impl Host for Status {
+    fn complete(
+        &mut self,
+        _request: u64,
+        fill: &mut dyn FnMut(&mut Vec<u8>) -> Option<Outcome>,
+    ) -> bool {
+        self.0 = fill(&mut Vec::new()).map(|outcome| outcome.status);
+        self.0.is_some()
     }
 }
 

@@ -72,6 +72,7 @@ mod tests {
             let saved = Saved {
                 epoch: Epoch(epoch),
                 leases: vec![],
+                absent: Vec::new(),
             };
             store.save(&saved).unwrap();
             assert_eq!(store.load().unwrap(), saved);

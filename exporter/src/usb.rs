@@ -26,9 +26,10 @@ mod transfer;
 use std::sync::Arc;
 
 use rusb::Context;
+use session::control::Returns;
 use session::frame::{Transfer, TransferStatus};
 use session::server::{Outcome, Server};
-use session::{DeviceInfo, Epoch};
+use session::{DeviceInfo, Digest, Epoch};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -61,41 +62,46 @@ impl UsbDevice {
         &self.info
     }
 
-    /// Opens the device for its holder, on another thread; `None` when it is open. With `reset` it
-    /// begins as if it were plugged in now.
+    /// Opens the device for its holder, on another thread; `None` when it is open. With `begin` it
+    /// begins as if it were plugged in now, and is made what its guest knows, if it is that.
     pub(crate) fn start_opening(
         &mut self,
-        reset: bool,
+        begin: Option<&Returns>,
     ) -> Option<impl Future<Output = Result<Open, String>> + use<>> {
         if self.open.is_some() {
             return None;
         }
         let (device, closing) = (self.device.clone(), self.closing.take());
-        let id = self.info.id.clone();
+        let info = self.info.clone();
+        let begin = begin.cloned();
         Some(async move {
             if let Some(closing) = closing {
                 // It ends in any case, if only by a panic.
                 let _ = closing.await;
             }
-            let opening = spawn_blocking(move || match list::mounted(&id) {
+            let opening = spawn_blocking(move || match list::mounted(&info.id) {
                 Some(path) => Err(format!(
                     "this machine has mounted it at {}; unmount it first",
                     path.display()
                 )),
-                None => Handle::open(&device, reset)
-                    .map_err(|e| format!("this machine does not give it away: {e}")),
+                None => take(&device, &info, begin.as_ref()),
             });
-            let handle = opening
+            let (handle, descriptors) = opening
                 .await
                 .map_err(|_| "the exporter is shutting down".to_owned())??;
             let bulk_only = handle.super_speed_bulk_only();
-            Ok(Open::new(handle, bulk_only))
+            Ok(Open::new(handle, bulk_only, descriptors))
         })
     }
 
     pub(crate) fn opened(&mut self, open: Open) {
         open.set_wake(self.wake.clone());
         self.open = Some(open);
+    }
+
+    /// Its descriptors, once it is open.
+    pub(crate) fn descriptors(&self) -> Option<Digest> {
+        self.open.as_ref()?.descriptors()
     }
 
     /// Who is to be woken for completions.
@@ -180,6 +186,30 @@ impl UsbDevice {
             shared.handle().give_back();
         }));
     }
+}
+
+/// Opens the device. Blocks.
+fn take(
+    device: &rusb::Device<Context>,
+    info: &DeviceInfo,
+    begin: Option<&Returns>,
+) -> Result<(Handle, Option<Digest>), String> {
+    let handle = Handle::open(device, begin.is_some())
+        .map_err(|e| format!("this machine does not give it away: {e}"))?;
+    let digest = handle.descriptors(info);
+    let known = begin.filter(|r| digest.is_some() && r.descriptors == digest);
+    let mut requests = known.into_iter().flat_map(|r| r.configured.requests());
+    let refused = requests.any(|setup| match request::classify(setup) {
+        request::Request::Operation(operation) => {
+            handle.carry_out(operation) != TransferStatus::Completed
+        }
+        _ => true,
+    });
+    if refused {
+        handle.give_back();
+        return Err(crate::sim::NOT_CONFIGURED.to_owned());
+    }
+    Ok((handle, digest))
 }
 
 fn no_device(server: &mut Server, request: u64) {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
+use control::WhenExchanged;
 use session::{DeviceSelector, OnMigrate, ParseSelectorError};
 
 use crate::host_name::{HostName, HostNameError};
@@ -116,6 +117,15 @@ pub struct Attach {
     /// it [default: refuse for storage, else replug]
     #[arg(long, value_name = "refuse|replug|risk", value_parser = parse_on_migrate)]
     pub on_migrate: Option<OnMigrate>,
+    /// When the device, named by VID:PID:SERIAL, is pulled out: wait for it, with the port disconnected
+    /// (replug) or with nothing but a pause for the guest (pause), wherever it is plugged in [default:
+    /// as vusbd.toml says]
+    #[arg(long, value_name = "none|replug|pause", value_parser = parse_on_exchange)]
+    pub on_exchange: Option<WhenExchanged>,
+    /// For how long it is waited for then [default: as vusbd.toml says]
+    #[arg(long, value_name = "SECONDS")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(session::Exchange::MAX_SECONDS)))]
+    pub exchange_seconds: Option<u32>,
 }
 
 /// Arguments of `detach`.
@@ -184,6 +194,13 @@ impl FromStr for DeviceName {
             device: device.parse::<DeviceSelector>()?,
         })
     }
+}
+
+fn parse_on_exchange(s: &str) -> Result<WhenExchanged, String> {
+    WhenExchanged::ALL
+        .into_iter()
+        .find(|when| when.to_string() == s)
+        .ok_or_else(|| "it is none, replug or pause".to_owned())
 }
 
 fn parse_on_migrate(s: &str) -> Result<OnMigrate, String> {

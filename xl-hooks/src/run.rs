@@ -142,6 +142,8 @@ fn request(command: &Command) -> Result<Request, RunError> {
             controller,
             port,
             on_migrate,
+            on_exchange,
+            exchange_seconds,
         }) => Request::Attach {
             domain: domain.clone(),
             exporter: device.exporter.as_str().to_owned(),
@@ -149,6 +151,8 @@ fn request(command: &Command) -> Result<Request, RunError> {
             controller: *controller,
             port: *port,
             on_migrate: *on_migrate,
+            on_exchange: *on_exchange,
+            exchange_seconds: *exchange_seconds,
         },
         Command::Detach(Detach {
             domain,

@@ -21,9 +21,10 @@ pub fn text(response: &Response) -> String {
             unreachable,
         } => device_table(devices) + &unreachable_lines(unreachable),
         Response::Attached(attachment) => format!(
-            "attached {}; on migration: {}\n",
+            "attached {}; on migration: {}{}\n",
             place(attachment, "to"),
-            migration(attachment)
+            migration(attachment),
+            exchange(attachment)
         ),
         Response::Released {
             exporter,
@@ -286,6 +287,12 @@ fn migration(attachment: &Attachment) -> &'static str {
     }
 }
 
+/// What happens when the device is pulled out.
+fn exchange(attachment: &Attachment) -> String {
+    let text = |e: session::Exchange| format!("; pulled out: {}, waits {} s", e.on, e.seconds);
+    attachment.exchange.map_or_else(String::new, text)
+}
+
 fn id(device: &DeviceInfo) -> String {
     format!("{:04x}:{:04x}", device.vendor, device.product)
 }
@@ -306,6 +313,7 @@ fn phase(phase: LeasePhase) -> &'static str {
         LeasePhase::Orphaned => "orphaned",
         LeasePhase::Saved => "saved",
         LeasePhase::Disconnected => "disconnected",
+        LeasePhase::Absent => "waiting",
     }
 }
 

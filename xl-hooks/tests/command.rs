@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
-use control::{Attachment, Counters, Forecast, Outcome, Request, Response};
+use control::{Attachment, Counters, Forecast, Outcome, Request, Response, WhenExchanged};
 use session::control::Refusal;
 use session::{
     DeviceId, DeviceInfo, DeviceSelector, DeviceState, LeasePhase, OnMigrate, Speed, StashCounters,
@@ -129,6 +129,7 @@ fn attachment() -> Attachment {
         frontend_resumes: false,
         on_migrate: OnMigrate::Refuse,
         phase: LeasePhase::Serving,
+        exchange: None,
         note: None,
         stash: StashCounters::default(),
         counters: Counters::default(),
@@ -157,6 +158,10 @@ fn every_option_of_attach_reaches_the_daemon() {
         "1",
         "--on-migrate",
         "risk",
+        "--on-exchange",
+        "none",
+        "--exchange-seconds",
+        "7",
     ]);
     assert_eq!(status(&output), 0, "{}", stderr(&output));
     assert!(stdout(&output).starts_with("attached pi4/1-1.2 (Kingston DataTraveler) to web"));
@@ -173,6 +178,8 @@ fn every_option_of_attach_reaches_the_daemon() {
             controller: Some(0),
             port: Some(1),
             on_migrate: Some(OnMigrate::Risk),
+            on_exchange: Some(WhenExchanged::None),
+            exchange_seconds: Some(7),
         }
     );
 }
@@ -353,6 +360,7 @@ fn json_is_the_control_types_as_they_are() {
       "frontend_resumes": false,
       "on_migrate": "refuse",
       "phase": "serving",
+      "exchange": null,
       "note": null,
       "stash": {
         "kept": 0,

@@ -2,11 +2,13 @@
 //! The controller's actor: what the daemon tells it, what its devices report, and the hand-off
 //! machine in between.
 
+mod away;
 mod devices;
 mod withdraw;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use handoff::{Action, Event, State, step};
@@ -14,7 +16,7 @@ use session::VmUuid;
 use session::client::Client;
 use session::frame::Kind;
 use slog::{Logger, debug, error, info, warn};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use transport::Identity;
 use usbif::{PortNumber, RingCorrupt};
@@ -76,6 +78,8 @@ pub(super) struct Actor<B: Backend> {
     polling: Polling,
     allowance: Allowance,
     unlinks: Unlinks,
+    /// Notified when a device is to be looked for that was pulled out.
+    look: Arc<Notify>,
 }
 
 impl<B: Backend> Actor<B> {
@@ -94,6 +98,7 @@ impl<B: Backend> Actor<B> {
             hand_off,
             poll,
             totals,
+            look,
             log,
         } = setup;
         let (news, reports) = mpsc::unbounded_channel();
@@ -132,6 +137,7 @@ impl<B: Backend> Actor<B> {
             polling: Polling::new(poll),
             allowance: Allowance::new(Instant::now()),
             unlinks: Unlinks::default(),
+            look,
         };
         match adopted {
             Some(adopted) => actor.adopt(adopted),
@@ -169,6 +175,7 @@ impl<B: Backend> Actor<B> {
             let give_again = self.give_again_at;
             let paused = self.allowance.paused_until();
             let unlinks = self.unlinks.next();
+            let away_until = self.away_until();
             tokio::select! {
                 command = inbox.recv() => match command {
                     Some(command) => self.command(command),
@@ -206,6 +213,9 @@ impl<B: Backend> Actor<B> {
                 () = sleep(IDLE_FOR / 4), if quiescing => self.look_idle(),
                 () = sleep_until(give_again.unwrap_or_else(Instant::now)), if give_again.is_some() => {
                     self.give_again_suspended();
+                }
+                () = sleep_until(away_until.unwrap_or_else(Instant::now)), if away_until.is_some() => {
+                    self.look_away();
                 }
             }
         }
@@ -254,6 +264,23 @@ impl<B: Backend> Actor<B> {
             Command::Detach(port, answer) => {
                 let _ = answer.send(self.detach(port));
             }
+            Command::Away(port, lease, note) => {
+                if let Some(port) = PortNumber::new(port) {
+                    self.learn_away(port, lease.map(|l| *l), note);
+                }
+            }
+            Command::Back {
+                port,
+                exporter,
+                lease,
+                same,
+                answer,
+            } => {
+                if let Some(port) = PortNumber::new(port) {
+                    self.come_back(port, exporter, *lease, same, answer);
+                }
+            }
+            Command::Ended(exporter, device) => self.lease_ended(&exporter, &device),
             Command::Describe(answer) => {
                 let _ = answer.send(self.report());
             }
@@ -519,7 +546,12 @@ impl<B: Backend> Actor<B> {
     /// How often the devices' connections were made again; `None` when one is not there.
     fn connections(&self) -> Option<u64> {
         let serving = self.serving.borrow();
-        let mut attached = serving.core.ports().filter_map(|port| serving.at(port));
+        let away = |port: &PortNumber| {
+            let plugged = self.plugged[port.index()].as_ref();
+            plugged.is_some_and(|p| p.away.is_some())
+        };
+        let there = serving.core.ports().filter(|port| !away(port));
+        let mut attached = there.filter_map(|port| serving.at(port));
         attached.try_fold(0, |sum, attached| {
             let connected = attached.client.as_ref().is_some_and(Client::is_connected);
             connected.then_some(sum + attached.counters.reconnects)

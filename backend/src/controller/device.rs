@@ -21,7 +21,7 @@ use usbif::PortNumber;
 use xen::xenstore::XenStore;
 use xen::{Backend, DomId};
 
-use super::serving::Serving;
+use super::serving::{Serving, Unanswered};
 use crate::config;
 use crate::domain::Domain;
 
@@ -49,6 +49,15 @@ pub enum News {
     Unreachable(PortNumber),
     /// It is not any more.
     Reached(PortNumber),
+    /// The device is pulled out, and its lease waits for it.
+    Absent {
+        /// Where it was.
+        port: PortNumber,
+        /// Whether the guest stays connected.
+        paused: bool,
+        /// The epoch that it was last held under.
+        epoch: Option<Epoch>,
+    },
 }
 
 /// Says at the end of each such time that the exporter is out of reach, until it is dropped.
@@ -89,6 +98,8 @@ enum Broken {
     Outdated(Epoch),
     #[error("the device is gone")]
     Gone,
+    #[error("the device is unplugged")]
+    Unplugged,
     #[error("another host has taken the device over")]
     Fenced,
 }
@@ -97,11 +108,19 @@ impl Broken {
     /// Whether trying again is of no use.
     fn is_final(&self) -> bool {
         match self {
-            Self::Gone | Self::Fenced => true,
+            Self::Gone | Self::Unplugged | Self::Fenced => true,
             // Limits pass, and a policy can be mended while we wait.
             Self::Refused(refusal) => !matches!(refusal, Refusal::Limit(_)),
             _ => false,
         }
+    }
+
+    /// Whether the exporter has said that the device is not there.
+    fn is_absent(&self) -> bool {
+        matches!(
+            self,
+            Self::Unplugged | Self::Refused(Refusal::Absent { .. })
+        )
     }
 }
 
@@ -140,6 +159,22 @@ impl<B: Backend> DeviceTask<B> {
                 client.lost();
             }
             let text = broken.to_string();
+            if broken.is_absent() && self.lease.exchange.is_some() {
+                let mut serving = self.serving.borrow_mut();
+                let paused = serving.pauses(self.port);
+                if paused {
+                    // Where the exporter has not said what came of them, nobody knows.
+                    serving.pause(self.port, Unanswered::Unknown);
+                    serving.flush();
+                }
+                let port = self.port;
+                let _ = self.news.send(News::Absent {
+                    port,
+                    paused,
+                    epoch,
+                });
+                return;
+            }
             if broken.is_final() {
                 let _ = self.news.send(News::Lost(self.port, text));
                 return;
@@ -306,7 +341,12 @@ impl<B: Backend> DeviceTask<B> {
                 Event::Completed { completion, body } => {
                     serving.completed(self.port, &completion, body);
                 }
-                Event::Gone => end = Some(Broken::Gone),
+                Event::Gone => {
+                    if serving.pauses(self.port) {
+                        serving.pause(self.port, Unanswered::NotBegun);
+                    }
+                    end = Some(Broken::Unplugged);
+                }
                 Event::Fenced => end = Some(Broken::Fenced),
                 Event::Ping | Event::Pong => {}
             }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use control::Counters;
 use handoff::{Incoming, State};
-use session::{Lease, VmUuid};
+use session::{DeviceId, Lease, VmUuid};
 use slog::{Logger, error};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::LocalSet;
 use transport::Identity;
 use usbif::PortNumber;
@@ -47,6 +47,8 @@ pub struct Setup<B> {
     pub poll: std::time::Duration,
     /// The daemon's counters.
     pub totals: Arc<Totals>,
+    /// Notified when a device is to be looked for that was pulled out.
+    pub look: Arc<Notify>,
     /// Its logger.
     pub log: Logger,
 }
@@ -91,8 +93,48 @@ pub enum Command {
     /// Unplug what is at a port. Answered with the exporter's name, and the lease with its epoch of
     /// now.
     Detach(PortNumber, oneshot::Sender<Option<(String, Lease)>>),
+    /// What is known of a device that is waited for at a port: its lease, as the old exporter has it, and
+    /// a note for people.
+    Away(u8, Option<Box<Lease>>, Option<String>),
+    /// A device that is waited for is found, and leased again.
+    Back {
+        /// Where it was.
+        port: u8,
+        /// Where it is now.
+        exporter: config::Exporter,
+        /// Its new lease.
+        lease: Box<Lease>,
+        /// Whether it is what the guest knows, with the same descriptors.
+        same: bool,
+        /// What came of it.
+        answer: oneshot::Sender<Fetched>,
+    },
+    /// This exporter has ended the lease of what was at this place.
+    Ended(String, DeviceId),
     /// What is there.
     Describe(oneshot::Sender<Report>),
+}
+
+/// What came of a device that was waited for and found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// It is at its port again.
+    Plugged,
+    /// The guest does not run here this moment.
+    Later,
+    /// It is not waited for any more.
+    NotWanted,
+}
+
+/// A device that was pulled out, and is waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Whether the guest stays connected.
+    pub paused: bool,
+    /// Whether its exporter has said so, and the lease is as it is there.
+    pub confirmed: bool,
+    /// Why it was not taken, for people.
+    pub note: Option<String>,
 }
 
 /// What a controller says of itself.
@@ -119,6 +161,8 @@ pub struct Device {
     pub fresh: bool,
     /// What went through.
     pub counters: Counters,
+    /// Its device is pulled out.
+    pub waiting: Option<Waiting>,
 }
 
 impl Report {

@@ -5,6 +5,7 @@
 //! is on the rings, and what it leads to is sent and published in one go.
 
 mod copy;
+mod pause;
 mod quiesce;
 mod recovery;
 mod sessions;
@@ -31,6 +32,8 @@ use crate::state::ControllerJournal;
 use crate::totals::Totals;
 use quiesce::Recent;
 
+pub use pause::Unanswered;
+
 /// Requests taken in one wake-up before others get their turn. A guest whose requests are answered
 /// at once could else keep the thread for itself.
 const BUDGET: usize = 64;
@@ -50,6 +53,8 @@ pub struct Attached {
     saved: Option<Cookie>,
     /// The device reset under way.
     reset: Option<u64>,
+    /// Whether the guest stays connected when it is pulled out.
+    pauses: bool,
 }
 
 /// Where a controller is.

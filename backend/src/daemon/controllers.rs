@@ -121,6 +121,7 @@ impl<B: Backend> Daemon<B> {
             hand_off: self.config.hand_off,
             poll: self.config.rings.poll(),
             totals: self.admin.totals.clone(),
+            look: self.look.clone(),
             // What comes of it from now on is the guest's doing.
             log: logging::limited(&log),
         };

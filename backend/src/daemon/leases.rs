@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use handoff::{Incoming, verdict};
 use session::control::{Event, Reply, Request};
-use session::{Holder, Lease};
+use session::{Holder, Lease, LeasePhase};
 use slog::{debug, error, info, warn};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
@@ -69,6 +69,7 @@ impl<B: Backend> Daemon<B> {
                 }
             }
             leases.retain(|(_, lease)| lease.controller == key.devid);
+            without_returned(&mut leases);
             let _ = gathered.send(Gathered {
                 key,
                 leases,
@@ -165,6 +166,7 @@ impl<B: Backend> Daemon<B> {
         match event {
             // Leases that we could not be told of while it was away.
             None => {
+                self.look.notify_one();
                 for domain in self.expected.values().filter(|d| d.is_incoming()) {
                     self.announce_to(exporter, domain, true);
                 }
@@ -193,9 +195,16 @@ impl<B: Backend> Daemon<B> {
                     }
                 }
             }
+            Some(Event::Devices) => self.look.notify_one(),
             Some(Event::Released { device, vm, reason }) => {
                 info!(self.log, "lease ended: {}", reason;
                     "exporter" => exporter, "device" => %device, "vm" => %vm);
+                for key in self.admin.keys() {
+                    if let Some(entry) = self.admin.entry(key).filter(|e| e.domain.vm == vm) {
+                        let ended = Command::Ended(exporter.to_owned(), device.clone());
+                        entry.handle.tell(ended);
+                    }
+                }
             }
             Some(event) => debug!(self.log, "exporter"; "exporter" => exporter, "event" => ?event),
         }
@@ -258,6 +267,8 @@ impl<B: Backend> Daemon<B> {
             let ours = found.into_iter().filter(|(_, lease)| {
                 lease.controller == key.devid
                     && (lease.holder == me || missed)
+                    // What was waited for here and given up is not waited for again.
+                    && (lease.phase != LeasePhase::Absent || missed)
                     && report.at(lease.port).is_none()
             });
             let ours = ours.map(|(exporter, lease)| {
@@ -271,6 +282,17 @@ impl<B: Backend> Daemon<B> {
             entry.handle.tell(Command::Leases(ours.collect()));
         });
     }
+}
+
+/// Where a device has come back, and the lease of before is still there: only the new one counts.
+fn without_returned(leases: &mut Vec<(config::Exporter, Lease)>) {
+    let there: Vec<_> = leases
+        .iter()
+        .filter(|(_, l)| l.phase != LeasePhase::Absent)
+        .map(|(_, l)| (l.controller, l.port))
+        .collect();
+    leases
+        .retain(|(_, l)| l.phase != LeasePhase::Absent || !there.contains(&(l.controller, l.port)));
 }
 
 /// As [`leases`], but again until the time is up when the connection is (still) lost.

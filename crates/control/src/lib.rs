@@ -8,7 +8,9 @@
 pub mod client;
 
 use serde::{Deserialize, Serialize};
-use session::{DeviceInfo, DeviceSelector, LeasePhase, OnMigrate, StashCounters, VmUuid};
+use session::{
+    DeviceInfo, DeviceSelector, Exchange, LeasePhase, OnExchange, OnMigrate, StashCounters, VmUuid,
+};
 
 /// Where vusbd listens.
 pub const DEFAULT_SOCKET: &str = "/run/xen-vusb/vusbd.sock";
@@ -37,6 +39,12 @@ pub enum Request {
         port: Option<u8>,
         /// None for the device's default.
         on_migrate: Option<OnMigrate>,
+        /// What happens when the device is pulled out; none for the daemon's default.
+        #[serde(default)]
+        on_exchange: Option<WhenExchanged>,
+        /// For how long it is waited for then, in seconds; none for the daemon's default.
+        #[serde(default)]
+        exchange_seconds: Option<u32>,
     },
     /// Detaches what is at a port. [`Response::Detached`].
     Detach {
@@ -63,6 +71,41 @@ pub enum Request {
         /// Domid, name or uuid.
         domain: String,
     },
+}
+
+/// What happens when a device is pulled out of its exporter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenExchanged {
+    /// The attachment ends.
+    None,
+    /// It waits for the device: [`OnExchange::Replug`].
+    Replug,
+    /// It waits for the device: [`OnExchange::Pause`].
+    Pause,
+}
+
+impl WhenExchanged {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::None, Self::Replug, Self::Pause];
+
+    /// What the guest sees; `None` for an attachment that ends.
+    pub fn on(self) -> Option<OnExchange> {
+        match self {
+            Self::None => None,
+            Self::Replug => Some(OnExchange::Replug),
+            Self::Pause => Some(OnExchange::Pause),
+        }
+    }
+}
+
+impl std::fmt::Display for WhenExchanged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.on() {
+            None => f.write_str("none"),
+            Some(on) => on.fmt(f),
+        }
+    }
 }
 
 /// What the daemon answers.
@@ -144,6 +187,9 @@ pub struct Attachment {
     pub on_migrate: OnMigrate,
     /// How far the lease is.
     pub phase: LeasePhase,
+    /// How it follows its device when that is pulled out; none if it does not.
+    #[serde(default)]
+    pub exchange: Option<Exchange>,
     /// The last thing worth reading, for example why a migration was refused.
     pub note: Option<String>,
     /// What the device sent while the guest was suspended, as the exporter has it.

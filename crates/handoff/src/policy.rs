@@ -26,8 +26,8 @@ pub fn verdict(lease: &Lease, me: &Holder, arrives: bool) -> Incoming {
     }
     let has_source = match lease.phase {
         LeasePhase::Serving | LeasePhase::Frozen => true,
-        // A host that died looks the same.
-        LeasePhase::Disconnected => arrives,
+        // A host that died looks the same, and one whose device was pulled out.
+        LeasePhase::Disconnected | LeasePhase::Absent => arrives,
         LeasePhase::Orphaned | LeasePhase::Saved => false,
     };
     let on_its_way = lease.holder != *me && has_source;
@@ -74,6 +74,9 @@ mod tests {
             cookie: vec![],
             note: None,
             stash: Default::default(),
+            exchange: None,
+            descriptors: None,
+            configured: session::Configured::default(),
         }
     }
 

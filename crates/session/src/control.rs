@@ -6,7 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DeviceId, DeviceInfo, DeviceSelector, Epoch, Lease, OnMigrate, VmUuid};
+use crate::{
+    Configured, DeviceId, DeviceInfo, DeviceSelector, Digest, Epoch, Exchange, Lease, OnMigrate,
+    VmUuid,
+};
 
 /// What a backend asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +82,22 @@ pub struct Acquire {
     pub port: u8,
     /// What to do at a migration if the frontend cannot resume; none for the device's default.
     pub on_migrate: Option<OnMigrate>,
+    /// How the lease follows the device. Refused where the device has no serial number.
+    pub exchange: Option<Exchange>,
+    /// The device comes back to this port: what is waiting there may be, here or elsewhere.
+    pub returns: Option<Returns>,
+}
+
+/// How a device comes back to its port, where it was pulled out of another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Returns {
+    /// What to set before anything else is carried out; nothing for a guest that begins anew.
+    pub configured: Configured,
+    /// The cookie of the lease of before; empty for a guest that begins anew.
+    pub cookie: Vec<u8>,
+    /// The descriptors that the guest knows. Where the device has others, or none are known, all this
+    /// is ignored, and the lease begins anew.
+    pub descriptors: Option<Digest>,
 }
 
 /// What an exporter answers.
@@ -159,6 +178,12 @@ pub enum Refusal {
     /// A limit of the exporter, or an argument out of range.
     #[error("{0}")]
     Limit(String),
+    /// The lease is there, its device is not ([`crate::LeasePhase::Absent`]).
+    #[error("device {device} is not plugged in here any more")]
+    Absent {
+        /// The device.
+        device: DeviceId,
+    },
 }
 
 /// What the exporter sends on a control connection.

@@ -8,8 +8,13 @@
 //! a device that was released and lent again. A restored table raises the epoch of every lease:
 //! what was in flight before is unknown now, so nobody can resume; the holder of before may claim.
 //!
+//! A lease that follows its device stays when the device is pulled out ([`LeaseTable::unplugged`]),
+//! apart from those of devices that are there: it is nobody's to claim, and waits for its time to be
+//! over, or for the device to come back to its port ([`Acquire::returns`]).
+//!
 //! Times are milliseconds of any clock that does not go backwards.
 
+mod absent;
 mod policy;
 #[cfg(test)]
 mod tests;
@@ -18,14 +23,16 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use absent::Unplugged;
 pub use policy::{Allow, Match, Policy};
 
 use crate::control::{Acquire, Refusal};
 use crate::frame::MAX_COOKIE_LEN;
 use crate::{
-    DeviceId, DeviceInfo, DeviceState, Epoch, Holder, Lease, LeasePhase, OnMigrate, StashCounters,
-    VmUuid,
+    Configured, DeviceId, DeviceInfo, DeviceState, Digest, Epoch, Exchange, Holder, Lease,
+    LeasePhase, OnMigrate, StashCounters, VmUuid,
 };
+use absent::Absent;
 
 /// Longest name of a VM, in bytes.
 pub const MAX_VM_NAME_LEN: usize = 256;
@@ -46,6 +53,9 @@ pub struct Saved {
     pub epoch: Epoch,
     /// All leases, one per device.
     pub leases: Vec<Lease>,
+    /// Those whose device is not there.
+    #[serde(default)]
+    pub absent: Vec<Lease>,
 }
 
 /// Somebody at a device connection.
@@ -124,6 +134,7 @@ pub struct LeaseTable {
     hold: HoldTimes,
     epoch: Epoch,
     entries: BTreeMap<DeviceId, Entry>,
+    absent: Vec<Absent>,
     changes: u64,
 }
 
@@ -135,6 +146,7 @@ impl LeaseTable {
             hold: hold.into(),
             epoch: Epoch::default(),
             entries: BTreeMap::new(),
+            absent: Vec::new(),
             changes: 0,
         }
     }
@@ -142,7 +154,8 @@ impl LeaseTable {
     /// A table with the leases of before. Nobody is connected; the hold time of orphans starts anew.
     pub fn restore(policy: Policy, hold: impl Into<HoldTimes>, saved: Saved, now_ms: u64) -> Self {
         let mut table = Self::new(policy, hold);
-        let highest = saved.leases.iter().map(|l| l.epoch).max();
+        let all = saved.leases.iter().chain(&saved.absent);
+        let highest = all.map(|l| l.epoch).max();
         table.epoch = saved.epoch.max(highest.unwrap_or_default());
         table.epoch.0 = table.epoch.0.saturating_add(UNSAVED_EPOCHS);
         for mut lease in saved.leases {
@@ -158,6 +171,10 @@ impl LeaseTable {
             };
             table.entries.insert(entry.lease.device.id.clone(), entry);
         }
+        // Nothing was in flight for them.
+        for lease in saved.absent {
+            table.wait_for_device(lease, now_ms);
+        }
         table
     }
 
@@ -165,7 +182,8 @@ impl LeaseTable {
     pub fn saved(&self) -> Saved {
         Saved {
             epoch: self.epoch,
-            leases: self.leases().cloned().collect(),
+            leases: self.held().cloned().collect(),
+            absent: self.absent.iter().map(|a| a.lease.clone()).collect(),
         }
     }
 
@@ -180,8 +198,13 @@ impl LeaseTable {
         &self.policy
     }
 
-    /// All leases.
+    /// All leases, at last those whose device is not there.
     pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.held().chain(self.absent.iter().map(|a| &a.lease))
+    }
+
+    /// The leases of devices that are there.
+    pub fn held(&self) -> impl Iterator<Item = &Lease> {
         self.entries.values().map(|e| &e.lease)
     }
 
@@ -260,7 +283,18 @@ impl LeaseTable {
                 reason: reason.clone(),
             });
         }
+        if wanted.exchange.is_some() && device.identity().is_none() {
+            return Err(Refusal::Limit(format!(
+                "device {} has no serial number, so it cannot be told from another like it; attach it \
+                 with --on-exchange none",
+                device.id
+            )));
+        }
         self.check_port(wanted)?;
+        if wanted.returns.is_some() {
+            self.absent
+                .retain(|a| !a.lease.is_at(wanted.vm, wanted.controller, wanted.port));
+        }
         Ok(self.lend(device, wanted, host))
     }
 
@@ -285,9 +319,18 @@ impl LeaseTable {
                 .on_migrate
                 .unwrap_or_else(|| OnMigrate::default_for(&device)),
             frontend_resumes: false,
-            cookie: Vec::new(),
+            cookie: wanted
+                .returns
+                .as_ref()
+                .map_or_else(Vec::new, |r| r.cookie.clone()),
             note: None,
             stash: StashCounters::default(),
+            exchange: wanted.exchange,
+            descriptors: None,
+            configured: wanted
+                .returns
+                .as_ref()
+                .map_or_else(Configured::default, |r| r.configured.clone()),
             device,
         };
         let entry = Entry {
@@ -371,6 +414,9 @@ impl LeaseTable {
         host: &str,
         epoch: Epoch,
     ) -> Result<Lease, Refusal> {
+        if let Some(lease) = self.release_absent(device, vm, host, epoch)? {
+            return Ok(lease);
+        }
         let lease = &self.checked(device, vm, host)?.lease;
         if epoch != lease.epoch {
             return Err(fenced(epoch, lease));
@@ -439,6 +485,32 @@ impl LeaseTable {
         true
     }
 
+    /// The device of a new lease has these descriptors.
+    pub fn set_descriptors(&mut self, device: &DeviceId, epoch: Epoch, digest: Option<Digest>) {
+        if let Some(entry) = self.current(device, epoch) {
+            entry.lease.descriptors = digest;
+            self.changes += 1;
+        }
+    }
+
+    /// A device that came back is not what its guest knows: its lease begins anew.
+    pub fn begin_anew(&mut self, device: &DeviceId, epoch: Epoch) {
+        if let Some(entry) = self.current(device, epoch) {
+            entry.lease.cookie.clear();
+            entry.lease.configured = Configured::default();
+            self.changes += 1;
+        }
+    }
+
+    /// The guest has set this at its device. Worth saving where the lease follows its device.
+    pub fn set_configured(&mut self, device: &DeviceId, epoch: Epoch, configured: Configured) {
+        if let Some(entry) = self.current(device, epoch) {
+            let follows = entry.lease.exchange.is_some();
+            entry.lease.configured = configured;
+            self.changes += u64::from(follows);
+        }
+    }
+
     /// Notes whether the frontend resumes. Returns whether that is news.
     pub fn set_frontend_resumes(&mut self, device: &DeviceId, epoch: Epoch, resumes: bool) -> bool {
         let Some(entry) = self.current(device, epoch) else {
@@ -475,12 +547,15 @@ impl LeaseTable {
         let over = |e: &Entry| e.deadline_ms.is_some_and(|d| d <= now_ms);
         let ids: Vec<_> = self.entries.values().filter(|e| over(e)).collect();
         let ids: Vec<_> = ids.iter().map(|e| e.lease.device.id.clone()).collect();
-        ids.iter().filter_map(|id| self.remove(id)).collect()
+        let mut expired: Vec<_> = ids.iter().filter_map(|id| self.remove(id)).collect();
+        expired.extend(self.expire_absent(now_ms));
+        expired
     }
 
     /// When to call [`LeaseTable::expire`] next.
     pub fn next_deadline_ms(&self) -> Option<u64> {
-        self.entries.values().filter_map(|e| e.deadline_ms).min()
+        let held = self.entries.values().filter_map(|e| e.deadline_ms);
+        held.chain(self.absent.iter().map(|a| a.deadline_ms)).min()
     }
 
     fn raise(&mut self) -> Epoch {
@@ -519,11 +594,15 @@ impl LeaseTable {
     }
 
     fn check_port(&self, wanted: &Acquire) -> Result<(), Refusal> {
-        let taken = self.leases().find(|l| {
-            l.vm == wanted.vm && l.controller == wanted.controller && l.port == wanted.port
-        });
-        match taken {
+        let at = |l: &&Lease| l.is_at(wanted.vm, wanted.controller, wanted.port);
+        let mut taken = self.leases().filter(at);
+        match taken.find(|l| l.phase != LeasePhase::Absent || wanted.returns.is_none()) {
             None => Ok(()),
+            Some(lease) if lease.phase == LeasePhase::Absent => Err(Refusal::Limit(format!(
+                "port {} of controller {} waits for device {}, which was pulled out; choose another \
+                 with --port, or detach it first",
+                lease.port, lease.controller, lease.device.id
+            ))),
             Some(lease) => Err(Refusal::Limit(format!(
                 "port {} of controller {} has device {} already; choose another with --port",
                 lease.port, lease.controller, lease.device.id
@@ -542,6 +621,21 @@ fn check_limits(wanted: &Acquire) -> Result<(), Refusal> {
     }
     if wanted.vm_name.len() > MAX_VM_NAME_LEN {
         let message = format!("the name of a VM has at most {MAX_VM_NAME_LEN} bytes");
+        return Err(Refusal::Limit(message));
+    }
+    if let Some(exchange) = wanted.exchange
+        && !(1..=Exchange::MAX_SECONDS).contains(&exchange.seconds)
+    {
+        let message = format!(
+            "an attachment waits for its device for 1 to {} seconds, not {}",
+            Exchange::MAX_SECONDS,
+            exchange.seconds
+        );
+        return Err(Refusal::Limit(message));
+    }
+    let cookie = wanted.returns.as_ref().map_or(0, |r| r.cookie.len());
+    if cookie > MAX_COOKIE_LEN {
+        let message = format!("a cookie has at most {MAX_COOKIE_LEN} bytes");
         return Err(Refusal::Limit(message));
     }
     Ok(())

@@ -13,6 +13,7 @@
 
 pub mod client;
 pub mod control;
+mod exchange;
 pub mod frame;
 pub mod lease;
 pub mod message;
@@ -21,6 +22,7 @@ pub mod server;
 pub mod stash;
 mod types;
 
+pub use exchange::{Configured, Digest, Exchange, OnExchange};
 pub use message::Hello;
 pub use types::{
     DeviceId, DeviceInfo, DeviceSelector, DeviceState, Epoch, Holder, Lease, LeasePhase, OnMigrate,

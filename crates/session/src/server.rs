@@ -18,11 +18,11 @@ mod log;
 #[cfg(test)]
 mod tests;
 
-use crate::Epoch;
 use crate::frame::{
-    self, Completion, FrameError, HEADER_LEN, Header, Kind, Transfer, TransferStatus,
+    self, Completion, FrameError, HEADER_LEN, Header, Kind, Transfer, TransferStatus, TransferType,
 };
 use crate::stash::{self, Stash};
+use crate::{Configured, Epoch};
 use away::Away;
 use log::Log;
 
@@ -153,6 +153,18 @@ struct Executing {
     /// Itself, if it is one whose data can be kept.
     stream: Option<Transfer>,
     place: Place,
+    /// What it changes at the device, if it succeeds.
+    changes: Changes,
+}
+
+/// What a request changes of what the guest has set at the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Changes {
+    Nothing,
+    /// As this SETUP packet says.
+    Configured([u8; 8]),
+    /// Nothing is left of it.
+    Reset,
 }
 
 /// Where a request is.
@@ -179,6 +191,9 @@ pub struct Server {
     log: Log,
     stash: Stash,
     away: Away,
+    configured: Configured,
+    /// Whether it changed since it was last asked.
+    reconfigured: bool,
 }
 
 impl Server {
@@ -194,6 +209,21 @@ impl Server {
     /// The epoch that it executes for.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// What the guest has set at the device, as its holders of before left it.
+    pub fn set_configured(&mut self, configured: Configured) {
+        self.configured = configured;
+    }
+
+    /// What the guest has set at the device.
+    pub fn configured(&self) -> &Configured {
+        &self.configured
+    }
+
+    /// Whether [`Server::configured`] has changed since the last call.
+    pub fn take_reconfigured(&mut self) -> bool {
+        std::mem::take(&mut self.reconfigured)
     }
 
     /// Whether a connection is up.
@@ -222,6 +252,7 @@ impl Server {
             // It is the same VM's, wherever it runs now.
             stash: std::mem::take(&mut self.stash),
             away: std::mem::take(&mut self.away),
+            configured: std::mem::take(&mut self.configured),
             ..Self::new(epoch)
         };
         self.log.clear();
@@ -287,7 +318,7 @@ impl Server {
             }
             Header::Reset { request, ack } => {
                 self.acknowledge(ack)?;
-                self.accept_with(request, 0, 0, None)?;
+                self.accept_with(request, 0, 0, None, Changes::Reset)?;
                 self.forget(|_| true);
                 Event::Reset { request }
             }
@@ -375,25 +406,41 @@ impl Server {
             length,
             body_limit,
             stream,
+            changes,
             ..
         } = self.executing[at];
+        let mut succeeded = false;
         let number = self.last_completion + 1;
         let stream = stream.map(|transfer| (transfer, place));
         let completed = self.log.push_completion(body_limit, stream, |out| {
-            fill(out).map(|outcome| Completion {
-                request,
-                number,
-                status: outcome.status,
-                actual_length: outcome.actual_length.min(length),
-                error_count: outcome.error_count,
-                start_frame: outcome.start_frame,
+            fill(out).map(|outcome| {
+                succeeded = outcome.status == TransferStatus::Completed;
+                Completion {
+                    request,
+                    number,
+                    status: outcome.status,
+                    actual_length: outcome.actual_length.min(length),
+                    error_count: outcome.error_count,
+                    start_frame: outcome.start_frame,
+                }
             })
         });
         if completed {
             self.last_completion = number;
             self.executing.swap_remove(at);
+            if succeeded {
+                self.note(changes);
+            }
         }
         completed
+    }
+
+    fn note(&mut self, changes: Changes) {
+        self.reconfigured |= match changes {
+            Changes::Nothing => false,
+            Changes::Configured(setup) => self.configured.apply(setup),
+            Changes::Reset => std::mem::take(&mut self.configured) != Configured::default(),
+        };
     }
 
     /// Completes everything that executes with `status`; what comes of it later is dropped.
@@ -444,7 +491,12 @@ impl Server {
         };
         let body_limit = transfer.iso_packets() * frame::ISO_PACKET_LEN + data;
         let stream = transfer.is_stream().then_some(*transfer);
-        self.accept_with(request, transfer.length, body_limit, stream)
+        let is_control = transfer.transfer_type == TransferType::Control;
+        let changes = match is_control && Configured::is_changed_by(transfer.setup) {
+            true => Changes::Configured(transfer.setup),
+            false => Changes::Nothing,
+        };
+        self.accept_with(request, transfer.length, body_limit, stream, changes)
     }
 
     fn accept_with(
@@ -453,6 +505,7 @@ impl Server {
         length: u32,
         body_limit: usize,
         stream: Option<Transfer>,
+        changes: Changes,
     ) -> Result<(), ServerError> {
         let expected = self.requests_received + 1;
         if request != expected {
@@ -471,6 +524,7 @@ impl Server {
             body_limit,
             stream,
             place: Place::Device,
+            changes,
         });
         Ok(())
     }

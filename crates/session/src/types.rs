@@ -6,8 +6,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Configured, Digest, Exchange};
+
 /// Version of everything in this crate. Both ends must have the same.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// A VM's uuid: what stays the same when its domid and host change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -282,6 +284,9 @@ pub enum LeasePhase {
     /// The holder said that its domain is gone, after it had said that the guest is suspended: it
     /// was saved. Waits for a claim, at most the hold time of saved guests.
     Saved,
+    /// Its device was pulled out. It waits for the device to be plugged in somewhere, at most
+    /// [`Exchange::seconds`].
+    Absent,
 }
 
 impl LeasePhase {
@@ -322,4 +327,13 @@ pub struct Lease {
     /// What the device sent while the guest was away.
     #[serde(default)]
     pub stash: StashCounters,
+    /// How it follows its device; `None` if it does not.
+    #[serde(default)]
+    pub exchange: Option<Exchange>,
+    /// The device's descriptors; `None` where they could not be read.
+    #[serde(default)]
+    pub descriptors: Option<Digest>,
+    /// What the guest has set at the device.
+    #[serde(default)]
+    pub configured: Configured,
 }

@@ -387,6 +387,18 @@ impl Controller {
         }
     }
 
+    /// The device of the request in `slot` is gone, and had not begun it: it waits as if it had not
+    /// been submitted. Not for one that is unlinked; answers whether it waits.
+    pub fn take_back(&mut self, slot: Slot) -> bool {
+        match &mut self.urbs[slot.index()] {
+            Some(urb) if urb.unlinked_by.is_none() => {
+                urb.submitted = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// The unanswered request in `slot`.
     pub fn urb(&self, slot: Slot) -> Option<&Urb> {
         self.urbs[slot.index()].as_ref()

@@ -49,6 +49,7 @@ fn everything_can_be_said() {
         kind = "source-sink"
         pattern = "mod63"
         clock = "manual"
+        plugged = false
         [usb]
         enabled = false
         "#,
@@ -57,6 +58,7 @@ fn everything_can_be_said() {
     assert_eq!(config.allow.len(), 2);
     assert_eq!(config.simulated.len(), 2);
     assert_eq!(config.simulated[1].clock, SimulatedClock::Manual);
+    assert!(config.simulated[0].plugged && !config.simulated[1].plugged);
     assert!(!config.usb.enabled);
 }
 

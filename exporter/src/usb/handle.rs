@@ -3,16 +3,24 @@
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rusb::ffi::libusb_device_handle;
 use rusb::{ConfigDescriptor, Context, Device, DeviceHandle, Error, InterfaceDescriptor};
 use session::frame::TransferStatus;
+use session::{DeviceInfo, Digest};
 
 use super::request::Operation;
-use super::status;
+use super::{list, status};
+use crate::descriptors;
 
 /// Mass storage, SCSI commands, bulk-only transport.
 const BULK_ONLY: (u8, u8) = (8, 0x50);
+
+/// Longest wait for the BOS, which the kernel has read when the device was plugged in.
+const BOS_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest BOS that is looked at, in bytes: Linux takes no longer control transfers from user space.
+const MAX_BOS: usize = 4096;
 
 /// A device whose interfaces are ours.
 pub(super) struct Handle {
@@ -137,6 +145,37 @@ impl Handle {
         // Also after a failure: the interfaces of the old one are to be ours again.
         let claimed = self.claim(&mut state);
         result.and(claimed)
+    }
+
+    /// The device's descriptors; `None` where they cannot be read.
+    pub(super) fn descriptors(&self, info: &DeviceInfo) -> Option<Digest> {
+        let raw = list::descriptors(&info.id)?;
+        let (device, configurations) = descriptors::split(&raw)?;
+        // bcdUSB: older devices have none, and some do not take being asked well.
+        let bos = match u16::from_le_bytes([device[2], device[3]]) > 0x0200 {
+            true => self.bos()?,
+            false => Vec::new(),
+        };
+        Some(descriptors::digest(info, device, configurations, &bos))
+    }
+
+    /// The BOS (USB 3.2 §9.6.2); empty where it has none.
+    fn bos(&self) -> Option<Vec<u8>> {
+        const GET_DESCRIPTOR: (u8, u8) = (0x80, 6);
+        const BOS: u16 = 0x0f00;
+        let mut bos = vec![0; MAX_BOS];
+        let (kind, request) = GET_DESCRIPTOR;
+        match self
+            .usb
+            .read_control(kind, request, BOS, 0, &mut bos, BOS_TIMEOUT)
+        {
+            Ok(len) => {
+                bos.truncate(len);
+                Some(bos)
+            }
+            Err(Error::Pipe) => Some(Vec::new()),
+            Err(_) => None,
+        }
     }
 
     /// The endpoints of all settings of an interface.

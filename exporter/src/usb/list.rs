@@ -94,6 +94,11 @@ pub(super) fn is_configured(id: &DeviceId) -> bool {
     text(&sysfs(id), "bConfigurationValue").is_some()
 }
 
+/// The device descriptor and all configurations, as the device gave them.
+pub(super) fn descriptors(id: &DeviceId) -> Option<Vec<u8>> {
+    fs::read(sysfs(id).join("descriptors")).ok()
+}
+
 /// Whether nothing of a SuperSpeed device is left without UAS, for which PV USB has no streams. It is
 /// asked of its descriptors as sysfs has them: of the device, and of its configurations.
 fn speaks_uas_only(descriptors: &[u8]) -> bool {

@@ -6,9 +6,9 @@ mod bulk;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use session::Epoch;
 use session::frame::{Transfer, TransferStatus, TransferType};
 use session::server::{Outcome, Server, is_poll};
+use session::{Digest, Epoch};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use usb_present::Intercept;
@@ -34,6 +34,7 @@ pub(crate) struct Open {
     operation: Option<Operation>,
     /// What has to wait for that, in order.
     waiting: VecDeque<Waiting>,
+    descriptors: Option<Digest>,
 }
 
 /// A transfer with its body, or an operation, that has to wait.
@@ -78,7 +79,7 @@ const DONE: Submitted = Submitted::Done(TransferStatus::Completed, 0, Data::None
 
 impl Open {
     /// `bulk_only`: for a SuperSpeed device, its OUT endpoints of bulk-only mass storage.
-    pub(super) fn new(handle: Handle, bulk_only: Option<u16>) -> Self {
+    pub(super) fn new(handle: Handle, bulk_only: Option<u16>, descriptors: Option<Digest>) -> Self {
         Self {
             shared: Arc::new(Shared::new(handle)),
             in_flight: Vec::new(),
@@ -87,8 +88,13 @@ impl Open {
             presented: bulk_only.map(BulkEndpoints::new),
             unconfigured: false,
             operation: None,
+            descriptors,
             waiting: VecDeque::new(),
         }
+    }
+
+    pub(super) fn descriptors(&self) -> Option<Digest> {
+        self.descriptors
     }
 
     pub(super) fn set_wake(&self, wake: Option<Arc<Notify>>) {

@@ -206,6 +206,8 @@ pub fn wanted(device: &str, vm: VmUuid, port: u8) -> Acquire {
         controller: 0,
         port,
         on_migrate: None,
+        exchange: None,
+        returns: None,
     }
 }
 

@@ -101,6 +101,8 @@ impl Exporter {
             controller: 0,
             port: 1,
             on_migrate: Some(OnMigrate::Refuse),
+            exchange: None,
+            returns: None,
         };
         let lease = table.acquire(&wanted, host_name(0), &[info]);
         let epoch = lease.map_or(Epoch(0), |l| l.epoch);

@@ -21,7 +21,8 @@ fn the_definition_is_consistent() {
 #[test]
 fn attach_with_everything() {
     let cli = parse(
-        "xl-vusb attach web pi4/0951:1666:E0D5 --controller 1 --port 31 --on-migrate replug --json",
+        "xl-vusb attach web pi4/0951:1666:E0D5 --controller 1 --port 31 --on-migrate replug --json \
+         --on-exchange pause --exchange-seconds 20",
     )
     .unwrap();
     assert!(cli.json);
@@ -42,6 +43,8 @@ fn attach_with_everything() {
     assert_eq!(attach.controller, Some(1));
     assert_eq!(attach.port, Some(31));
     assert_eq!(attach.on_migrate, Some(OnMigrate::Replug));
+    assert_eq!(attach.on_exchange, Some(WhenExchanged::Pause));
+    assert_eq!(attach.exchange_seconds, Some(20));
 }
 
 #[test]
@@ -59,6 +62,10 @@ fn attach_with_the_least() {
         (attach.controller, attach.port, attach.on_migrate),
         (None, None, None)
     );
+    assert_eq!((attach.on_exchange, attach.exchange_seconds), (None, None));
+    for wrong in ["--on-exchange stay", "--exchange-seconds 0"] {
+        assert!(parse(&format!("xl-vusb attach 5 pi4/1-1.2 {wrong}")).is_err());
+    }
 }
 
 #[test]

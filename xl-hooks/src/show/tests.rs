@@ -34,6 +34,7 @@ fn attachment() -> Attachment {
         frontend_resumes: false,
         on_migrate: OnMigrate::Refuse,
         phase: LeasePhase::Serving,
+        exchange: None,
         note: None,
         stash: StashCounters::default(),
         counters: Counters {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use control::Counters;
 use handoff::{Cookie, Event, Incoming, State};
-use session::Lease;
+use session::{Lease, LeasePhase, OnExchange};
 use slog::{info, warn};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
@@ -14,6 +14,7 @@ use vusb_core::PortState;
 use xen::Backend;
 
 use super::Actor;
+use super::away::{Away, pauses};
 use super::withdraw::Withdrawn;
 use crate::config;
 use crate::controller::device::{DeviceTask, News};
@@ -24,13 +25,32 @@ use crate::state::{Saved, SavedDevice};
 pub(super) struct Plugged {
     pub(super) exporter: config::Exporter,
     pub(super) lease: Lease,
-    task: AbortHandle,
+    /// Not while it is away.
+    pub(super) task: Option<AbortHandle>,
     pub(super) claimed: bool,
     /// Leased for this controller, not brought by a guest that arrived.
-    fresh: bool,
+    pub(super) fresh: bool,
     /// Whether the guest does not see it for now.
     pub(super) withdrawn: Option<Withdrawn>,
-    waiting: Option<oneshot::Sender<Result<(), String>>>,
+    /// It is pulled out, and waited for.
+    pub(super) away: Option<Away>,
+    pub(super) waiting: Option<oneshot::Sender<Result<(), String>>>,
+}
+
+impl Plugged {
+    /// Without a task.
+    pub(super) fn new(exporter: config::Exporter, lease: Lease) -> Self {
+        Self {
+            exporter,
+            lease,
+            task: None,
+            claimed: false,
+            fresh: false,
+            withdrawn: None,
+            away: None,
+            waiting: None,
+        }
+    }
 }
 
 impl<B: Backend> Actor<B> {
@@ -55,7 +75,11 @@ impl<B: Backend> Actor<B> {
             speed: Speed::from_wire(c.speed).unwrap_or_default(),
             address: DeviceAddress::new(c.address).filter(|a| !a.is_default()),
         });
-        if let Err(e) = self.plug(port, exporter, lease, state, None) {
+        let plugged = match lease.phase {
+            LeasePhase::Absent => self.plug_absent(port, exporter, lease, state),
+            _ => self.plug(port, exporter, lease, state, None),
+        };
+        if let Err(e) = plugged {
             warn!(self.log, "lease ignored: {}", e);
             return;
         }
@@ -67,13 +91,39 @@ impl<B: Backend> Actor<B> {
         }
     }
 
+    /// A lease that waits for its device.
+    fn plug_absent(
+        &mut self,
+        port: PortNumber,
+        exporter: config::Exporter,
+        lease: Lease,
+        carried: Option<PortState>,
+    ) -> Result<(), String> {
+        let paused = pauses(&lease, carried);
+        if paused {
+            let speed = speed_of(&lease);
+            let plugged = self.serving.borrow_mut().core.plug(port, speed, carried);
+            plugged.map_err(|e| e.to_string())?;
+        } else if self.plugged[port.index()].is_some() {
+            return Err(format!("port {port} is taken"));
+        }
+        self.plug_away(port, exporter, lease, paused);
+        Ok(())
+    }
+
     /// A device that an earlier process had plugged in.
     pub(super) fn plug_again(&mut self, exporter: config::Exporter, device: SavedDevice) {
-        let SavedDevice { lease, fresh, .. } = device;
+        let SavedDevice {
+            lease, fresh, away, ..
+        } = device;
         let Some(port) = PortNumber::new(lease.port) else {
             return;
         };
         let known = self.serving.borrow().core.snapshot(port).speed != Speed::None;
+        if away {
+            self.plug_away(port, exporter, lease, known);
+            return;
+        }
         if known {
             self.start(port, exporter, lease, None);
         } else if let Err(e) = self.plug(port, exporter, lease, None, None) {
@@ -102,6 +152,7 @@ impl<B: Backend> Actor<B> {
             exporter: p.exporter.name.clone(),
             lease: p.lease.clone(),
             fresh: p.fresh && !p.claimed,
+            away: p.away.is_some(),
         });
         let saved = Saved {
             vm: self.vm,
@@ -147,7 +198,7 @@ impl<B: Backend> Actor<B> {
         }
     }
 
-    fn plug(
+    pub(super) fn plug(
         &mut self,
         port: PortNumber,
         exporter: config::Exporter,
@@ -170,7 +221,7 @@ impl<B: Backend> Actor<B> {
     }
 
     /// Starts the task of a device that is plugged into the core.
-    fn start(
+    pub(super) fn start(
         &mut self,
         port: PortNumber,
         exporter: config::Exporter,
@@ -180,6 +231,9 @@ impl<B: Backend> Actor<B> {
         let wake = Rc::new(Notify::new());
         let mut serving = self.serving.borrow_mut();
         serving.attach(port, wake.clone());
+        if lease.exchange.is_some_and(|e| e.on == OnExchange::Pause) {
+            serving.set_pauses(port);
+        }
         let session = serving.session_before(port);
         drop(serving);
         let task = DeviceTask {
@@ -203,13 +257,9 @@ impl<B: Backend> Actor<B> {
         };
         let task = spawn_local(task.run()).abort_handle();
         self.plugged[port.index()] = Some(Plugged {
-            exporter,
-            lease,
-            task,
-            claimed: false,
-            fresh: false,
-            withdrawn: None,
+            task: Some(task),
             waiting,
+            ..Plugged::new(exporter, lease)
         });
     }
 
@@ -220,7 +270,9 @@ impl<B: Backend> Actor<B> {
             task,
             ..
         } = self.plugged[port.index()].take()?;
-        task.abort();
+        if let Some(task) = task {
+            task.abort();
+        }
         let attached = self.serving.borrow_mut().detach(port);
         self.keep_devices();
         if let Some(client) = attached.and_then(|a| a.client) {
@@ -244,6 +296,11 @@ impl<B: Backend> Actor<B> {
             }
             News::Unreachable(port) => self.out_of_reach(port),
             News::Reached(port) => self.in_reach(port),
+            News::Absent {
+                port,
+                paused,
+                epoch,
+            } => self.went_away(port, paused, epoch),
             News::Lost(port, why) => {
                 // What a migration ends in at its source; anywhere else it is worth a look.
                 match self.state {
@@ -265,7 +322,13 @@ impl<B: Backend> Actor<B> {
     }
 
     pub(super) fn look_claimed(&mut self) {
-        if self.state == State::Claiming && self.plugged.iter().flatten().all(|p| p.claimed) {
+        if self.state == State::Claiming
+            && self
+                .plugged
+                .iter()
+                .flatten()
+                .all(|p| p.claimed || p.away.is_some())
+        {
             self.event(Event::Claimed);
         }
     }
@@ -283,6 +346,7 @@ impl<B: Backend> Actor<B> {
                 lease,
                 fresh: p.fresh && !p.claimed,
                 counters: attached.map_or(Counters::default(), |a| a.counters),
+                waiting: p.away.as_ref().map(|a| a.waiting.clone()),
             }
         });
         Report {

@@ -16,6 +16,7 @@ use xen::Backend;
 use handoff::State;
 
 use super::Actor;
+use super::devices::Plugged;
 
 /// A guest that was asked to suspend gets its devices back after this time, if it is still here: the
 /// suspend was cancelled, which nobody tells us. A guest that is suspended by then does not see it.
@@ -94,6 +95,15 @@ impl<B: Backend> Actor<B> {
     fn withdraw(&mut self, why: Withdrawn, which: impl Fn(&str) -> bool) {
         if *self.frontend_resumes.borrow() || !self.state.has_rings() {
             return;
+        }
+        let ports = self.serving.borrow().core.ports();
+        for port in ports {
+            let plugged = self.plugged[port.index()].as_ref();
+            let is_one =
+                |p: &Plugged| p.lease.on_migrate == OnMigrate::Replug && which(&p.exporter.name);
+            if plugged.is_some_and(is_one) {
+                self.withdraw_away(port);
+            }
         }
         let plugged = self.plugged.iter_mut().flatten();
         for plugged in plugged.filter(|p| which(&p.exporter.name)) {

@@ -37,8 +37,16 @@ impl<B: Backend> Serving<B> {
             counters: Counters::default(),
             saved: None,
             reset: None,
+            pauses: false,
         });
         self.note_ports();
+    }
+
+    /// The guest stays connected when this device is pulled out.
+    pub fn set_pauses(&mut self, port: PortNumber) {
+        if let Some(attached) = self.at_mut(port) {
+            attached.pauses = true;
+        }
     }
 
     /// Unplugs a device: the guest is told, and everything unanswered is answered.
@@ -194,6 +202,10 @@ impl<B: Backend> Serving<B> {
         let Some(slot) = self.core.by_number(port, completion.request) else {
             return;
         };
+        if self.ended_by_unplugging(port, slot, completion) {
+            self.completions.notify_one();
+            return;
+        }
         let Some(urb) = self.core.urb(slot) else {
             return;
         };

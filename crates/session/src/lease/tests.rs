@@ -4,11 +4,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::{DeviceSelector, Speed};
 
-fn vm(number: u8) -> VmUuid {
+pub(super) fn vm(number: u8) -> VmUuid {
     VmUuid(uuid::Uuid::from_bytes([number; 16]))
 }
 
-fn device(number: u8) -> DeviceInfo {
+pub(super) fn device(number: u8) -> DeviceInfo {
     DeviceInfo {
         id: id(number),
         vendor: 0x0951,
@@ -21,21 +21,21 @@ fn device(number: u8) -> DeviceInfo {
     }
 }
 
-fn id(number: u8) -> DeviceId {
+pub(super) fn id(number: u8) -> DeviceId {
     DeviceId(format!("1-{number}"))
 }
 
-fn devices() -> Vec<DeviceInfo> {
+pub(super) fn devices() -> Vec<DeviceInfo> {
     (1..=3).map(device).collect()
 }
 
-fn any() -> Policy {
+pub(super) fn any() -> Policy {
     Policy {
         allow: vec![allow("*", "*", "*")],
     }
 }
 
-fn allow(device: &str, vm: &str, host: &str) -> Allow {
+pub(super) fn allow(device: &str, vm: &str, host: &str) -> Allow {
     Allow {
         device: device.parse().unwrap(),
         vm: vm.parse().unwrap(),
@@ -43,7 +43,7 @@ fn allow(device: &str, vm: &str, host: &str) -> Allow {
     }
 }
 
-fn wanted(device: &str, vm: VmUuid, port: u8) -> Acquire {
+pub(super) fn wanted(device: &str, vm: VmUuid, port: u8) -> Acquire {
     Acquire {
         device: device.parse().unwrap(),
         vm,
@@ -52,10 +52,12 @@ fn wanted(device: &str, vm: VmUuid, port: u8) -> Acquire {
         controller: 0,
         port,
         on_migrate: None,
+        exchange: None,
+        returns: None,
     }
 }
 
-fn claimant(host: &str, domid: u16) -> Claimant<'_> {
+pub(super) fn claimant(host: &str, domid: u16) -> Claimant<'_> {
     Claimant {
         host,
         domid,

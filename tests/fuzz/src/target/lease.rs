@@ -95,6 +95,8 @@ fn run(input: &mut Input<'_>) {
                     controller: input.u16() & 1,
                     port: input.byte() & 0x23,
                     on_migrate: None,
+                    exchange: None,
+                    returns: None,
                 };
                 table.acquire(&wanted, host, &devices).is_ok()
             }

@@ -47,6 +47,8 @@ fn seeds() -> Vec<Vec<u8>> {
         controller: 0,
         port: 1,
         on_migrate: None,
+        exchange: None,
+        returns: None,
     });
     let refused = Refusal::NoLease {
         device: device.clone(),

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A device is pulled out and may come back: its guest stays connected, and its requests wait.
+
+use session::frame::{Completion, TransferStatus, TransferType};
+use usbif::{PortNumber, UrbStatus};
+use vusb_core::{Slot, UrbResult};
+use xen::Backend;
+
+use super::Serving;
+
+/// What the requests are known to have done that have no answer when a device is pulled out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unanswered {
+    /// Nothing: the exporter has said what came of all that it ever had.
+    NotBegun,
+    /// The device may have seen them.
+    Unknown,
+}
+
+impl<B: Backend> Serving<B> {
+    /// Whether the guest stays connected when the device at this port is pulled out. Not one that has
+    /// no address: its guest is just finding out what it is.
+    pub fn pauses(&self, port: PortNumber) -> bool {
+        self.at(port).is_some_and(|a| a.pauses) && self.core.port_state(port).address.is_some()
+    }
+
+    /// The device is pulled out: what is not answered, and what comes from now on, waits. Call
+    /// [`Serving::flush`] afterwards.
+    pub fn pause(&mut self, port: PortNumber, unanswered: Unanswered) {
+        self.core.hold(port);
+        self.note_ports();
+        let submitted: arrayvec::ArrayVec<Slot, 16> = self
+            .core
+            .unanswered(port)
+            .filter(|&slot| self.core.urb(slot).is_some_and(|u| u.submitted.is_some()))
+            .collect();
+        for slot in submitted {
+            if unanswered == Unanswered::Unknown || !self.wait_again(port, slot) {
+                self.finish(slot, UrbResult::failed(UrbStatus::IOERROR));
+            }
+        }
+        self.journal.close_session(port);
+        if let Some(attached) = self.at_mut(port) {
+            attached.client = None;
+            attached.reset = None;
+        }
+    }
+
+    /// A transfer that ended because its device is pulled out. An interrupt endpoint's that brought nothing goes on
+    /// where the device is next. Of all others it is not known what the device has seen, and a
+    /// guest that stays connected must not be told that its device is gone.
+    pub(super) fn ended_by_unplugging(
+        &mut self,
+        port: PortNumber,
+        slot: Slot,
+        completion: &Completion,
+    ) -> bool {
+        if completion.status != TransferStatus::NoDevice || !self.pauses(port) {
+            return false;
+        }
+        let polls = self.core.urb(slot).is_some_and(|urb| {
+            urb.transfer.is_in() && urb.transfer.transfer_type == TransferType::Interrupt
+        });
+        let nothing = completion.actual_length == 0;
+        if !(polls && nothing && self.wait_again(port, slot)) {
+            let failed = UrbResult::new(UrbStatus::IOERROR, completion.actual_length);
+            self.finish(slot, failed);
+        }
+        true
+    }
+
+    fn wait_again(&mut self, port: PortNumber, slot: Slot) -> bool {
+        let waits = self.core.take_back(slot);
+        if let (true, Some(record)) = (waits, self.records[slot.index()].0) {
+            self.journal.placed(record, port);
+        }
+        waits
+    }
+}

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Looks for devices that were pulled out and are waited for (docs/decisions/0013-exchange.md).
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use handoff::State;
+use session::control::{Acquire, Reply, Request, Returns};
+use session::{DeviceInfo, DeviceSelector, Lease, LeasePhase};
+use slog::{Logger, info, warn};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout};
+use xen::Backend;
+
+use crate::admin::{Admin, Entry};
+use crate::controller::{Command, Device, Fetched, Waiting};
+use crate::exporter::Exporter;
+use crate::xenbus::Key;
+
+/// How often it is looked again while something is waited for, though nothing was heard.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Longest wait for an exporter's answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a device may be seen at two places while it is moved from one to the other, until each exporter
+/// has noticed.
+const MOVED_WITHIN: Duration = Duration::from_secs(2);
+
+/// A port of a guest, here.
+type Place = (Key, u8);
+
+/// Another device that says the same as one that is attached.
+#[derive(Clone, Copy, Debug)]
+enum Twin {
+    /// Seen since then; perhaps the device is just being moved.
+    Seen(Instant),
+    /// There are two. Neither is taken for the other.
+    Sure,
+}
+
+/// See the module's documentation.
+pub(super) struct Seeker<B> {
+    admin: Rc<Admin<B>>,
+    log: Logger,
+    /// Notified when it is to be looked.
+    look: Arc<Notify>,
+    /// Something is waited for.
+    seeking: Cell<bool>,
+    twins: RefCell<BTreeMap<Place, Twin>>,
+}
+
+/// An attachment that follows its device.
+struct Follows {
+    key: Key,
+    entry: Rc<Entry>,
+    device: Device,
+    identity: DeviceSelector,
+    /// Whether the guest runs here now.
+    serves: bool,
+}
+
+impl<B: Backend> Seeker<B> {
+    pub(super) fn new(admin: Rc<Admin<B>>, look: Arc<Notify>, log: Logger) -> Self {
+        Self {
+            admin,
+            log,
+            look,
+            seeking: Cell::new(false),
+            twins: RefCell::default(),
+        }
+    }
+
+    /// Looks whenever there is a reason to. Never ends.
+    pub(super) async fn run(self) {
+        loop {
+            let looked = self.look.notified();
+            if self.seeking.get() {
+                let _ = timeout(LOOK_AGAIN, looked).await;
+            } else {
+                looked.await;
+            }
+            let seeking = self.seek().await;
+            self.seeking.set(seeking);
+        }
+    }
+
+    /// Looks once. Answers whether it is to be looked again soon.
+    async fn seek(&self) -> bool {
+        let follows = self.follows().await;
+        self.forget_twins(&follows);
+        if follows.is_empty() {
+            return false;
+        }
+        for follows in follows.iter().filter(|f| f.serves) {
+            self.confirm(follows).await;
+        }
+        // What they know by now.
+        let follows = self.follows().await;
+        let here = self.devices().await;
+        let mut again = false;
+        for follows in &follows {
+            let found = here.iter().filter(|(_, d)| follows.identity.matches(d));
+            let found: Vec<_> = found.collect();
+            match &follows.device.waiting {
+                None if follows.serves => again |= self.look_for_twins(follows, &found),
+                None => {}
+                Some(waiting) => {
+                    again = true;
+                    if follows.serves {
+                        self.fetch(follows, waiting, &found).await;
+                    }
+                }
+            }
+        }
+        again
+    }
+
+    /// Every attachment here that follows its device.
+    async fn follows(&self) -> Vec<Follows> {
+        let mut all = Vec::new();
+        for key in self.admin.keys() {
+            let Some(entry) = self.admin.entry(key) else {
+                continue;
+            };
+            let Some(report) = entry.handle.describe().await else {
+                continue;
+            };
+            let serves = report.state == State::Serving;
+            for device in report.devices {
+                let identity = device.lease.device.identity();
+                if let (Some(_), Some(identity)) = (device.lease.exchange, identity) {
+                    all.push(Follows {
+                        key,
+                        entry: entry.clone(),
+                        device,
+                        identity,
+                        serves,
+                    });
+                }
+            }
+        }
+        all
+    }
+
+    /// Has the old exporter say that the device is gone, and what the guest had set at it.
+    async fn confirm(&self, follows: &Follows) {
+        let Device {
+            exporter,
+            lease,
+            waiting: Some(_),
+            ..
+        } = &follows.device
+        else {
+            return;
+        };
+        let Some(exporter) = self.admin.exporters().iter().find(|e| e.name() == exporter) else {
+            return;
+        };
+        let Ok(Reply::Leases(leases)) = ask(exporter, Request::Leases { vm: Some(lease.vm) }).await
+        else {
+            return;
+        };
+        let ours = |l: &&Lease| {
+            l.is_at(lease.vm, lease.controller, lease.port)
+                && (l.phase != LeasePhase::Absent || l.device.id == lease.device.id)
+        };
+        let command = match leases.iter().find(ours) {
+            Some(found) if found.phase == LeasePhase::Absent => {
+                Command::Away(lease.port, Some(Box::new(found.clone())), None)
+            }
+            // It was fetched already, by whoever ended before it could say so.
+            Some(_) => Command::Away(lease.port, Some(Box::new(lease.clone())), None),
+            None => Command::Ended(exporter.name().to_owned(), lease.device.id.clone()),
+        };
+        follows.entry.handle.tell(command);
+    }
+
+    /// The devices of all exporters that answer.
+    async fn devices(&self) -> Vec<(Exporter, DeviceInfo)> {
+        let mut all = Vec::new();
+        for exporter in self.admin.exporters() {
+            if let Ok(Reply::Devices(devices)) = ask(exporter, Request::Devices).await {
+                all.extend(devices.into_iter().map(|d| (exporter.clone(), d)));
+            }
+        }
+        all
+    }
+
+    /// While the device is plugged in there must be no other that says the same: if it is pulled out,
+    /// that one is not it.
+    fn look_for_twins(&self, follows: &Follows, found: &[&(Exporter, DeviceInfo)]) -> bool {
+        let place = (follows.key, follows.device.lease.port);
+        let mut twins = self.twins.borrow_mut();
+        if found.len() < 2 {
+            if let Some(Twin::Seen(_)) = twins.get(&place) {
+                twins.remove(&place);
+            }
+            return false;
+        }
+        match *twins.entry(place).or_insert(Twin::Seen(Instant::now())) {
+            Twin::Seen(since) if since.elapsed() >= MOVED_WITHIN => {
+                warn!(self.log, "there are two devices {}: neither is taken for the other", follows.identity;
+                    "controller" => %follows.key, "at" => names(found));
+                twins.insert(place, Twin::Sure);
+                false
+            }
+            Twin::Seen(_) => true,
+            Twin::Sure => false,
+        }
+    }
+
+    fn forget_twins(&self, follows: &[Follows]) {
+        let there = |place: &Place| {
+            follows
+                .iter()
+                .any(|f| (f.key, f.device.lease.port) == *place)
+        };
+        self.twins.borrow_mut().retain(|place, _| there(place));
+    }
+
+    /// Takes the device, if it is the only one that it can be.
+    async fn fetch(&self, follows: &Follows, waiting: &Waiting, found: &[&(Exporter, DeviceInfo)]) {
+        let Follows {
+            key,
+            entry,
+            device:
+                Device {
+                    exporter: old,
+                    lease,
+                    ..
+                },
+            identity,
+            ..
+        } = follows;
+        let port = lease.port;
+        let note = |text: String| {
+            entry.handle.tell(Command::Away(port, None, Some(text)));
+        };
+        // Until the exporter has said so, the device may be where it was.
+        if !waiting.confirmed {
+            return;
+        }
+        let (exporter, _) = match *found {
+            [] => return,
+            [one] => one,
+            _ => {
+                return note(format!(
+                    "there are {} devices {identity}, at {}: none is taken; unplug all but the right one",
+                    found.len(),
+                    names(found)
+                ));
+            }
+        };
+        if let Some(Twin::Sure) = self.twins.borrow().get(&(*key, port)) {
+            return note(format!(
+                "another device {identity} was plugged in while this one was, so it is not known which \
+                 one {} is: not taken; detach and attach it again",
+                names(found)
+            ));
+        }
+        let returns = match waiting.paused {
+            true => Returns {
+                configured: lease.configured.clone(),
+                cookie: lease.cookie.clone(),
+                descriptors: lease.descriptors,
+            },
+            false => Returns::default(),
+        };
+        let acquire = Acquire {
+            device: identity.clone(),
+            vm: lease.vm,
+            vm_name: lease.vm_name.clone(),
+            domid: key.domid.0,
+            controller: key.devid,
+            port,
+            on_migrate: Some(lease.on_migrate),
+            exchange: lease.exchange,
+            returns: Some(returns),
+        };
+        let new = match exporter.ask(Request::Acquire(acquire)).await {
+            Ok(Reply::Lease(new)) => *new,
+            Ok(_) => return note(exporter.nonsense().to_string()),
+            Err(e) => return note(e.to_string()),
+        };
+        let same = new.descriptors.is_some() && new.descriptors == lease.descriptors;
+        let (answer, answered) = oneshot::channel();
+        entry.handle.tell(Command::Back {
+            port,
+            exporter: exporter.config().clone(),
+            lease: Box::new(new.clone()),
+            same,
+            answer,
+        });
+        match answered.await.unwrap_or(Fetched::Later) {
+            Fetched::Plugged => {}
+            // Whoever serves the guest next is given the same lease.
+            Fetched::Later => return,
+            Fetched::NotWanted => {
+                if let Err(e) = self.admin.release(exporter.name(), &new).await {
+                    info!(self.log, "device not given back: {}", e);
+                }
+                return;
+            }
+        }
+        info!(self.log, "attachment follows its device"; "controller" => %key, "port" => port,
+            "from" => format!("{old}/{}", lease.device.id),
+            "to" => format!("{}/{}", exporter.name(), new.device.id));
+        if old != exporter.name()
+            && let Err(e) = self.admin.release(old, lease).await
+        {
+            info!(self.log, "the lease of before ends by itself: {}", e);
+        }
+    }
+}
+
+async fn ask(exporter: &Exporter, request: Request) -> Result<Reply, crate::exporter::AskError> {
+    let reply = timeout(ANSWER_TIMEOUT, exporter.ask(request)).await;
+    reply.map_err(|_| exporter.too_slow(ANSWER_TIMEOUT))?
+}
+
+fn names(found: &[&(Exporter, DeviceInfo)]) -> String {
+    let names = found.iter().map(|(e, d)| format!("{}/{}", e.name(), d.id));
+    names.collect::<Vec<_>>().join(", ")
+}

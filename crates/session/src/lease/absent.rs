@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Leases whose device was pulled out.
+
+use super::LeaseTable;
+use crate::control::Refusal;
+use crate::{DeviceId, Epoch, Lease, LeasePhase, VmUuid};
+
+/// A lease that waits.
+#[derive(Clone, Debug, Hash)]
+pub(super) struct Absent {
+    pub(super) lease: Lease,
+    /// When it is over.
+    pub(super) deadline_ms: u64,
+}
+
+/// What became of the lease of a device that was pulled out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unplugged {
+    /// It is over.
+    Ended(Box<Lease>),
+    /// It follows its device, and waits.
+    Waits(Box<Lease>),
+}
+
+impl LeaseTable {
+    /// A device was pulled out, or is not there after a restart. `None` where nobody had it.
+    pub fn unplugged(&mut self, device: &DeviceId, now_ms: u64) -> Option<Unplugged> {
+        let lease = self.remove(device)?;
+        if lease.exchange.is_none() {
+            return Some(Unplugged::Ended(Box::new(lease)));
+        }
+        let waits = self.wait_for_device(lease, now_ms);
+        Some(Unplugged::Waits(Box::new(waits)))
+    }
+
+    pub(super) fn wait_for_device(&mut self, mut lease: Lease, now_ms: u64) -> Lease {
+        lease.phase = LeasePhase::Absent;
+        let seconds = lease.exchange.map_or(0, |e| e.seconds);
+        self.absent.push(Absent {
+            lease: lease.clone(),
+            deadline_ms: now_ms.saturating_add(1000 * u64::from(seconds)),
+        });
+        lease
+    }
+
+    /// Whether a lease of `vm` waits for what was at this place.
+    pub fn is_absent(&self, device: &DeviceId, vm: VmUuid) -> bool {
+        self.absent
+            .iter()
+            .any(|a| a.lease.device.id == *device && a.lease.vm == vm)
+    }
+
+    /// [`LeaseTable::release`], where it is one that waits.
+    pub(super) fn release_absent(
+        &mut self,
+        device: &DeviceId,
+        vm: VmUuid,
+        host: &str,
+        epoch: Epoch,
+    ) -> Result<Option<Lease>, Refusal> {
+        let found = self.absent.iter().position(|a| {
+            a.lease.device.id == *device && a.lease.vm == vm && a.lease.epoch == epoch
+        });
+        let Some(at) = found else { return Ok(None) };
+        self.check_policy(&self.absent[at].lease.device, vm, host)?;
+        self.changes += 1;
+        Ok(Some(self.absent.remove(at).lease))
+    }
+
+    pub(super) fn expire_absent(&mut self, now_ms: u64) -> Vec<Lease> {
+        let mut expired = Vec::new();
+        self.absent.retain(|a| {
+            let over = a.deadline_ms <= now_ms;
+            if over {
+                expired.push(a.lease.clone());
+            }
+            !over
+        });
+        self.changes += expired.len() as u64;
+        expired
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+use super::super::tests::{allow, any, claimant, device, devices, id, vm, wanted};
+use super::super::{Claimant, Policy};
+use super::*;
+use crate::control::{Acquire, Returns};
+use crate::{Configured, DeviceInfo, Digest, Exchange, OnExchange};
+
+const FOLLOWS: Exchange = Exchange {
+    on: OnExchange::Pause,
+    seconds: 30,
+};
+
+fn following(device: &str) -> Acquire {
+    Acquire {
+        exchange: Some(FOLLOWS),
+        ..wanted(device, vm(1), 1)
+    }
+}
+
+fn back(configured: Configured) -> Acquire {
+    Acquire {
+        returns: Some(Returns {
+            configured,
+            cookie: vec![1, 5, 3],
+            descriptors: Some(Digest([7; 32])),
+        }),
+        ..following("0951:1666:S1")
+    }
+}
+
+/// VM 1 has device 1, claimed on host a.
+fn serving() -> (LeaseTable, Lease) {
+    let mut table = LeaseTable::new(any(), 60_000);
+    let lease = table.acquire(&following("1-1"), "a", &devices()).unwrap();
+    let epoch = table.claim(&id(1), &claimant("a", 5), true, lease.epoch);
+    let mut lease = table.get(&id(1)).unwrap().clone();
+    lease.epoch = epoch.unwrap();
+    (table, lease)
+}
+
+fn waiting() -> (LeaseTable, Lease) {
+    let (mut table, _) = serving();
+    let Some(Unplugged::Waits(lease)) = table.unplugged(&id(1), 1_000) else {
+        panic!("it does not follow its device");
+    };
+    (table, *lease)
+}
+
+/// Device 1, plugged in at another place.
+fn moved(place: u8) -> DeviceInfo {
+    DeviceInfo {
+        id: id(place),
+        ..device(1)
+    }
+}
+
+#[test]
+fn a_lease_that_does_not_follow_ends_with_its_device() {
+    let mut table = LeaseTable::new(any(), 60_000);
+    table
+        .acquire(&wanted("1-1", vm(1), 1), "a", &devices())
+        .unwrap();
+    assert!(matches!(
+        table.unplugged(&id(1), 0),
+        Some(Unplugged::Ended(_))
+    ));
+    assert_eq!(table.unplugged(&id(1), 0), None);
+    assert_eq!(table.leases().count(), 0);
+}
+
+#[test]
+fn only_what_has_a_serial_number_is_followed() {
+    let mut table = LeaseTable::new(any(), 60_000);
+    for serial in [None, Some(String::new())] {
+        let nameless = DeviceInfo {
+            serial,
+            ..device(1)
+        };
+        let refused = table.acquire(&following("1-1"), "a", &[nameless]);
+        let text = refused.unwrap_err().to_string();
+        assert!(text.contains("no serial number"), "{text}");
+    }
+    for seconds in [0, Exchange::MAX_SECONDS + 1] {
+        let mut wanted = following("1-1");
+        wanted.exchange = Some(Exchange { seconds, ..FOLLOWS });
+        assert!(table.acquire(&wanted, "a", &devices()).is_err());
+    }
+}
+
+#[test]
+fn a_waiting_lease_is_seen_and_nobody_can_claim_it() {
+    let (mut table, lease) = waiting();
+    assert_eq!(lease.phase, LeasePhase::Absent);
+    assert_eq!(table.visible_leases(Some(vm(1)), "b"), [lease.clone()]);
+    assert!(table.is_absent(&id(1), vm(1)) && !table.is_absent(&id(1), vm(2)));
+    assert_eq!(table.get(&id(1)), None);
+    for by in [claimant("a", 5), claimant("b", 9)] {
+        assert!(table.claim(&id(1), &by, true, lease.epoch).is_err());
+        assert!(table.resume(&id(1), &by, true, lease.epoch).is_err());
+    }
+    // Whatever is plugged in there now is anybody's.
+    let other = DeviceInfo {
+        serial: Some("other".into()),
+        ..device(1)
+    };
+    let theirs = table
+        .acquire(&wanted("1-1", vm(2), 1), "a", &[other])
+        .unwrap();
+    let by = Claimant {
+        vm: vm(2),
+        ..claimant("a", 6)
+    };
+    assert!(table.claim(&id(1), &by, true, theirs.epoch).is_ok());
+    assert_eq!(table.leases().count(), 2);
+}
+
+#[test]
+fn it_waits_so_long_and_no_longer() {
+    let (mut table, lease) = waiting();
+    assert_eq!(table.next_deadline_ms(), Some(31_000));
+    assert!(table.expire(30_999).is_empty());
+    assert_eq!(table.expire(31_000), [lease]);
+    assert_eq!(table.next_deadline_ms(), None);
+    assert_eq!(table.leases().count(), 0);
+}
+
+#[test]
+fn a_device_comes_back_to_its_port_elsewhere() {
+    let (mut table, lease) = waiting();
+    let before = table.changes();
+    let mut configured = Configured::default();
+    configured.apply([0, 9, 1, 0, 0, 0, 0, 0]);
+    // The port is taken for all but the one who comes back.
+    let refused = table.acquire(&wanted("1-2", vm(1), 1), "a", &devices());
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains("waits for device 1-1"), "{text}");
+    let new = table
+        .acquire(&back(configured.clone()), "b", &[moved(3)])
+        .unwrap();
+    assert!(new.epoch > lease.epoch && new.device.id == id(3));
+    assert_eq!(
+        (new.controller, new.port, new.exchange),
+        (0, 1, Some(FOLLOWS))
+    );
+    assert_eq!((new.configured, new.cookie), (configured, vec![1, 5, 3]));
+    assert!(table.changes() > before);
+    assert_eq!(table.leases().count(), 1);
+    // Asked again, by whom the guest has moved to.
+    let again = table
+        .acquire(&back(Configured::default()), "c", &[moved(3)])
+        .unwrap();
+    assert_eq!(again.epoch, new.epoch);
+}
+
+#[test]
+fn two_that_say_the_same_are_not_lent() {
+    let (mut table, _) = waiting();
+    let refused = table.acquire(&back(Configured::default()), "a", &[moved(2), moved(3)]);
+    assert!(
+        matches!(refused, Err(Refusal::Ambiguous { count: 2, .. })),
+        "{refused:?}"
+    );
+    assert_eq!(table.leases().count(), 1);
+}
+
+#[test]
+fn another_vm_never_gets_it_nor_its_place() {
+    let (mut table, _) = waiting();
+    let theirs = Acquire {
+        vm: vm(2),
+        ..back(Configured::default())
+    };
+    let lease = table.acquire(&theirs, "a", &[moved(3)]).unwrap();
+    // It is free, so another may ask for it; what waits goes on waiting.
+    assert_eq!(lease.vm, vm(2));
+    assert!(table.is_absent(&id(1), vm(1)));
+    let refused = table.acquire(&back(Configured::default()), "a", &[moved(3)]);
+    assert!(matches!(refused, Err(Refusal::Busy { .. })), "{refused:?}");
+}
+
+#[test]
+fn who_gives_up_says_so_with_the_right_epoch() {
+    let (mut table, lease) = waiting();
+    let old = Epoch(lease.epoch.0 - 1);
+    assert!(table.release(&id(1), vm(1), "a", old).is_err());
+    assert!(table.release(&id(1), vm(2), "a", lease.epoch).is_err());
+    assert_eq!(table.release(&id(1), vm(1), "a", lease.epoch), Ok(lease));
+    assert_eq!(table.leases().count(), 0);
+}
+
+#[test]
+fn policy_is_asked_at_the_new_place_too() {
+    let policy = Policy {
+        allow: vec![allow("1-1", "*", "*")],
+    };
+    let mut table = LeaseTable::new(policy, 60_000);
+    table.acquire(&following("1-1"), "a", &devices()).unwrap();
+    assert!(matches!(
+        table.unplugged(&id(1), 0),
+        Some(Unplugged::Waits(_))
+    ));
+    let refused = table.acquire(&back(Configured::default()), "a", &[moved(3)]);
+    assert!(
+        matches!(refused, Err(Refusal::Policy { .. })),
+        "{refused:?}"
+    );
+    assert!(table.is_absent(&id(1), vm(1)));
+}
+
+#[test]
+fn it_survives_a_restart_with_what_the_guest_had_set() {
+    let (mut table, lease) = serving();
+    let before = table.changes();
+    let mut configured = Configured::default();
+    configured.apply([0, 9, 1, 0, 0, 0, 0, 0]);
+    table.set_configured(&id(1), lease.epoch, configured.clone());
+    table.set_descriptors(&id(1), lease.epoch, Some(Digest([7; 32])));
+    assert_eq!(table.changes(), before + 2);
+    // Of an epoch that is over.
+    table.set_configured(&id(1), Epoch(0), Configured::default());
+    table.unplugged(&id(1), 0);
+    let mut table = LeaseTable::restore(any(), 60_000, table.saved(), 5_000);
+    let waits: Vec<_> = table.leases().cloned().collect();
+    assert_eq!(waits.len(), 1);
+    assert_eq!(waits[0].phase, LeasePhase::Absent);
+    assert_eq!(waits[0].configured, configured);
+    assert_eq!(waits[0].descriptors, Some(Digest([7; 32])));
+    assert_eq!(table.next_deadline_ms(), Some(35_000));
+    let new = table.acquire(&back(configured), "a", &[moved(1)]).unwrap();
+    assert!(new.epoch > lease.epoch);
+}

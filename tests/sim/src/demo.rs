@@ -147,7 +147,10 @@ fn steps(
 }
 
 /// SHA-256 of a file, in hexadecimal.
-fn sha256(path: &Path) -> Result<String> {
+///
+/// # Errors
+/// When it cannot be read.
+pub fn sha256(path: &Path) -> Result<String> {
     let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

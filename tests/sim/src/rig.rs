@@ -20,7 +20,7 @@ use xl_hooks::pool;
 
 pub use devices::Devices;
 pub use domain::Domain;
-pub use exporter::{EXPORTER, Exporter};
+pub use exporter::{EXPORTER, Exporter, SECOND_EXPORTER};
 pub use guest::{Guest, GuestOptions};
 pub use host::Host;
 pub use proxy::Proxy;
@@ -57,6 +57,9 @@ pub struct RigOptions {
     pub policy: String,
     /// More `[[simulated]]` sections for the exporter: the disk is at 0-1, these from 0-2 on.
     pub devices: String,
+    /// The `[[simulated]]` sections of another exporter, from 0-1 on, where there is one. `{disk}` is the
+    /// disk's image, which only one of them can have plugged in.
+    pub second_exporter: Option<String>,
     /// Whether the exporter's certificate is of another pool.
     pub foreign_exporter: bool,
     /// Where the programs' logs go, instead of into the rig's own directory.
@@ -77,6 +80,7 @@ impl Default for RigOptions {
             exporter_port: None,
             policy: "[[allow]]\ndevice = \"*\"\nvm = \"*\"\nhost = \"*\"\n".into(),
             devices: String::new(),
+            second_exporter: None,
             foreign_exporter: false,
             logs: None,
         }
@@ -90,6 +94,8 @@ pub struct Rig {
     pub hosts: Vec<Host>,
     /// The exporter.
     pub exporter: Exporter,
+    /// Another one.
+    pub second: Option<Exporter>,
     logs: PathBuf,
     scratch: ScratchDir,
 }
@@ -126,6 +132,15 @@ impl Rig {
             .exporter_address
             .clone()
             .unwrap_or_else(|| exporter.address());
+        let second = match &options.second_exporter {
+            Some(devices) => {
+                pool::issue(&pool_dir, SECOND_EXPORTER, None)?;
+                let port = free_port()?;
+                let second = Exporter::start_second(dir, &logs, port, options, devices)?;
+                Some(second)
+            }
+            None => None,
+        };
         let mut hosts = Vec::new();
         for (index, name) in (0..).zip(HOSTS) {
             let seed = options.seed.wrapping_add(index);
@@ -135,19 +150,22 @@ impl Rig {
                 _ => &address,
             };
             let more = (options.hand_off.as_str(), options.on_unreachable.as_str());
+            let mut exporters = vec![(EXPORTER, address.clone())];
+            exporters.extend(second.as_ref().map(|s| (SECOND_EXPORTER, s.address())));
             hosts.push(Host::start(
                 dir,
                 &logs,
                 name,
                 first_domid,
                 seed,
-                address,
+                &exporters,
                 more,
             )?);
         }
         let rig = Self {
             hosts,
             exporter,
+            second,
             logs,
             scratch,
         };
@@ -164,7 +182,12 @@ impl Rig {
     pub fn wait_for_exporter(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
         for (host, name) in HOSTS.iter().enumerate() {
-            while let Some(error) = &self.status(host)?.exporters[0].error {
+            while let Some(error) = self
+                .status(host)?
+                .exporters
+                .iter()
+                .find_map(|e| e.error.clone())
+            {
                 if Instant::now() > deadline {
                     bail!("{name} is not connected: {error}");
                 }
@@ -263,6 +286,9 @@ impl Rig {
             violations.extend(host.stop()?);
         }
         self.exporter.stop()?;
+        if let Some(second) = self.second {
+            second.stop()?;
+        }
         Ok(violations)
     }
 
@@ -273,6 +299,9 @@ impl Rig {
             text.push_str(&host.log_tails());
         }
         text.push_str(&format!("--- exporter\n{}\n", self.exporter.log_tail()));
+        if let Some(second) = &self.second {
+            text.push_str(&format!("--- {SECOND_EXPORTER}\n{}\n", second.log_tail()));
+        }
         text
     }
 }

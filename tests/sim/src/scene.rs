@@ -49,11 +49,20 @@ impl Scene {
     /// # Errors
     /// What did not start.
     pub fn start_as(devices: &str, mode: ResumeMode) -> Result<Self> {
-        programs::build()?;
-        let rig = Rig::start(&RigOptions {
+        let options = RigOptions {
             devices: devices.to_owned(),
             ..RigOptions::default()
-        })?;
+        };
+        Self::with(&options, mode)
+    }
+
+    /// Starts such a rig, and such a guest.
+    ///
+    /// # Errors
+    /// What did not start.
+    pub fn with(options: &RigOptions, mode: ResumeMode) -> Result<Self> {
+        programs::build()?;
+        let rig = Rig::start(options)?;
         let (domain, mut kernel) = Domain::create(&rig, 0, "guest", mode)?;
         let devices = rig.exporter.devices()?;
         let io = kernel.host().alloc_buffer(17 * PAGE_SIZE)?;
@@ -72,6 +81,14 @@ impl Scene {
     /// The message of `xl-vusb`, or what the device answered wrongly.
     pub fn plug(&mut self, device: &str, port: u8) -> Result<Device> {
         self.domain.attach(&self.rig, device, port)?;
+        self.enumerate(port)
+    }
+
+    /// Has the guest enumerate what is attached to a port.
+    ///
+    /// # Errors
+    /// What the device answered wrongly.
+    pub fn enumerate(&mut self, port: u8) -> Result<Device> {
         let port = PortNumber::new(port).context("ports are 1 to 31")?;
         let host = self.kernel.host();
         host.wait_for_device(port, LIMIT)?;

@@ -13,6 +13,8 @@ use crate::programs;
 
 /// Its name in the pool.
 pub const EXPORTER: &str = "exporter";
+/// The name of another one, where a scenario has two.
+pub const SECOND_EXPORTER: &str = "exporter-b";
 
 /// A running `vusb-exporter`.
 #[derive(Debug)]
@@ -27,31 +29,55 @@ pub struct Exporter {
 
 impl Exporter {
     pub(super) fn start(dir: &Path, logs: &Path, port: u16, options: &RigOptions) -> Result<Self> {
-        let disk = match &options.disk {
-            Some(disk) => std::path::absolute(disk)?,
-            None => dir.join("disk.img"),
-        };
-        let config = dir.join("exporter.toml");
-        let control = dir.join("simulated.sock");
+        let disk = disk_of(dir, options)?;
+        let devices = format!(
+            "[[simulated]]\nkind = \"disk\"\nfile = \"{}\"\nsize_mib = 64\n{}",
+            disk.display(),
+            options.devices
+        );
+        Self::start_with(EXPORTER, dir, logs, port, options, &devices)
+    }
+
+    /// The one with [`RigOptions::second_exporter`]'s devices.
+    pub(super) fn start_second(
+        dir: &Path,
+        logs: &Path,
+        port: u16,
+        options: &RigOptions,
+        devices: &str,
+    ) -> Result<Self> {
+        let disk = disk_of(dir, options)?;
+        let devices = devices.replace("{disk}", &disk.display().to_string());
+        Self::start_with(SECOND_EXPORTER, dir, logs, port, options, &devices)
+    }
+
+    fn start_with(
+        name: &str,
+        dir: &Path,
+        logs: &Path,
+        port: u16,
+        options: &RigOptions,
+        devices: &str,
+    ) -> Result<Self> {
+        let disk = disk_of(dir, options)?;
+        let config = dir.join(format!("{name}.toml"));
+        let control = dir.join(format!("{name}.sock"));
         let hold = options.hold_seconds;
         let hold = hold.map_or_else(String::new, |s| format!("hold_seconds = {s}\n"));
         let saved_hold = options.saved_hold_seconds.as_deref();
         let saved_hold =
             saved_hold.map_or_else(String::new, |s| format!("saved_hold_seconds = {s}\n"));
         let text = format!(
-            "{hold}{saved_hold}name = \"{EXPORTER}\"\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n\
+            "{hold}{saved_hold}name = \"{name}\"\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n\
              simulated_control = \"{}\"\n{}{}\
-             [usb]\nenabled = false\n\
-             [[simulated]]\nkind = \"disk\"\nfile = \"{}\"\nsize_mib = 64\n{}",
-            dir.join("exporter-state").display(),
+             [usb]\nenabled = false\n{devices}",
+            dir.join(format!("{name}-state")).display(),
             control.display(),
-            tls_section(dir, EXPORTER),
+            tls_section(dir, name),
             options.policy,
-            disk.display(),
-            options.devices,
         );
         std::fs::write(&config, text)?;
-        let log = logs.join("exporter.log");
+        let log = logs.join(format!("{name}.log"));
         let process = run(&config, &log, port)?;
         Ok(Self {
             process,
@@ -111,6 +137,13 @@ impl Exporter {
     pub(super) fn stop(self) -> Result<()> {
         self.process.terminate().map(drop)
     }
+}
+
+fn disk_of(dir: &Path, options: &RigOptions) -> Result<PathBuf> {
+    Ok(match &options.disk {
+        Some(disk) => std::path::absolute(disk)?,
+        None => dir.join("disk.img"),
+    })
 }
 
 fn run(config: &Path, log: &Path, port: u16) -> Result<Process> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use xen_sim::toolstack::Toolstack;
 
-use super::{EXPORTER, tls_section};
+use super::tls_section;
 use crate::process::Process;
 use crate::programs;
 
@@ -38,7 +38,7 @@ impl Host {
         name: &str,
         first_domid: u16,
         seed: u64,
-        exporter: &str,
+        exporters: &[(&str, String)],
         (hand_off, of_exporter): (&str, &str),
     ) -> Result<Self> {
         let dir = rig_dir.join(name);
@@ -54,10 +54,17 @@ impl Host {
         let socket = dir.join("vusbd.sock");
         let config = dir.join("vusbd.toml");
         let text = format!(
-            "socket = \"{}\"\n{}[hand-off]\n{hand_off}\n[[exporter]]\nname = \"{EXPORTER}\"\n\
-             address = \"{exporter}\"\n{of_exporter}\n",
+            "socket = \"{}\"\n{}[hand-off]\n{hand_off}\n{}",
             socket.display(),
             tls_section(rig_dir, name),
+            exporters
+                .iter()
+                .map(|(name, address)| {
+                    format!(
+                        "[[exporter]]\nname = \"{name}\"\naddress = \"{address}\"\n{of_exporter}\n"
+                    )
+                })
+                .collect::<String>(),
         );
         std::fs::write(&config, text)?;
         let log = logs.join(format!("{name}-vusbd.log"));

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Devices that are pulled out of one exporter and plugged into another, and attachments that follow.
+
+#[path = "exchange/disk.rs"]
+mod disk;
+#[path = "exchange/refused.rs"]
+mod refused;
+#[path = "exchange/small.rs"]
+mod small;
+
+use std::time::{Duration, Instant};
+
+use control::{Attachment, Response};
+use session::LeasePhase;
+use sim_scenarios::rig::{Rig, RigOptions, SECOND_EXPORTER};
+
+/// What is plugged into neither exporter when they start.
+fn unplugged(sections: &str) -> String {
+    sections.replace("[[simulated]]\n", "[[simulated]]\nplugged = false\n")
+}
+
+/// A device at 0-2 of the first exporter, and the same, unplugged, at 0-1 of the second.
+fn options(device: &str) -> RigOptions {
+    RigOptions {
+        devices: device.to_owned(),
+        second_exporter: Some(unplugged(device)),
+        ..RigOptions::default()
+    }
+}
+
+/// Pulls a plug out of one exporter, or puts one in.
+fn tell(rig: &Rig, exporter: &str, device: &str, command: &str) {
+    let exporter = match exporter {
+        SECOND_EXPORTER => rig.second.as_ref().unwrap(),
+        _ => &rig.exporter,
+    };
+    exporter.devices().unwrap().tell(device, command).unwrap();
+}
+
+fn attachments(rig: &Rig, host: usize) -> Vec<Attachment> {
+    match rig.xl_vusb_json(host, &["list"]).unwrap() {
+        Response::Attachments(attachments) => attachments,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Waits until the only attachment of a host is so.
+fn wait_for(rig: &Rig, host: usize, what: &str, is_so: impl Fn(&Attachment) -> bool) -> Attachment {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let all = attachments(rig, host);
+        if let [one] = &all[..]
+            && is_so(one)
+        {
+            return one.clone();
+        }
+        assert!(
+            Instant::now() < deadline,
+            "never {what}: {all:?}\n{}",
+            rig.log_tails()
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn wait_until_waiting(rig: &Rig, host: usize) -> Attachment {
+    wait_for(rig, host, "waits", |a| a.phase == LeasePhase::Absent)
+}
+
+/// Waits until the attachment serves from there.
+fn wait_until_at(rig: &Rig, host: usize, exporter: &str, device: &str) -> Attachment {
+    wait_for(rig, host, "is back", |a| {
+        a.phase == LeasePhase::Serving && a.exporter == exporter && a.device.id.0 == device
+    })
+}
+
+/// The state of a device as `xl-vusb devices` shows it: whether nobody has it.
+fn is_free(rig: &Rig, exporter: &str, device: &str) -> bool {
+    let Response::Devices { devices, .. } = rig.xl_vusb_json(0, &["devices"]).unwrap() else {
+        panic!("no devices");
+    };
+    devices.iter().any(|d| {
+        d.exporter == exporter
+            && d.device.id.0 == device
+            && d.device.state == session::DeviceState::Free
+    })
+}

@@ -112,6 +112,9 @@ impl Daemon {
         if let Err(refusal) = hub.save().await {
             bail!(refusal);
         }
+        store
+            .note_boot()
+            .with_context(|| format!("cannot write to {}", config.state_dir.display()))?;
 
         if let Some(path) = &config.simulated_control {
             // Before the listener: whoever sees us listen may use it.

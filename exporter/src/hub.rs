@@ -54,7 +54,11 @@ impl Hub {
         hold: HoldTimes,
         store: Store,
     ) -> anyhow::Result<Self> {
-        let table = LeaseTable::restore(policy, hold, store.load()?, 0);
+        let mut saved = store.load()?;
+        if store.was_rebooted() {
+            saved = saved.after_reboot();
+        }
+        let table = LeaseTable::restore(policy, hold, saved, 0);
         Ok(Self {
             log,
             started: Instant::now(),

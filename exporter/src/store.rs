@@ -9,6 +9,10 @@ use anyhow::Context;
 use session::lease::Saved;
 
 const FILE: &str = "leases.json";
+/// The boot under which the leases were served last.
+const BOOT: &str = "boot";
+/// This boot of this machine, random (proc(5)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The state directory, which only one exporter may use.
 #[derive(Clone, Debug)]
@@ -48,6 +52,22 @@ impl Store {
         file.sync_all()?;
         fs::rename(&new, self.dir.join(FILE))?;
         File::open(&self.dir)?.sync_all()
+    }
+
+    /// Whether the machine was restarted since [`Store::note_boot`]. Not where that is unknown.
+    pub(crate) fn was_rebooted(&self) -> bool {
+        let before = fs::read_to_string(self.dir.join(BOOT));
+        let now = fs::read_to_string(BOOT_ID);
+        matches!((before, now), (Ok(before), Ok(now)) if before.trim() != now.trim())
+    }
+
+    /// What is saved from now on is of this boot.
+    pub(crate) fn note_boot(&self) -> io::Result<()> {
+        match fs::read(BOOT_ID) {
+            Ok(now) => fs::write(self.dir.join(BOOT), now),
+            // Then it is never known.
+            Err(_) => Ok(()),
+        }
     }
 
     /// Notes the port that we listen on, for who started us with port 0.

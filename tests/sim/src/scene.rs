@@ -53,14 +53,18 @@ impl Scene {
             devices: devices.to_owned(),
             ..RigOptions::default()
         };
-        Self::with(&options, mode)
+        Self::begin(&options, mode)
     }
 
-    /// Starts such a rig, and such a guest.
+    /// Starts such a rig, and a guest.
     ///
     /// # Errors
     /// What did not start.
-    pub fn with(options: &RigOptions, mode: ResumeMode) -> Result<Self> {
+    pub fn with(options: &RigOptions) -> Result<Self> {
+        Self::begin(options, ResumeMode::default())
+    }
+
+    fn begin(options: &RigOptions, mode: ResumeMode) -> Result<Self> {
         programs::build()?;
         let rig = Rig::start(options)?;
         let (domain, mut kernel) = Domain::create(&rig, 0, "guest", mode)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Leases whose device was pulled out.
 
-use super::LeaseTable;
+use super::{LeaseTable, Saved};
 use crate::control::Refusal;
 use crate::{DeviceId, Epoch, Lease, LeasePhase, VmUuid};
 
@@ -20,6 +20,18 @@ pub enum Unplugged {
     Ended(Box<Lease>),
     /// It follows its device, and waits.
     Waits(Box<Lease>),
+}
+
+impl Saved {
+    /// The machine was restarted, and its devices with it: none was plugged in all the time. Leases
+    /// that follow their devices wait for them, also where they are.
+    #[must_use]
+    pub fn after_reboot(mut self) -> Self {
+        let (gone, stay) = self.leases.into_iter().partition(|l| l.exchange.is_some());
+        self.leases = stay;
+        self.absent.extend::<Vec<Lease>>(gone);
+        self
+    }
 }
 
 impl LeaseTable {

@@ -25,6 +25,7 @@ pub struct Exporter {
     port: u16,
     disk: PathBuf,
     control: PathBuf,
+    state_dir: PathBuf,
 }
 
 impl Exporter {
@@ -62,6 +63,7 @@ impl Exporter {
         let disk = disk_of(dir, options)?;
         let config = dir.join(format!("{name}.toml"));
         let control = dir.join(format!("{name}.sock"));
+        let state_dir = dir.join(format!("{name}-state"));
         let hold = options.hold_seconds;
         let hold = hold.map_or_else(String::new, |s| format!("hold_seconds = {s}\n"));
         let saved_hold = options.saved_hold_seconds.as_deref();
@@ -71,7 +73,7 @@ impl Exporter {
             "{hold}{saved_hold}name = \"{name}\"\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n\
              simulated_control = \"{}\"\n{}{}\
              [usb]\nenabled = false\n{devices}",
-            dir.join(format!("{name}-state")).display(),
+            state_dir.display(),
             control.display(),
             tls_section(dir, name),
             options.policy,
@@ -86,6 +88,7 @@ impl Exporter {
             port,
             disk,
             control,
+            state_dir,
         })
     }
 
@@ -114,6 +117,18 @@ impl Exporter {
     pub fn restart(&mut self) -> Result<()> {
         self.process.signal(libc::SIGKILL);
         self.process.wait()?;
+        self.process = run(&self.config, &self.log, self.port)?;
+        Ok(())
+    }
+
+    /// Its machine is restarted: everything that is plugged into it is plugged in anew.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.process.signal(libc::SIGKILL);
+        self.process.wait()?;
+        std::fs::write(self.state_dir.join("boot"), "another boot\n")?;
         self.process = run(&self.config, &self.log, self.port)?;
         Ok(())
     }

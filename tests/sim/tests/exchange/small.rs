@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Transfer by transfer: what a guest gets, while its device is away and after.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use frontend_shim::{Device, TransferError};
 use sim_scenarios::guest::{Keyboard, UnlinkedData, Workload};
@@ -45,6 +45,18 @@ fn wait_for_speed(scene: &mut Scene, device: &Device, is_so: impl Fn(Speed) -> b
         scene.kernel.host().wait(Duration::from_millis(10)).unwrap();
     }
     panic!("the port never changed\n{}", scene.rig.log_tails());
+}
+
+fn wait_for_log(scene: &Scene, text: &str) {
+    let deadline = Instant::now() + LIMIT;
+    while !scene.rig.hosts[0].vusbd_log().contains(text) {
+        assert!(
+            Instant::now() < deadline,
+            "never {text}\n{}",
+            scene.rig.log_tails()
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
@@ -229,6 +241,31 @@ fn an_exporter_comes_back_without_it() {
     assert!(scene.read(target, 0x83, interrupt, 8).unwrap().is_ok());
     assert_eq!(disconnects(&mut scene), 0);
     scene.end().unwrap();
+}
+
+/// Its device loses power, and comes back as it was when it was plugged in.
+#[test]
+fn an_exporters_machine_is_restarted() {
+    for (on_exchange, seen) in [("pause", 0), ("replug", 1)] {
+        let mut scene = Scene::with(&options(SOURCE_SINK)).unwrap();
+        let more = ["--on-exchange", on_exchange];
+        let mut target = attach(&mut scene, SOURCE_SINK_NAME, &more).target;
+        let set_interface = Setup::new(0x01, Setup::SET_INTERFACE, 3, 0, 0);
+        assert_eq!(scene.control(target, set_interface).unwrap(), Ok(0));
+        scene.rig.exporter.reboot().unwrap();
+        scene.devices = scene.rig.exporter.devices().unwrap();
+        wait_for_log(&scene, "attachment follows its device");
+        wait_until_at(&scene.rig, 0, EXPORTER, "0-2");
+        if seen > 0 {
+            target = scene.enumerate(3).unwrap().target;
+            assert_eq!(scene.control(target, set_interface).unwrap(), Ok(0));
+        }
+        let interrupt = UrbKind::Interrupt { interval: 8 };
+        let read = scene.read(target, 0x83, interrupt, 8).unwrap();
+        assert!(read.is_ok(), "{on_exchange}: {read:?}");
+        assert_eq!(disconnects(&mut scene), seen, "{on_exchange}");
+        scene.end().unwrap();
+    }
 }
 
 #[test]

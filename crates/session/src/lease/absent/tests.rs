@@ -208,6 +208,26 @@ fn policy_is_asked_at_the_new_place_too() {
 }
 
 #[test]
+fn a_machine_that_was_restarted_has_unplugged_its_devices() {
+    let (table, lease) = serving();
+    let mut other = LeaseTable::restore(any(), 60_000, table.saved(), 0);
+    other
+        .acquire(&wanted("1-2", vm(2), 1), "a", &devices())
+        .unwrap();
+    let mut table = LeaseTable::restore(any(), 60_000, other.saved().after_reboot(), 0);
+    assert_eq!(table.get(&id(1)), None);
+    assert!(table.is_absent(&id(1), vm(1)));
+    assert_eq!(table.get(&id(2)).map(|l| l.vm), Some(vm(2)));
+    let by = claimant("a", 5);
+    assert!(table.claim(&id(1), &by, true, lease.epoch).is_err());
+    let new = table
+        .acquire(&back(Configured::default()), "a", &devices())
+        .unwrap();
+    assert!(new.epoch > lease.epoch);
+    assert_eq!(table.leases().count(), 2);
+}
+
+#[test]
 fn it_survives_a_restart_with_what_the_guest_had_set() {
     let (mut table, lease) = serving();
     let before = table.changes();

@@ -35,8 +35,9 @@ impl<B: Backend> Serving<B> {
             .filter(|&slot| self.core.urb(slot).is_some_and(|u| u.submitted.is_some()))
             .collect();
         for slot in submitted {
-            if unanswered == Unanswered::Unknown || !self.wait_again(port, slot) {
-                self.finish(slot, UrbResult::failed(UrbStatus::IOERROR));
+            match unanswered {
+                Unanswered::Unknown => self.finish(slot, UrbResult::failed(UrbStatus::IOERROR)),
+                Unanswered::NotBegun => self.wait_again(port, slot),
             }
         }
         self.journal.close_session(port);
@@ -61,19 +62,22 @@ impl<B: Backend> Serving<B> {
         let polls = self.core.urb(slot).is_some_and(|urb| {
             urb.transfer.is_in() && urb.transfer.transfer_type == TransferType::Interrupt
         });
-        let nothing = completion.actual_length == 0;
-        if !(polls && nothing && self.wait_again(port, slot)) {
-            let failed = UrbResult::new(UrbStatus::IOERROR, completion.actual_length);
-            self.finish(slot, failed);
+        match polls && completion.actual_length == 0 {
+            true => self.wait_again(port, slot),
+            false => {
+                let failed = UrbResult::new(UrbStatus::IOERROR, completion.actual_length);
+                self.finish(slot, failed);
+            }
         }
         true
     }
 
-    fn wait_again(&mut self, port: PortNumber, slot: Slot) -> bool {
-        let waits = self.core.take_back(slot);
-        if let (true, Some(record)) = (waits, self.records[slot.index()].0) {
+    /// Nothing came of it: it waits as if it had just been submitted, or is over as one that was cancelled.
+    fn wait_again(&mut self, port: PortNumber, slot: Slot) {
+        if !self.core.take_back(slot) {
+            self.finish(slot, UrbResult::failed(UrbStatus::SHUTDOWN));
+        } else if let Some(record) = self.records[slot.index()].0 {
             self.journal.placed(record, port);
         }
-        waits
     }
 }

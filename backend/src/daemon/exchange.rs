@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! Looks for devices that were pulled out and are waited for (docs/decisions/0014-exchange.md).
+//! Looks for devices that were pulled out and are waited for (docs/decisions/0015-exchange.md).
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! Devices that are pulled out and waited for (docs/decisions/0014-exchange.md): their ports, and how
+//! Devices that are pulled out and waited for (docs/decisions/0015-exchange.md): their ports, and how
 //! they come back. Where they are the daemon finds out.
 
 use session::{Epoch, Lease, OnExchange};

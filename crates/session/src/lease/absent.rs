@@ -24,10 +24,12 @@ pub enum Unplugged {
 
 impl Saved {
     /// The machine was restarted, and its devices with it: none was plugged in all the time. Leases
-    /// that follow their devices wait for them, also where they are.
+    /// that follow their devices wait for them, also where they are; but not those of guests that are
+    /// saved, which wait longer themselves, and find out.
     #[must_use]
     pub fn after_reboot(mut self) -> Self {
-        let (gone, stay) = self.leases.into_iter().partition(|l| l.exchange.is_some());
+        let is_gone = |l: &Lease| l.exchange.is_some() && !l.phase.is_orphaned();
+        let (gone, stay) = self.leases.into_iter().partition(is_gone);
         self.leases = stay;
         self.absent.extend::<Vec<Lease>>(gone);
         self
@@ -37,11 +39,19 @@ impl Saved {
 impl LeaseTable {
     /// A device was pulled out, or is not there after a restart. `None` where nobody had it.
     pub fn unplugged(&mut self, device: &DeviceId, now_ms: u64) -> Option<Unplugged> {
+        // A saved guest's lease waits for the guest as long as it did.
+        let held_until = self.entries.get(device).and_then(|e| {
+            let until = e.deadline_ms.unwrap_or(u64::MAX);
+            e.lease.phase.is_orphaned().then_some(until)
+        });
         let lease = self.remove(device)?;
         if lease.exchange.is_none() {
             return Some(Unplugged::Ended(Box::new(lease)));
         }
         let waits = self.wait_for_device(lease, now_ms);
+        if let (Some(until), Some(absent)) = (held_until, self.absent.last_mut()) {
+            absent.deadline_ms = absent.deadline_ms.max(until);
+        }
         Some(Unplugged::Waits(Box::new(waits)))
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 use super::super::tests::{allow, any, claimant, device, devices, id, vm, wanted};
-use super::super::{Claimant, Policy};
+use super::super::{Change, Claimant, Policy};
 use super::*;
 use crate::control::{Acquire, Returns};
 use crate::{Configured, DeviceInfo, Digest, Exchange, OnExchange};
@@ -122,6 +122,20 @@ fn it_waits_so_long_and_no_longer() {
     assert_eq!(table.expire(31_000), [lease]);
     assert_eq!(table.next_deadline_ms(), None);
     assert_eq!(table.leases().count(), 0);
+}
+
+#[test]
+fn a_saved_guest_is_waited_for_longer() {
+    let (mut table, lease) = serving();
+    table.apply(&id(1), lease.epoch, Change::Freeze, 0);
+    table.apply(&id(1), lease.epoch, Change::Orphan, 0);
+    // The machine's restart takes nothing from it.
+    assert_eq!(table.saved().after_reboot(), table.saved());
+    assert!(matches!(
+        table.unplugged(&id(1), 0),
+        Some(Unplugged::Waits(_))
+    ));
+    assert_eq!(table.next_deadline_ms(), Some(60_000));
 }
 
 #[test]

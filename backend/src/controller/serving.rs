@@ -55,6 +55,10 @@ pub struct Attached {
     reset: Option<u64>,
     /// Whether the guest stays connected when it is pulled out.
     pauses: bool,
+    /// Whether it is a mass storage.
+    is_storage: bool,
+    /// It is pulled out, and whatever is a later stage of a command fails: see `pause`.
+    fails_stages: bool,
 }
 
 /// Where a controller is.
@@ -349,7 +353,10 @@ impl<B: Backend> Serving<B> {
                 self.records[slot.index()] = (record, None);
                 self.submit(slot);
             }
-            Verdict::Hold(slot) => self.place(slot, record),
+            Verdict::Hold(slot) => {
+                self.place(slot, record);
+                self.fail_stage(slot);
+            }
             Verdict::Reset(slot) => {
                 self.place(slot, record);
                 if let Some(port) = self.core.urb(slot).map(|u| u.port) {

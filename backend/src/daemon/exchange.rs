@@ -127,7 +127,7 @@ impl<B: Backend> Seeker<B> {
             let Some(report) = entry.handle.describe().await else {
                 continue;
             };
-            let serves = report.state == State::Serving;
+            let serves = matches!(report.state, State::Serving | State::Quiescing);
             for device in report.devices {
                 let identity = device.lease.device.identity();
                 if let (Some(_), Some(identity)) = (device.lease.exchange, identity) {
@@ -265,8 +265,12 @@ impl<B: Backend> Seeker<B> {
                 configured: lease.configured.clone(),
                 cookie: lease.cookie.clone(),
                 descriptors: lease.descriptors,
+                frontend_resumes: lease.frontend_resumes,
             },
-            false => Returns::default(),
+            false => Returns {
+                frontend_resumes: lease.frontend_resumes,
+                ..Returns::default()
+            },
         };
         let acquire = Acquire {
             device: identity.clone(),

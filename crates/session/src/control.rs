@@ -98,6 +98,8 @@ pub struct Returns {
     /// The descriptors that the guest knows. Where the device has others, or none are known, all this
     /// is ignored, and the lease begins anew.
     pub descriptors: Option<Digest>,
+    /// Whether the guest's frontend resumes, as far as is known before the lease is claimed.
+    pub frontend_resumes: bool,
 }
 
 /// What an exporter answers.

@@ -318,7 +318,7 @@ impl LeaseTable {
             on_migrate: wanted
                 .on_migrate
                 .unwrap_or_else(|| OnMigrate::default_for(&device)),
-            frontend_resumes: false,
+            frontend_resumes: wanted.returns.as_ref().is_some_and(|r| r.frontend_resumes),
             cookie: wanted
                 .returns
                 .as_ref()

@@ -10,7 +10,7 @@ use usbif::PortNumber;
 use vusb_core::PortState;
 use xen::Backend;
 
-use super::devices::Plugged;
+use super::devices::{Plugged, speed_of};
 use super::{Actor, State};
 use crate::config;
 use crate::controller::handle::{Fetched, Waiting};
@@ -77,7 +77,10 @@ impl<B: Backend> Actor<B> {
             "device" => format!("{}/{}", exporter.name, lease.device.id), "paused" => paused);
         if paused {
             // Nobody is there to be woken.
-            self.serving.borrow_mut().attach(port, Default::default());
+            let mut serving = self.serving.borrow_mut();
+            serving.attach(port, Default::default());
+            serving.set_pauses(port, lease.device.is_storage());
+            serving.fail_stages(port);
         }
         self.plugged[port.index()] = Some(Plugged {
             away: Some(Away::new(&lease, paused)),
@@ -131,30 +134,31 @@ impl<B: Backend> Actor<B> {
             let _ = answer.send(Fetched::NotWanted);
             return;
         };
-        if self.state != State::Serving {
+        if !matches!(self.state, State::Serving | State::Quiescing) {
             // It is on its way to another host, or here again in a moment.
             let _ = answer.send(Fetched::Later);
             return;
         }
         info!(self.log, "device is back"; "port" => port.get(), "paused" => paused,
             "same" => same, "device" => format!("{}/{}", exporter.name, lease.device.id));
-        if paused && same {
-            self.start(port, exporter, lease, None);
-            self.keep_devices();
-            let _ = answer.send(Fetched::Plugged);
-            return;
-        }
-        if paused {
-            self.serving.borrow_mut().detach(port);
-        }
-        let fetched = match self.plug(port, exporter, lease, None, None) {
-            Ok(()) => Fetched::Plugged,
-            Err(e) => {
-                warn!(self.log, "device not plugged in again: {}", e);
-                Fetched::NotWanted
+        if !(paused && same) {
+            let mut serving = self.serving.borrow_mut();
+            if paused {
+                serving.detach(port);
             }
-        };
-        let _ = answer.send(fetched);
+            if let Err(e) = serving.core.plug(port, speed_of(&lease), None) {
+                warn!(self.log, "device not plugged in again: {}", e);
+                let _ = answer.send(Fetched::NotWanted);
+                return;
+            }
+        }
+        // The guest may leave before the lease is claimed. Who has claimed it then is where it went.
+        self.start(port, exporter, lease, None, true);
+        if paused && same {
+            self.serving.borrow_mut().fail_stages(port);
+        }
+        self.keep_devices();
+        let _ = answer.send(Fetched::Plugged);
     }
 
     /// This exporter has ended a lease.

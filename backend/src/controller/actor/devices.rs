@@ -125,7 +125,7 @@ impl<B: Backend> Actor<B> {
             return;
         }
         if known {
-            self.start(port, exporter, lease, None);
+            self.start(port, exporter, lease, None, false);
         } else if let Err(e) = self.plug(port, exporter, lease, None, None) {
             warn!(self.log, "device not plugged in again: {}", e);
             return;
@@ -198,7 +198,7 @@ impl<B: Backend> Actor<B> {
         }
     }
 
-    pub(super) fn plug(
+    fn plug(
         &mut self,
         port: PortNumber,
         exporter: config::Exporter,
@@ -215,24 +215,26 @@ impl<B: Backend> Actor<B> {
             }
             return Err(text);
         }
-        self.start(port, exporter, lease, waiting);
+        self.start(port, exporter, lease, waiting, false);
         self.keep_devices();
         Ok(())
     }
 
-    /// Starts the task of a device that is plugged into the core.
+    /// Starts the task of a device that is plugged into the core; `held` if nobody else's claim is to be
+    /// overruled.
     pub(super) fn start(
         &mut self,
         port: PortNumber,
         exporter: config::Exporter,
         lease: Lease,
         waiting: Option<oneshot::Sender<Result<(), String>>>,
+        held: bool,
     ) {
         let wake = Rc::new(Notify::new());
         let mut serving = self.serving.borrow_mut();
         serving.attach(port, wake.clone());
         if lease.exchange.is_some_and(|e| e.on == OnExchange::Pause) {
-            serving.set_pauses(port);
+            serving.set_pauses(port, lease.device.is_storage());
         }
         let session = serving.session_before(port);
         drop(serving);
@@ -246,7 +248,7 @@ impl<B: Backend> Actor<B> {
             identity: self.identity.clone(),
             wake,
             may_claim: self.may_claim.subscribe(),
-            held: session.is_some(),
+            held: held || session.is_some(),
             session,
             frontend_resumes: self.frontend_resumes.subscribe(),
             news: self.news.clone(),

@@ -8,6 +8,9 @@ use xen::Backend;
 
 use super::Serving;
 
+/// What a command begins with (USB Mass Storage Class, Bulk-Only Transport 1.0, §5.1).
+const COMMAND_BLOCK_WRAPPER_BYTES: u32 = 31;
+
 /// What the requests are known to have done that have no answer when a device is pulled out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unanswered {
@@ -35,15 +38,45 @@ impl<B: Backend> Serving<B> {
             .filter(|&slot| self.core.urb(slot).is_some_and(|u| u.submitted.is_some()))
             .collect();
         for slot in submitted {
-            match unanswered {
-                Unanswered::Unknown => self.finish(slot, UrbResult::failed(UrbStatus::IOERROR)),
-                Unanswered::NotBegun => self.wait_again(port, slot),
+            // A bulk transfer is a part of its class's protocol, whose other parts the next device has not
+            // seen: its driver is to know, and to begin again.
+            let is_bulk = self.core.urb(slot).is_none_or(|urb| {
+                matches!(
+                    urb.transfer.transfer_type,
+                    TransferType::Bulk | TransferType::Isochronous
+                )
+            });
+            match unanswered == Unanswered::NotBegun && !is_bulk {
+                true => self.wait_again(port, slot),
+                false => self.finish(slot, UrbResult::failed(UrbStatus::IOERROR)),
             }
         }
         self.journal.close_session(port);
         if let Some(attached) = self.at_mut(port) {
             attached.client = None;
             attached.reset = None;
+        }
+        self.fail_stages(port);
+    }
+
+    /// Until the lease of the device that has come back is claimed: later stages of commands fail, where
+    /// it is a mass storage. The next device has not seen their beginning; it would not answer, or stall.
+    pub fn fail_stages(&mut self, port: PortNumber) {
+        if let Some(attached) = self.at_mut(port) {
+            attached.fails_stages = attached.is_storage;
+        }
+    }
+
+    /// A request was put where it waits: see [`Serving::fail_stages`].
+    pub(super) fn fail_stage(&mut self, slot: Slot) {
+        let Some(urb) = self.core.urb(slot) else {
+            return;
+        };
+        let transfer = &urb.transfer;
+        let begins = !transfer.is_in() && transfer.length == COMMAND_BLOCK_WRAPPER_BYTES;
+        let fails = self.at(urb.port).is_some_and(|a| a.fails_stages);
+        if fails && transfer.transfer_type == TransferType::Bulk && !begins {
+            self.finish(slot, UrbResult::failed(UrbStatus::IOERROR));
         }
     }
 

@@ -38,14 +38,17 @@ impl<B: Backend> Serving<B> {
             saved: None,
             reset: None,
             pauses: false,
+            is_storage: false,
+            fails_stages: false,
         });
         self.note_ports();
     }
 
     /// The guest stays connected when this device is pulled out.
-    pub fn set_pauses(&mut self, port: PortNumber) {
+    pub fn set_pauses(&mut self, port: PortNumber, is_storage: bool) {
         if let Some(attached) = self.at_mut(port) {
             attached.pauses = true;
+            attached.is_storage = is_storage;
         }
     }
 
@@ -129,6 +132,7 @@ impl<B: Backend> Serving<B> {
             attached.client = Some(client);
             attached.saved = None;
             attached.reset = None;
+            attached.fails_stages = false;
             // In this order: a port that is held in an open session is one that is being reset.
             self.core.release(port);
             self.note_ports();

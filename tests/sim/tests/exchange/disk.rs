@@ -99,17 +99,31 @@ fn whatever_happens_while_it_is_moved() {
         (SECOND_EXPORTER, "0-2"),
     ];
     let mut at = 0;
-    for round in 0..8 {
+    for round in 0..10 {
         let to = random.below(places.len() as u64) as usize;
         let (from, next) = (places[at], places[to]);
-        tell(&rig, from.0, from.1, "unplug");
-        match random.below(4) {
-            0 => {
-                let target = 1 - guest.host;
-                println!("round {round}: migrated to host {target} while it is moved");
-                rig.migrate(&mut guest, target, &MigrateOptions::default())
-                    .unwrap();
-            }
+        let what = random.below(4);
+        if what == 0 {
+            let target = 1 - guest.host;
+            let (before, between) = (random.below(60), random.below(200));
+            println!(
+                "round {round}: on its way to host {target}, moved after {before} ms for {between} ms"
+            );
+            std::thread::scope(|scope| {
+                let (rig, guest) = (&rig, &mut guest);
+                let migration =
+                    scope.spawn(move || rig.migrate(guest, target, &MigrateOptions::default()));
+                std::thread::sleep(Duration::from_millis(before));
+                tell(rig, from.0, from.1, "unplug");
+                std::thread::sleep(Duration::from_millis(between));
+                tell(rig, next.0, next.1, "plug");
+                migration.join().unwrap().unwrap();
+            });
+        } else {
+            tell(&rig, from.0, from.1, "unplug");
+        }
+        match what {
+            0 => (),
             1 => {
                 println!("round {round}: vusbd is killed while it is moved");
                 rig.hosts[guest.host].restart_vusbd().unwrap();
@@ -123,7 +137,9 @@ fn whatever_happens_while_it_is_moved() {
             }
             _ => println!("round {round}: only moved"),
         }
-        tell(&rig, next.0, next.1, "plug");
+        if what != 0 {
+            tell(&rig, next.0, next.1, "plug");
+        }
         wait_until_at(&rig, guest.host, next.0, next.1);
         guest.wait_commands(10).unwrap();
         at = to;

@@ -47,6 +47,22 @@ fn wait_for_speed(scene: &mut Scene, device: &Device, is_so: impl Fn(Speed) -> b
     panic!("the port never changed\n{}", scene.rig.log_tails());
 }
 
+/// Until the first exporter has on its disk that interface 0 has setting 3. A guest is not kept waiting for that.
+fn wait_until_saved(scene: &Scene) {
+    let path = scene.rig.dir().join("exporter-state/leases.json");
+    let deadline = Instant::now() + LIMIT;
+    let is_saved = || {
+        let saved: session::lease::Saved =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let mut alternates = saved.leases.iter().map(|l| &l.configured.alternates);
+        alternates.any(|a| a[..] == [(0, 3)])
+    };
+    while !is_saved() {
+        assert!(Instant::now() < deadline, "never saved");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn wait_for_log(scene: &Scene, text: &str) {
     let deadline = Instant::now() + LIMIT;
     while !scene.rig.hosts[0].vusbd_log().contains(text) {
@@ -225,6 +241,7 @@ fn an_exporter_comes_back_without_it() {
     let target = paused(&mut scene, SOURCE_SINK_NAME).target;
     let set_interface = Setup::new(0x01, Setup::SET_INTERFACE, 3, 0, 0);
     assert_eq!(scene.control(target, set_interface).unwrap(), Ok(0));
+    wait_until_saved(&scene);
     // An exporter that says nothing may have it still.
     scene.rig.exporter.pause(true);
     tell(&scene.rig, SECOND_EXPORTER, "0-1", "plug");
@@ -249,14 +266,21 @@ fn an_exporters_machine_is_restarted() {
     for (on_exchange, seen) in [("pause", 0), ("replug", 1)] {
         let mut scene = Scene::with(&options(SOURCE_SINK)).unwrap();
         let more = ["--on-exchange", on_exchange];
-        let mut target = attach(&mut scene, SOURCE_SINK_NAME, &more).target;
+        let device = attach(&mut scene, SOURCE_SINK_NAME, &more);
+        let mut target = device.target;
         let set_interface = Setup::new(0x01, Setup::SET_INTERFACE, 3, 0, 0);
         assert_eq!(scene.control(target, set_interface).unwrap(), Ok(0));
+        wait_until_saved(&scene);
         scene.rig.exporter.reboot().unwrap();
         scene.devices = scene.rig.exporter.devices().unwrap();
         wait_for_log(&scene, "attachment follows its device");
         wait_until_at(&scene.rig, 0, EXPORTER, "0-2");
         if seen > 0 {
+            // It is told of both at once, or one after the other.
+            while disconnects(&mut scene) == 0 {
+                scene.kernel.host().wait(Duration::from_millis(10)).unwrap();
+            }
+            wait_for_speed(&mut scene, &device, |speed| speed == Speed::High);
             target = scene.enumerate(3).unwrap().target;
             assert_eq!(scene.control(target, set_interface).unwrap(), Ok(0));
         }

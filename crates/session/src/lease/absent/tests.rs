@@ -23,6 +23,7 @@ fn back(configured: Configured) -> Acquire {
             configured,
             cookie: vec![1, 5, 3],
             descriptors: Some(Digest([7; 32])),
+            frontend_resumes: true,
         }),
         ..following("0951:1666:S1")
     }
@@ -157,6 +158,8 @@ fn a_device_comes_back_to_its_port_elsewhere() {
         (0, 1, Some(FOLLOWS))
     );
     assert_eq!((new.configured, new.cookie), (configured, vec![1, 5, 3]));
+    // Else a guest that is moved before the claim would be refused.
+    assert!(new.frontend_resumes);
     assert!(table.changes() > before);
     assert_eq!(table.leases().count(), 1);
     // Asked again, by whom the guest has moved to.

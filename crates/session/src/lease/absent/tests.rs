@@ -92,7 +92,10 @@ fn only_what_has_a_serial_number_is_followed() {
 fn a_waiting_lease_is_seen_and_nobody_can_claim_it() {
     let (mut table, lease) = waiting();
     assert_eq!(lease.phase, LeasePhase::Absent);
-    assert_eq!(table.visible_leases(Some(vm(1)), "b"), [lease.clone()]);
+    assert_eq!(
+        table.visible_leases(Some(vm(1)), "b"),
+        std::slice::from_ref(&lease)
+    );
     assert!(table.is_absent(&id(1), vm(1)) && !table.is_absent(&id(1), vm(2)));
     assert_eq!(table.get(&id(1)), None);
     for by in [claimant("a", 5), claimant("b", 9)] {

@@ -11,9 +11,12 @@ mod node;
 mod poll;
 mod rings;
 mod serving;
+mod tenure;
 mod unlinks;
 
+pub use actor::carried;
 pub use allowance::Spent;
 pub use handle::{Adopted, Command, Device, Fetched, Handle, Report, Setup, Waiting, spawn};
 pub use rings::{RingDetails, RingError};
-pub use serving::{Attached, Outcome, Serving, Unanswered};
+pub use serving::{Attached, End, Outcome, Place, Serving, Unanswered};
+pub use tenure::{Next, Tenure};

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until};
 use transport::Identity;
-use xen::xenstore::{Endpoint, Error, WatchEvent, XenStore};
+use xen::xenstore::{Endpoint, Errno, Error, WatchEvent, XenStore};
 use xen::{Backend, DomId};
 
 use self::leases::Gathered;
@@ -32,6 +32,7 @@ use crate::domain::{DOMAINS, Domain};
 use crate::exporter::Exporter;
 use crate::socket;
 use crate::state::StateDir;
+use crate::watched;
 use crate::xenbus::{BACKENDS, Key, frontends};
 
 const TOKEN_BACKEND: &str = "backend";
@@ -154,8 +155,14 @@ impl<B: Backend> Daemon<B> {
     async fn watched(&mut self, event: WatchEvent) {
         let result = match event {
             WatchEvent::Changed { path, token } => self.changed(&path, &token).await,
+            WatchEvent::Disconnected => {
+                warn!(self.log, "connection to xenstored lost");
+                // The next event of each is the watch's own again.
+                self.shutdown.clear();
+                Ok(())
+            }
             WatchEvent::Reconnected => {
-                warn!(self.log, "xenstored was restarted");
+                info!(self.log, "connected to xenstored again");
                 Ok(())
             }
             WatchEvent::Lost { path, errno, .. } => {
@@ -268,22 +275,21 @@ impl<B: Backend> Daemon<B> {
             self.shutdown.remove(&domid);
         }
         let (path, token) = watched_nodes(domid, nodes);
-        if let Err(e) = self.store.watch(&path, &token).await {
-            warn!(self.log, "xenstore: {}", e);
+        match self.store.watch(&path, &token).await {
+            Ok(()) => {}
+            Err(e) if e.errno() == Some(&Errno::Exists) => {}
+            Err(e) => {
+                warn!(self.log, "xenstore: {}", e);
+                self.pace.again(domid, nodes, Instant::now());
+            }
         }
     }
 
     async fn shutdown_changed(&mut self, domid: DomId) -> Result<(), Error> {
         let path = format!("{DOMAINS}/{domid}/control/shutdown");
         let value = self.store.read_optional(&path).await?;
-        // The guest clears the node as soon as it has read it, often before we have. So when it is
-        // found cleared and was not set before, it was a suspend: else a guest shuts down, and then
-        // nothing is lost by thinking so. The first event is the watch's own.
-        let asked = match (self.shutdown.get(&domid), value.as_deref()) {
-            (_, Some("suspend")) => true,
-            (Some(before), Some("")) => before.as_deref().is_none_or(str::is_empty),
-            _ => false,
-        };
+        let before = self.shutdown.get(&domid).map(Option::as_deref);
+        let asked = watched::suspend_asked(before, value.as_deref());
         self.shutdown.insert(domid, value);
         if asked {
             for (_, entry) in self.admin.controllers_of(domid) {

@@ -13,6 +13,7 @@ mod exporter;
 mod socket;
 mod state;
 pub mod totals;
+pub mod watched;
 pub mod xenbus;
 
 use anyhow::{Context, Result};

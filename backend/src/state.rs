@@ -7,7 +7,9 @@
 
 mod memory;
 
+use std::collections::hash_map::RandomState;
 use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -143,6 +145,11 @@ impl StateDir {
     }
 }
 
+/// A number that nothing else has: that is what the standard library makes its hashers with.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
 fn read(path: &Path) -> io::Result<Saved> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
 }
@@ -153,7 +160,7 @@ impl ControllerFiles {
     pub fn create(&mut self, log: &Logger) -> ControllerJournal {
         self.remove();
         let journal = match Memory::create(&self.journal) {
-            Ok(memory) => Journal::create(Box::new(memory) as Box<dyn Words + Send>),
+            Ok(memory) => Journal::create(Box::new(memory) as Box<dyn Words + Send>, random()),
             Err(e) => {
                 error!(
                     log,

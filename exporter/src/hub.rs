@@ -421,6 +421,7 @@ impl Hub {
         let claimant = Claimant {
             host,
             domid: open.domid,
+            attempt: open.attempt,
             vm: open.vm,
         };
         let device = &open.device;

@@ -24,6 +24,7 @@ use xen::Backend;
 use xen::xenstore::XenStore;
 
 use self::devices::Plugged;
+pub use self::devices::carried;
 use super::allowance::{Allowance, Spent};
 use super::device::News;
 use super::handle::{Adopted, Command, Setup};
@@ -34,6 +35,7 @@ use super::serving::{Outcome, Place, Serving};
 use super::unlinks::{Unlinked, Unlinks};
 use crate::config::HandOff;
 use crate::state::ControllerFiles;
+use crate::watched;
 use crate::xenbus::{Key, XenbusState};
 
 /// A cancelled transfer is answered without the exporter after this time: the guest's USB core
@@ -150,13 +152,13 @@ impl<B: Backend> Actor<B> {
     fn adopt(&mut self, adopted: Adopted) {
         let Adopted { backend, devices } = adopted;
         self.backend = backend;
-        self.state = match backend {
-            XenbusState::InitWait => State::WaitingForFrontend,
-            _ => State::Closed,
-        };
+        self.state = watched::adopted(backend);
         info!(self.log, "taking over from an earlier vusbd"; "backend" => %backend,
             "devices" => devices.len());
         self.serving.borrow_mut().adopt();
+        // Until the frontend's own word is read.
+        let resumes = devices.iter().any(|(_, d)| d.lease.frontend_resumes);
+        self.frontend_resumes.send_replace(resumes);
         for (exporter, device) in devices {
             self.plug_again(exporter, device);
         }
@@ -254,8 +256,12 @@ impl<B: Backend> Actor<B> {
                 }
             }
             Command::FrontendResumes(yes) => {
-                self.frontend_resumes
+                let changed = self
+                    .frontend_resumes
                     .send_if_modified(|now| std::mem::replace(now, yes) != yes);
+                if changed {
+                    self.keep_devices();
+                }
             }
             Command::Suspend => self.suspend(),
             Command::Moving(exporter, moving) => self.moving(&exporter, moving),

@@ -5,11 +5,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use session::client::{Client, ClientError, Event};
+use session::client::ClientError;
 use session::control::Refusal;
 use session::frame::{HEADER_LEN, Kind, MAX_BODY_LEN};
 use session::message::Purpose;
-use session::open::{How, Open, Opened};
+use session::open::{Open, Opened};
 use session::{Epoch, Lease};
 use slog::{Logger, debug, info, warn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
@@ -21,7 +21,8 @@ use usbif::PortNumber;
 use xen::xenstore::XenStore;
 use xen::{Backend, DomId};
 
-use super::serving::{Serving, Unanswered};
+use super::serving::{End, Serving};
+use super::tenure::{Next, Tenure};
 use crate::config;
 use crate::domain::Domain;
 
@@ -109,8 +110,7 @@ impl Broken {
     fn is_final(&self) -> bool {
         match self {
             Self::Gone | Self::Unplugged | Self::Fenced => true,
-            // Limits pass, and a policy can be mended while we wait.
-            Self::Refused(refusal) => !matches!(refusal, Refusal::Limit(_)),
+            Self::Refused(refusal) => Tenure::is_final(refusal),
             _ => false,
         }
     }
@@ -136,10 +136,8 @@ pub struct DeviceTask<B: Backend> {
     pub(super) wake: Rc<Notify>,
     /// True once the guest runs here: only then is the lease claimed. False again tells nothing.
     pub(super) may_claim: watch::Receiver<bool>,
-    /// Whether it has held the lease.
-    pub(super) held: bool,
-    /// The epoch under which an earlier process held it.
-    pub(super) session: Option<Epoch>,
+    /// What it knows of its lease.
+    pub(super) tenure: Tenure,
     /// Whether the frontend can resume.
     pub(super) frontend_resumes: watch::Receiver<bool>,
     pub(super) news: mpsc::UnboundedSender<News>,
@@ -149,12 +147,11 @@ pub struct DeviceTask<B: Backend> {
 impl<B: Backend> DeviceTask<B> {
     /// Runs until the device is lost; dropped when it is detached.
     pub async fn run(mut self) {
-        let mut epoch = self.session;
         let mut pause = RETRY_MIN;
         let mut said = String::new();
         let mut away = None;
         loop {
-            let Err(broken) = self.connection(&mut epoch, &mut pause, &mut away).await;
+            let Err(broken) = self.connection(&mut pause, &mut away).await;
             if let Some(client) = self.serving.borrow_mut().client(self.port) {
                 client.lost();
             }
@@ -171,7 +168,7 @@ impl<B: Backend> DeviceTask<B> {
                 let _ = self.news.send(News::Absent {
                     port,
                     paused,
-                    epoch,
+                    epoch: self.tenure.session(),
                 });
                 return;
             }
@@ -193,7 +190,6 @@ impl<B: Backend> DeviceTask<B> {
 
     async fn connection(
         &mut self,
-        epoch: &mut Option<Epoch>,
         pause: &mut Duration,
         away: &mut Option<Away>,
     ) -> Result<std::convert::Infallible, Broken> {
@@ -203,69 +199,42 @@ impl<B: Backend> DeviceTask<B> {
         // Connected ahead of time; the rest of the hand-off is one round trip.
         let running = self.may_claim.wait_for(|&may| may).await.map(|_| ());
         running.map_err(|_| Broken::Gone)?;
-        let how = match self.serving.borrow_mut().client(self.port) {
-            Some(client) if *epoch == Some(client.epoch()) => client.resume(),
-            _ => How::Claim {
-                seen: epoch.unwrap_or(self.lease.epoch),
-            },
-        };
+        let how = self
+            .tenure
+            .how(self.serving.borrow_mut().client(self.port).as_deref());
         let open = Open {
             device: self.lease.device.id.clone(),
             vm: self.lease.vm,
             domid: self.domid,
+            attempt: self.serving.borrow_mut().next_attempt(self.port),
             frontend_resumes: *self.frontend_resumes.borrow_and_update(),
             how,
         };
         transport::send(&mut stream, &open).await?;
-        match transport::receive::<Opened>(&mut stream).await? {
-            // The epoch has grown since the lease was read, for example because the source was
-            // restarted. The frontend is connected here, so here is where the guest runs, unless it
-            // has moved on before it could claim.
-            // A task that has held it before does not do this: who fenced it off is where the guest
-            // is.
-            Opened::Refused(Refusal::Fenced { current, .. })
-                if matches!(how, How::Claim { .. }) && !self.held && current > self.lease.epoch =>
-            {
+        let opened = transport::receive::<Opened>(&mut stream).await?;
+        match self.tenure.answered(how, opened) {
+            Next::Elsewhere(current) => {
                 match Domain::read(&self.store, DomId(self.domid)).await {
-                    Ok(Some(domain)) if !domain.has_left() => self.lease.epoch = current,
+                    Ok(Some(domain)) if !domain.has_left() => self.tenure.stays(current),
                     Ok(_) => return Err(Broken::Fenced),
                     // Asked again with the next attempt.
                     Err(e) => warn!(self.log, "xenstore: {}", e),
                 }
                 return Err(Broken::Outdated(current));
             }
-            // The exporter was restarted and knows nothing of what was in flight, or somebody else
-            // holds the lease. A claim tells: only the holder of before may make it with its old
-            // epoch.
-            Opened::Refused(Refusal::Fenced { current, .. })
-                if matches!(how, How::Resume { .. }) =>
-            {
-                self.lease.epoch = epoch.take().unwrap_or(self.lease.epoch);
-                return Err(Broken::Outdated(current));
-            }
-            Opened::Refused(refusal) => return Err(Broken::Refused(refusal)),
-            Opened::Ready {
-                epoch: now,
-                requests_received,
-                ..
-            } => {
+            Next::Again(current) => return Err(Broken::Outdated(current)),
+            Next::Refused(refusal) => return Err(Broken::Refused(refusal)),
+            Next::Claimed(epoch) => {
                 *pause = RETRY_MIN;
+                info!(self.log, "lease claimed"; "epoch" => epoch.0);
+                self.serving.borrow_mut().claimed(self.port, epoch);
+                let _ = self.news.send(News::Claimed(self.port));
+            }
+            Next::Resumed(requests_received) => {
+                *pause = RETRY_MIN;
+                info!(self.log, "connection to the exporter resumed");
                 let mut serving = self.serving.borrow_mut();
-                if let How::Claim { .. } = how {
-                    info!(self.log, "lease claimed"; "epoch" => now.0);
-                    *epoch = Some(now);
-                    self.held = true;
-                    serving.fail_submitted(self.port);
-                    serving.open(self.port, Client::new(now));
-                    serving.flush();
-                    let _ = self.news.send(News::Claimed(self.port));
-                } else {
-                    info!(self.log, "connection to the exporter resumed"; "epoch" => now.0);
-                    if let Some(client) = serving.client(self.port) {
-                        client.resumed(requests_received)?;
-                    }
-                    serving.resume(self.port, requests_received);
-                }
+                serving.resumed(self.port, requests_received)?;
             }
         }
         if away.take().is_some() {
@@ -326,32 +295,7 @@ impl<B: Backend> DeviceTask<B> {
     /// Takes whole frames off the input and says how many bytes they were.
     fn take(&self, input: &[u8]) -> Result<usize, Broken> {
         let mut serving = self.serving.borrow_mut();
-        let serving = &mut *serving;
-        let mut taken = 0;
-        let mut end = None;
-        while end.is_none() {
-            let Some(client) = serving.client(self.port) else {
-                return Err(Broken::Gone);
-            };
-            let Some((event, len)) = client.next_event(&input[taken..])? else {
-                break;
-            };
-            taken += len;
-            match event {
-                Event::Completed { completion, body } => {
-                    serving.completed(self.port, &completion, body);
-                }
-                Event::Gone => {
-                    if serving.pauses(self.port) {
-                        serving.pause(self.port, Unanswered::NotBegun);
-                    }
-                    end = Some(Broken::Unplugged);
-                }
-                Event::Fenced => end = Some(Broken::Fenced),
-                Event::Ping | Event::Pong => {}
-            }
-        }
-        serving.flush();
+        let (taken, end) = serving.receive(self.port, input)?;
         if let Some(client) = serving.client(self.port) {
             if client.unacknowledged() > ACKNOWLEDGE_ABOVE {
                 client.acknowledge();
@@ -360,7 +304,12 @@ impl<B: Backend> DeviceTask<B> {
                 self.wake.notify_one();
             }
         }
-        end.map_or(Ok(taken), Err)
+        match end {
+            None => Ok(taken),
+            Some(End::Gone) => Err(Broken::Gone),
+            Some(End::Unplugged) => Err(Broken::Unplugged),
+            Some(End::Fenced) => Err(Broken::Fenced),
+        }
     }
 
     fn acknowledge(&self) {

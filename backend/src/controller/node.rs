@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use slog::{Logger, debug, warn};
+use slog::{Logger, debug, info, warn};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use xen::xenstore::{Error, XenStore};
 
 use crate::xenbus::{Key, XenbusState};
@@ -15,6 +15,9 @@ use crate::xenbus::{Key, XenbusState};
 /// with a controller that is added to a running guest the frontend connects at once, and a
 /// Connected that libxl reads instead makes it time out.
 const INIT_WAIT_STANDS: Duration = Duration::from_millis(500);
+
+/// Pause before a state is written again that xenstored did not take because it was gone.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// Writes states in the order in which they are sent to it.
 #[derive(Debug)]
@@ -37,7 +40,7 @@ impl StateNode {
                         Ok(None) | Err(_) => break,
                     }
                 }
-                match write(&store, key, state).await {
+                match write_patiently(&store, key, state, &log).await {
                     Ok(true) => debug!(log, "state written"; "state" => ?state),
                     Ok(false) => debug!(log, "state not written: the node is gone"),
                     Err(e) => warn!(log, "cannot write the backend's state: {}", e),
@@ -68,6 +71,28 @@ impl StateNode {
         drop(self.states);
         // An error: it panicked, and has said so.
         let _ = self.writer.await;
+    }
+}
+
+/// As [`write`], also where xenstored goes away meanwhile: the toolstack or the frontend waits for
+/// this state, and nothing would make us write it again.
+async fn write_patiently(
+    store: &XenStore,
+    key: Key,
+    state: Option<XenbusState>,
+    log: &Logger,
+) -> Result<bool, Error> {
+    let mut said = false;
+    loop {
+        match write(store, key, state).await {
+            Err(Error::ConnectionLost) => {
+                if !std::mem::replace(&mut said, true) {
+                    info!(log, "the backend's state waits for xenstored"; "state" => ?state);
+                }
+                sleep(RETRY_AFTER).await;
+            }
+            result => return result,
+        }
     }
 }
 

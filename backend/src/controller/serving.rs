@@ -31,6 +31,7 @@ use super::rings::{RingDetails, RingError, Rings};
 use crate::state::ControllerJournal;
 use crate::totals::Totals;
 use quiesce::Recent;
+pub use sessions::End;
 
 pub use pause::Unanswered;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use session::frame::{Kind, encode_plain};
 use session::message::Purpose;
-use session::open::{How, Open, Opened};
+use session::open::{Attempt, How, Open, Opened};
 use session::{Epoch, Lease};
 use slog::{debug, error, info, warn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -119,6 +119,11 @@ impl<B: Backend> Daemon<B> {
                 exporter: exporter.config().clone(),
                 identity: self.identity.clone(),
                 domid: saved.domid,
+                // Nobody comes after us.
+                attempt: session.map_or(Attempt::default(), |(_, session)| Attempt {
+                    life: session.life,
+                    number: u64::MAX,
+                }),
                 how: match session {
                     Some((_, session)) => How::Resume {
                         epoch: Epoch(session.epoch),
@@ -152,6 +157,7 @@ struct Gone {
     identity: Identity,
     lease: Lease,
     domid: u16,
+    attempt: Attempt,
     how: How,
 }
 
@@ -196,6 +202,7 @@ impl Gone {
             device: self.lease.device.id.clone(),
             vm: self.lease.vm,
             domid: self.domid,
+            attempt: self.attempt,
             frontend_resumes: self.lease.frontend_resumes,
             how,
         };

@@ -4,7 +4,7 @@
 use slog::{error, info, o, warn};
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
-use xen::xenstore::Error;
+use xen::xenstore::{Errno, Error};
 use xen::{Backend, DomId, EvtchnPort, GrantRef};
 
 use super::pace::Nodes;
@@ -13,6 +13,7 @@ use crate::admin::Entry;
 use crate::controller::{self, Adopted, Command, RingDetails, Setup};
 use crate::domain::Domain;
 use crate::state::{ControllerFiles, ControllerJournal};
+use crate::watched::{self, BackendNode, Due, Heard};
 use crate::xenbus::{BACKENDS, Key, XenbusState};
 
 impl<B: Backend> Daemon<B> {
@@ -45,27 +46,17 @@ impl<B: Backend> Daemon<B> {
         let removed = online.as_deref() == Some("0")
             || (state == XenbusState::Unknown && !self.store.exists(&base).await?);
         self.forget_left();
-        match self.admin.entry(key) {
-            Some(_) if removed => self.end(key).await,
-            Some(_) => {}
-            None if !removed && state == XenbusState::Initialising => self.begin(key).await?,
-            // An earlier vusbd served it.
-            None if !removed
-                && state != XenbusState::Unknown
-                && !self.leaving.contains_key(&key) =>
-            {
-                self.adopt(key, state).await?;
+        let node = BackendNode { state, removed };
+        let known = self.admin.entry(key).is_some();
+        match watched::due(node, known, self.leaving.contains_key(&key)) {
+            Due::Nothing => {}
+            Due::Begin => self.begin(key).await?,
+            Due::Adopt => self.adopt(key, state).await?,
+            Due::End => self.end(key).await,
+            Due::Close => {
+                let closed = XenbusState::Closed.as_str();
+                self.store.write(&format!("{base}/state"), closed).await?;
             }
-            // Its thread says so when it has let go of everything.
-            None if self.leaving.contains_key(&key) => {}
-            // Nobody serves it, for example because it came and went while we were away: what is
-            // waited for is Closed.
-            None if state == XenbusState::Closing && removed => {
-                self.store
-                    .write(&format!("{base}/state"), XenbusState::Closed.as_str())
-                    .await?;
-            }
-            None => {}
         }
         Ok(())
     }
@@ -108,6 +99,8 @@ impl<B: Backend> Daemon<B> {
             );
             return Ok(false);
         };
+        // First: where that fails because xenstored goes away, all of this is done again.
+        self.watch_domain(key.domid).await?;
         let setup = Setup {
             key,
             vm: domain.vm,
@@ -132,16 +125,21 @@ impl<B: Backend> Daemon<B> {
                 return Ok(false);
             }
         };
-        let first = self.admin.controllers_of(key.domid).is_empty();
         self.admin.insert(key, Entry::new(handle, domain.clone()));
-        if first {
-            let domid = key.domid;
-            for nodes in [Nodes::Frontend, Nodes::Shutdown] {
-                let (path, token) = watched_nodes(domid, nodes);
-                self.store.watch(&path, &token).await?;
+        Ok(true)
+    }
+
+    /// Watches the frontends of a domain, and whether it is asked to suspend.
+    async fn watch_domain(&self, domid: DomId) -> Result<(), Error> {
+        for nodes in [Nodes::Frontend, Nodes::Shutdown] {
+            let (path, token) = watched_nodes(domid, nodes);
+            match self.store.watch(&path, &token).await {
+                // By another controller of this domain, or by an attempt that did not get further.
+                Err(e) if e.errno() == Some(&Errno::Exists) => {}
+                result => result?,
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     pub(super) async fn end(&mut self, key: Key) {
@@ -214,42 +212,40 @@ impl<B: Backend> Daemon<B> {
             if state != XenbusState::Unknown {
                 entry.handle.tell(Command::FrontendResumes(resumes));
             }
-            let before = entry.frontend.replace(state);
-            if before == state {
-                continue;
+            let heard = watched::heard(entry.frontend.get(), state);
+            let mut rings = None;
+            if heard == Heard::Connected {
+                let number = async |name: &str| {
+                    Ok::<_, Error>(read(name).await?.and_then(|n| n.trim().parse().ok()))
+                };
+                let urb = number("urb-ring-ref").await?;
+                let conn = number("conn-ring-ref").await?;
+                let channel = number("event-channel").await?;
+                let recalls = read("feature-recall").await?.as_deref() == Some("1");
+                rings = urb.zip(conn).zip(channel).zip(Some(recalls));
             }
-            match state {
-                XenbusState::Initialised | XenbusState::Connected
-                    if before != XenbusState::Initialised =>
-                {
-                    let number = async |name: &str| {
-                        Ok::<_, Error>(read(name).await?.and_then(|n| n.trim().parse().ok()))
-                    };
-                    let urb = number("urb-ring-ref").await?;
-                    let conn = number("conn-ring-ref").await?;
-                    let channel = number("event-channel").await?;
-                    let (Some(urb), Some(conn), Some(channel)) = (urb, conn, channel) else {
-                        warn!(self.log, "frontend connected without its rings";
-                            "controller" => key.to_string());
-                        continue;
-                    };
-                    let recalls = read("feature-recall").await?.as_deref() == Some("1");
+            // Only now: where reading fails because xenstored goes away, it is read again.
+            entry.frontend.set(state);
+            let command = match (heard, rings) {
+                (Heard::Nothing, _) => continue,
+                (Heard::Closed(state), _) => Command::FrontendClosed(state),
+                (Heard::Initialising, _) => Command::FrontendInitialising,
+                (Heard::Connected, None) => {
+                    warn!(self.log, "frontend connected without its rings";
+                        "controller" => key.to_string());
+                    continue;
+                }
+                (Heard::Connected, Some((((urb, conn), channel), recalls))) => {
                     self.arrived(domid);
-                    entry.handle.tell(Command::FrontendConnected(RingDetails {
+                    Command::FrontendConnected(RingDetails {
                         urb: GrantRef(urb),
                         conn: GrantRef(conn),
                         channel: EvtchnPort(channel),
                         recalls,
-                    }));
+                    })
                 }
-                XenbusState::Closing | XenbusState::Closed => {
-                    entry.handle.tell(Command::FrontendClosed(state));
-                }
-                XenbusState::Initialising => {
-                    entry.handle.tell(Command::FrontendInitialising);
-                }
-                _ => {}
-            }
+            };
+            entry.handle.tell(command);
         }
         Ok(())
     }

@@ -95,6 +95,13 @@ impl Pace {
         Some(changed)
     }
 
+    /// They could not be watched: later again.
+    pub(super) fn again(&mut self, domid: DomId, nodes: Nodes, now: Instant) {
+        if let Some(looks) = self.domains.get_mut(&(domid, nodes)) {
+            looks.due = Some(now + REFILL);
+        }
+    }
+
     /// The domain has no controller any more.
     pub(super) fn forget(&mut self, domid: DomId) {
         self.domains.retain(|(of, _), _| *of != domid);

@@ -8,6 +8,7 @@
 //! | 2 to 6 | domid and devid, uuid, grant references, event channel of that ring |
 //! | 7 | requests consumed since the ring was set up; its low 32 bits are the ring's index |
 //! | 8 | 1 while the guest is being suspended |
+//! | 9 | the journal's own number |
 //! | 16 + 8 * n | port n + 1: see `port.rs` |
 //! | 272 + 32 * n | record n: see `record.rs` |
 
@@ -24,6 +25,7 @@ pub(crate) const RING_AT: usize = 1;
 pub(crate) const IDENTITY_AT: usize = 2;
 pub(crate) const CONSUMED_AT: usize = 7;
 pub(crate) const QUIESCING_AT: usize = 8;
+pub(crate) const LIFE_AT: usize = 9;
 
 const PORTS_AT: usize = 16;
 pub(crate) const PORT_WORDS: usize = 8;

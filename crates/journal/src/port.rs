@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! What is kept of a port, in five words:
+//! What is kept of a port, in six words:
 //!
 //! | word | content |
 //! |---|---|
@@ -8,6 +8,7 @@
 //! | 2 | the last request's number |
 //! | 3 | the last completion's number whose outcome is kept |
 //! | 4 | number of the device reset under way; means something while requests are held |
+//! | 5 | attempts to take up the lease |
 
 use usbif::{DeviceAddress, Speed};
 use vusb_core::PortSnapshot;
@@ -17,10 +18,13 @@ pub(crate) const EPOCH: usize = 1;
 pub(crate) const LAST_REQUEST: usize = 2;
 pub(crate) const COMPLETIONS: usize = 3;
 pub(crate) const RESET: usize = 4;
+pub(crate) const ATTEMPT: usize = 5;
 
 /// Where a port's session had come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session {
+    /// [`Journal::life`](crate::Journal::life).
+    pub life: u64,
     /// The lease's epoch, not 0.
     pub epoch: u64,
     /// The last request that may have been sent, 0 for none.

@@ -33,7 +33,7 @@ const SUBMITTED: u64 = 3;
 const ANSWERED: u64 = 4;
 
 /// A request in the journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use = "a record is freed by the answer to its request only"]
 pub struct Record(pub(crate) u8);
 

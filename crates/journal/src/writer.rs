@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Keeping a journal.
 
+use core::hash::{Hash, Hasher};
+
 use arrayvec::ArrayVec;
 use usbif::{PortNumber, UrbResponse};
 use vusb_core::PortSnapshot;
 
 use crate::layout::{
-    CONSUMED_AT, LEN_BYTES, MAGIC, MAGIC_AT, PORT_WORDS, QUIESCING_AT, RECORDS, RING_AT, port_at,
+    CONSUMED_AT, LEN_BYTES, LIFE_AT, MAGIC, MAGIC_AT, PORT_WORDS, QUIESCING_AT, RECORDS, RING_AT,
+    port_at,
 };
 use crate::port::{self, Session};
 use crate::record::{RawRequest, Record};
@@ -38,12 +41,14 @@ pub struct Journal<W> {
 const _: () = assert!(RECORDS == u32::BITS as usize);
 
 impl<W: Words> Journal<W> {
-    /// An empty journal in `words`, which are [`LEN_BYTES`] long.
-    pub fn create(words: W) -> Self {
+    /// An empty journal in `words`, which are [`LEN_BYTES`] long. `life` is a number that no other
+    /// journal has.
+    pub fn create(words: W, life: u64) -> Self {
         words.store(MAGIC_AT, 0);
         for at in 1..LEN_BYTES / 8 {
             words.store(at, 0);
         }
+        words.store(LIFE_AT, life);
         words.store(MAGIC_AT, MAGIC);
         Self::over(words)
     }
@@ -69,6 +74,17 @@ impl<W: Words> Journal<W> {
     /// A journal in words that keep nothing.
     pub fn unkept(words: W) -> Self {
         Self::over(words)
+    }
+
+    /// The same journal, over words that hold the same.
+    pub fn copy<V>(&self, words: V) -> Journal<V> {
+        Journal {
+            words,
+            free: self.free,
+            consumed: self.consumed,
+            unpublished: self.unpublished.clone(),
+            ports: self.ports,
+        }
     }
 
     fn over(words: W) -> Self {
@@ -216,6 +232,20 @@ impl<W: Words> Journal<W> {
         self.words.store(port_at(port) + port::RESET, 0);
     }
 
+    /// The number that no other journal has; 0 where nothing is kept.
+    pub fn life(&self) -> u64 {
+        self.words.load(LIFE_AT)
+    }
+
+    /// A number for the next attempt to take up the lease of a port, greater than all before. Call this
+    /// before it is sent.
+    pub fn next_attempt(&mut self, port: PortNumber) -> u64 {
+        let at = port_at(port) + port::ATTEMPT;
+        let attempt = self.words.load(at).saturating_add(1);
+        self.words.store(at, attempt);
+        attempt
+    }
+
     /// What came of the completions up to `number` is in the journal. Call this before they are
     /// acknowledged.
     pub fn completed(&mut self, port: PortNumber, number: u64) {
@@ -236,6 +266,7 @@ impl<W: Words> Journal<W> {
         }
         let reset = word(port::RESET);
         Some(Session {
+            life: self.life(),
             epoch,
             last_request: last_request.max(reset),
             completions_received: word(port::COMPLETIONS),
@@ -256,4 +287,11 @@ impl<W: Words> Journal<W> {
     }
 }
 
-const _: () = assert!(port::RESET < PORT_WORDS);
+/// What is not in the words.
+impl<W> Hash for Journal<W> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.free, self.consumed, &self.unpublished).hash(state);
+    }
+}
+
+const _: () = assert!(port::ATTEMPT < PORT_WORDS);

@@ -28,6 +28,7 @@ pub use policy::{Allow, Match, Policy};
 
 use crate::control::{Acquire, Refusal};
 use crate::frame::MAX_COOKIE_LEN;
+use crate::open::Attempt;
 use crate::{
     Configured, DeviceId, DeviceInfo, DeviceState, Digest, Epoch, Exchange, Holder, Lease,
     LeasePhase, OnMigrate, StashCounters, VmUuid,
@@ -65,6 +66,8 @@ pub struct Claimant<'a> {
     pub host: &'a str,
     /// The VM's domid there.
     pub domid: u16,
+    /// Its attempt, as in [`Open::attempt`](crate::open::Open::attempt).
+    pub attempt: Attempt,
     /// For which VM.
     pub vm: VmUuid,
 }
@@ -123,6 +126,8 @@ struct Entry {
     lease: Lease,
     /// The guest is suspended, whatever happens to the connection.
     frozen: bool,
+    /// The holder's last attempt to take it up.
+    attempt: Attempt,
     /// When an orphan is released.
     deadline_ms: Option<u64>,
 }
@@ -166,6 +171,7 @@ impl LeaseTable {
             }
             let entry = Entry {
                 frozen: orphaned,
+                attempt: Attempt::default(),
                 deadline_ms: table.hold.deadline_ms(lease.phase, now_ms),
                 lease,
             };
@@ -336,6 +342,7 @@ impl LeaseTable {
         let entry = Entry {
             lease: lease.clone(),
             frozen: false,
+            attempt: Attempt::default(),
             deadline_ms: None,
         };
         self.entries.insert(lease.device.id.clone(), entry);
@@ -355,7 +362,8 @@ impl LeaseTable {
     }
 
     /// Takes a lease over under a new epoch. Refused where somebody else did so since `seen`; a
-    /// claim whose answer was lost may be repeated.
+    /// claim whose answer was lost may be repeated, unless it is one that a later attempt has
+    /// overtaken on its way, perhaps that of a process that is no more.
     pub fn claim(
         &mut self,
         device: &DeviceId,
@@ -363,14 +371,17 @@ impl LeaseTable {
         frontend_resumes: bool,
         seen: Epoch,
     ) -> Result<Epoch, Refusal> {
-        let lease = &self.checked(device, by.vm, by.host)?.lease;
-        let own = seen < lease.epoch && by.is(&lease.holder);
-        if seen != lease.epoch && !own {
+        let Entry { lease, attempt, .. } = self.checked(device, by.vm, by.host)?;
+        let is_holder = by.is(&lease.holder);
+        let overtaken = is_holder && by.attempt.is_before(*attempt);
+        let own = is_holder && seen < lease.epoch;
+        if overtaken || (seen != lease.epoch && !own) {
             return Err(fenced(seen, lease));
         }
         let epoch = self.raise();
         let entry = self.checked(device, by.vm, by.host)?;
         entry.frozen = false;
+        entry.attempt = by.attempt;
         entry.deadline_ms = None;
         let lease = &mut entry.lease;
         lease.epoch = epoch;
@@ -392,9 +403,11 @@ impl LeaseTable {
         epoch: Epoch,
     ) -> Result<(), Refusal> {
         let entry = self.checked(device, by.vm, by.host)?;
-        if epoch != entry.lease.epoch || !by.is(&entry.lease.holder) {
+        let overtaken = by.attempt.is_before(entry.attempt);
+        if epoch != entry.lease.epoch || !by.is(&entry.lease.holder) || overtaken {
             return Err(fenced(epoch, &entry.lease));
         }
+        entry.attempt = by.attempt;
         entry.lease.frontend_resumes = frontend_resumes;
         // An orphan stays one: its domain does not come back with the connection.
         if !entry.lease.phase.is_orphaned() {

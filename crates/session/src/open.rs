@@ -16,10 +16,29 @@ pub struct Open {
     pub vm: VmUuid,
     /// The VM's domid at the caller.
     pub domid: u16,
+    /// Which of the holder's attempts this is.
+    pub attempt: Attempt,
     /// Whether the frontend says `feature-resume=1`.
     pub frontend_resumes: bool,
     /// How.
     pub how: How,
+}
+
+/// Tells attempts to take up a lease that were overtaken on their way: by a later one of the same
+/// `vusbd`, or of one that was started after it was killed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Attempt {
+    /// A number that nothing else has, as long as the numbers of attempts grow.
+    pub life: u64,
+    /// Greater than that of the attempt before.
+    pub number: u64,
+}
+
+impl Attempt {
+    /// Whether it was made before the other. Of attempts of different lives nobody knows.
+    pub fn is_before(self, other: Self) -> bool {
+        self.life == other.life && self.number < other.number
+    }
 }
 
 /// How a device connection takes up its lease.

@@ -115,6 +115,7 @@ fn a_daemon_that_died_and_came_back() {
         let lost = store.read("/w").await.unwrap_err();
         assert!(matches!(lost, Error::ConnectionLost), "{lost:?}");
         let mut second = start_process(&dir);
+        assert_eq!(events.next().await, Some(WatchEvent::Disconnected));
         // Its watch is set again; both its event and the notice come, in either order.
         let mut reconnected = false;
         let mut fired = false;

@@ -17,7 +17,7 @@ use session::client::{self, Client};
 use session::control::{Acquire, Event, Reply, Request, ToBackend};
 use session::frame::{Completion, Transfer, TransferType};
 use session::message::Purpose;
-use session::open::{How, Open, Opened};
+use session::open::{Attempt, How, Open, Opened};
 use session::{DeviceId, Epoch, Lease, VmUuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
@@ -192,6 +192,7 @@ pub fn open(lease: &Lease, domid: u16, how: How) -> Open {
         device: lease.device.id.clone(),
         vm: lease.vm,
         domid,
+        attempt: Attempt::default(),
         frontend_resumes: true,
         how,
     }

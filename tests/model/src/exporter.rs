@@ -131,6 +131,7 @@ impl Exporter {
         let claimant = Claimant {
             host: host_name(host),
             domid: open.domid,
+            attempt: open.attempt,
             vm: open.vm,
         };
         match self.try_open(connection, open, &claimant) {
@@ -360,6 +361,28 @@ impl Exporter {
                     .apply(&device(), epoch, Change::Disconnect, now_ms);
             }
         }
+    }
+
+    /// When a hold time is over.
+    pub(crate) fn deadline_ms(&self) -> Option<u64> {
+        self.table.next_deadline_ms().filter(|_| self.up)
+    }
+
+    /// Leases whose hold time is over end; whether one did.
+    pub(crate) fn expire(&mut self, now_ms: u64) -> (bool, Vec<Say>) {
+        if self.table.expire(now_ms).is_empty() {
+            return (false, Vec::new());
+        }
+        self.pending.clear();
+        self.server.abort(TransferStatus::NoDevice);
+        self.server.gone();
+        let mut said = self.output();
+        // Who waits for an answer gets it first: then the lease that it names is over.
+        if let Some(current) = self.current.take() {
+            said.push(Say::Close(current));
+        }
+        self.server.disconnected();
+        (true, said)
     }
 
     /// The process dies.

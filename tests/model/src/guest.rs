@@ -103,6 +103,17 @@ impl Guest {
         }
     }
 
+    /// For messages.
+    pub(crate) fn describe(&self) -> String {
+        let Self {
+            speed,
+            addressed,
+            in_flight,
+            ..
+        } = self;
+        format!("guest sees {speed:?}, addressed {addressed}, in flight {in_flight:?}")
+    }
+
     pub(crate) fn is_connected(&self) -> bool {
         self.rings.is_some()
     }
@@ -308,7 +319,9 @@ impl Guest {
         if speed == Speed::None {
             self.addressed = false;
             history.disconnects += 1;
-            history.violate("the guest saw its device go");
+            if !history.released {
+                history.violate("the guest saw its device go");
+            }
             return;
         }
         let id = self.free_id();
@@ -336,7 +349,9 @@ impl Guest {
             urb.answered = true;
             match urb.kind {
                 Kind::SetAddress if ok => self.addressed = self.speed != Speed::None,
-                Kind::SetAddress if !history.excused => history.violate("no address"),
+                Kind::SetAddress if !history.excused && !history.released => {
+                    history.violate("no address")
+                }
                 Kind::SetAddress => {}
                 Kind::Transfer(value) if urb.recalled && status == UrbStatus::SHUTDOWN => {
                     let at = self.again.partition_point(|&earlier| earlier < value);

@@ -27,11 +27,18 @@ pub struct History {
     /// The exporter has crashed, and its lease is not claimed again: what becomes of transfers in
     /// flight is unknown.
     pub(crate) excused: bool,
+    /// The hold time is over: the guest has lost its device.
+    pub(crate) released: bool,
     /// The first thing that must not happen.
     pub(crate) violation: Option<String>,
 }
 
 impl History {
+    /// The lease has ended because its hold time was over.
+    pub(crate) fn release(&mut self) {
+        self.released = true;
+    }
+
     /// A lease was claimed. If that was after a crash of the exporter, whoever has no answer yet may
     /// be told that nobody knows.
     pub(crate) fn excuse_claim(&mut self) {
@@ -103,7 +110,7 @@ impl History {
             )),
             (true, true) => self.last_in = data,
             (true, false) => {}
-            (false, _) if given_up || self.excused => {}
+            (false, _) if given_up || self.excused || self.released => {}
             (false, _) => {
                 self.errors += 1;
                 self.violate(format!(

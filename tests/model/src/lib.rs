@@ -4,9 +4,10 @@
 //!
 //! A [`World`] knows what may happen next ([`World::enabled`]) and lets it happen
 //! ([`World::apply`]). [`check`] tries everything within bounds; [`sim`] chooses at random, for
-//! long. What is shipped does the work: `usbif`'s rings, `backend`'s `Serving` with `vusb-core`,
-//! both ends of `session`, the lease table, `handoff::step`. The world adds what they run in:
-//! xenstore, the toolstack's script, connections, and the order of events.
+//! long. What is shipped does the work: `usbif`'s rings, `backend`'s `Serving` with `vusb-core` and its
+//! journal, both ends of `session`, the lease table, `handoff::step`, what follows from xenstore and
+//! from an exporter's answer. The world adds what they run in: xenstore, the toolstack's script,
+//! connections, and the order of events.
 //!
 //! What must not happen is written down in [`History`], and judged when nothing more can happen.
 #![forbid(unsafe_code)]
@@ -42,12 +43,23 @@ pub struct Limits {
     pub exporter_crashes: u16,
     /// Crashes of a host, with the guest on it.
     pub host_crashes: u16,
+    /// Ends of a `vusbd` (SIGKILL) beside its guests; it is started again.
+    pub restarts: u16,
+    /// Such an end comes at any of so many next stores to shared memory, also in the middle of what
+    /// it does; 0: only between two steps.
+    pub stores: u16,
+    /// Connections of a `vusbd` to xenstored that break, with its watches.
+    pub store_losses: u16,
+    /// Hold times that are over before somebody claims the lease.
+    pub holds: u16,
     /// Times that the guest's driver is unloaded and loaded again.
     pub reloads: u16,
     /// Transfers that the guest's driver gives up on.
     pub unlinks: u16,
     /// Events that mean nothing: watches that fire again, signals without a request.
     pub spurious: u16,
+    /// Whether controllers keep a journal.
+    pub keeps: bool,
     /// Whether the frontend can resume. If it cannot, a migration is refused.
     pub resumes: bool,
     /// Whether the frontend takes its transfers back by itself at a suspend, and its driver does not
@@ -60,6 +72,11 @@ pub struct Limits {
     pub planted_unfenced: bool,
     /// Another: a signal of the frontend is lost.
     pub planted_lost_signal: bool,
+    /// Another: a `vusbd` that was started again claims its leases instead of resuming its sessions.
+    pub planted_claims: bool,
+    /// Another: what a `vusbd` stores last before it ends is not in its journal, as if it were written
+    /// after the ring.
+    pub planted_late_journal: bool,
 }
 
 impl Limits {
@@ -73,14 +90,21 @@ impl Limits {
             aborts: 0,
             exporter_crashes: 0,
             host_crashes: 0,
+            restarts: 0,
+            stores: 0,
+            store_losses: 0,
+            holds: 0,
             reloads: 0,
             unlinks: 0,
             spurious: 0,
+            keeps: false,
             resumes: true,
             recalls: false,
             acknowledgements: false,
             planted_unfenced: false,
             planted_lost_signal: false,
+            planted_claims: false,
+            planted_late_journal: false,
         }
     }
 }

@@ -83,10 +83,11 @@ fn model(max_states: usize, small: bool) -> bool {
 }
 
 fn one(seed: u64) -> bool {
-    let outcome = sim::run(seed);
-    for (number, step) in (1..).zip(&outcome.trace) {
-        println!("{number:>6} {step:?}");
-    }
+    let mut number = 0;
+    let outcome = sim::run_watched(seed, |step, world| {
+        number += 1;
+        println!("{number:>6} {step:?}\n         {}", world.describe());
+    });
     println!(
         "seed {seed}: {} steps, {} faults, {} transfers: {}",
         outcome.steps,

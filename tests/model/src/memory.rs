@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! Granted pages and event channels. They belong to a [`crate::World`]; while one of its steps runs
-//! they are at hand for [`Xen`], the platform of its controllers.
+//! Granted pages, event channels and journals: what outlives a `vusbd`. They belong to a
+//! [`crate::World`]; while one of its steps runs they are at hand for [`Xen`], the platform of its
+//! controllers, and for their journals ([`Kept`]).
+//!
+//! A process can be made to end at any store ([`set_power`]): what it stores after that never happened.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io::{self, Stdin};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use journal::Words;
+use session::Lease;
 use usbif::RingMemory;
 use xen::{
     Access, Backend, CopyBuffer, CopyOp, CopyStatus, DomId, EventChannel, EvtchnPort, GrantError,
@@ -29,10 +34,121 @@ pub(crate) struct Memory {
     /// Only as long as what was ever written, so that copies are cheap.
     pages: BTreeMap<(u16, u32), Vec<u8>>,
     channels: BTreeMap<u16, Channel>,
+    /// The words of each domain's journal that are not 0.
+    journals: BTreeMap<u16, BTreeMap<u16, u64>>,
+    /// The list of devices of each domain's controller.
+    devices: BTreeMap<u16, Vec<Lease>>,
+    /// A planted bug, for which `replaced` is needed.
+    late_journal: bool,
+    /// What the last store to a journal has replaced.
+    replaced: Option<(u16, u16, u64)>,
 }
 
 thread_local! {
     static AT_HAND: RefCell<Memory> = RefCell::default();
+    /// Stores left; `None` for any number.
+    static POWER: Cell<Option<u16>> = const { Cell::new(None) };
+}
+
+/// From now on only so many stores happen.
+pub(crate) fn set_power(stores: Option<u16>) {
+    POWER.set(stores);
+}
+
+/// How many are left.
+pub(crate) fn power() -> Option<u16> {
+    POWER.get()
+}
+
+/// Something is about to happen that others will see; false where it does not happen any more.
+pub(crate) fn take_power() -> bool {
+    match POWER.get() {
+        None => true,
+        Some(0) => false,
+        Some(left) => {
+            POWER.set(Some(left - 1));
+            true
+        }
+    }
+}
+
+fn set(words: &mut BTreeMap<u16, u64>, at: u16, value: u64) -> u64 {
+    let before = match value {
+        0 => words.remove(&at),
+        value => words.insert(at, value),
+    };
+    before.unwrap_or(0)
+}
+
+/// See [`crate::Limits::planted_late_journal`].
+pub(crate) fn plant_late_journal(planted: bool) {
+    AT_HAND.with_borrow_mut(|memory| memory.late_journal = planted);
+}
+
+/// The last store to a journal has not happened.
+pub(crate) fn forget_last_store() {
+    AT_HAND.with_borrow_mut(|memory| {
+        if let Some((dom, at, before)) = memory.replaced.take()
+            && let Some(words) = memory.journals.get_mut(&dom)
+        {
+            set(words, at, before);
+        }
+    });
+}
+
+/// The domains of which something is kept.
+pub(crate) fn kept() -> Vec<u16> {
+    AT_HAND.with_borrow(|memory| memory.devices.keys().copied().collect())
+}
+
+/// What is kept of a domain's controller for a later `vusbd`: the words of its journal, and a list of its
+/// devices.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept(pub(crate) u16);
+
+impl Kept {
+    /// Nothing any more.
+    pub(crate) fn remove(self) {
+        AT_HAND.with_borrow_mut(|memory| {
+            memory.journals.remove(&self.0);
+            memory.devices.remove(&self.0);
+        });
+    }
+
+    /// Writes the list of devices.
+    pub(crate) fn save_devices(self, devices: Vec<Lease>) {
+        if take_power() {
+            AT_HAND.with_borrow_mut(|memory| memory.devices.insert(self.0, devices));
+        }
+    }
+
+    /// The list of devices, where there is one.
+    pub(crate) fn devices(self) -> Option<Vec<Lease>> {
+        AT_HAND.with_borrow(|memory| memory.devices.get(&self.0).cloned())
+    }
+}
+
+impl Words for Kept {
+    fn load(&self, at: usize) -> u64 {
+        AT_HAND.with_borrow(|memory| {
+            let words = memory.journals.get(&self.0);
+            words
+                .and_then(|w| w.get(&(at as u16)))
+                .copied()
+                .unwrap_or(0)
+        })
+    }
+
+    fn store(&self, at: usize, value: u64) {
+        if self.load(at) == value || !take_power() {
+            return;
+        }
+        AT_HAND.with_borrow_mut(|memory| {
+            let words = memory.journals.entry(self.0).or_default();
+            let before = set(words, at as u16, value);
+            memory.replaced = memory.late_journal.then_some((self.0, at as u16, before));
+        });
+    }
 }
 
 impl Memory {
@@ -124,13 +240,20 @@ impl Mapping for Page {
         self.get(offset, dst);
     }
     fn write(&self, offset: usize, src: &[u8]) {
-        self.put(offset, src);
+        // A slot is not written at once.
+        for (at, part) in (offset..).step_by(8).zip(src.chunks(8)) {
+            if take_power() {
+                self.put(at, part);
+            }
+        }
     }
     fn load_acquire(&self, offset: usize) -> u32 {
         RingMemory::load_acquire(self, offset)
     }
     fn store_release(&self, offset: usize, value: u32) {
-        RingMemory::store_release(self, offset, value);
+        if take_power() {
+            RingMemory::store_release(self, offset, value);
+        }
     }
 }
 
@@ -153,7 +276,9 @@ impl EventChannel for Port {
         EvtchnPort(u32::from(self.dom))
     }
     fn notify(&self) -> io::Result<()> {
-        channel(self.dom, |c| c.to_frontend = true);
+        if take_power() {
+            channel(self.dom, |c| c.to_frontend = true);
+        }
         Ok(())
     }
     fn take_event(&self) -> io::Result<bool> {
@@ -197,7 +322,11 @@ impl Backend for Xen {
             }
             match &mut op.buffer {
                 CopyBuffer::FromGuest(into) => page.get(op.offset.into(), into),
-                CopyBuffer::ToGuest(from) => page.put(op.offset.into(), from),
+                CopyBuffer::ToGuest(from) => {
+                    if take_power() {
+                        page.put(op.offset.into(), from);
+                    }
+                }
             }
             op.status = CopyStatus::Done;
         }

@@ -39,6 +39,8 @@ impl Random {
 /// What may happen in the run of a seed.
 fn limits(random: &mut Random) -> Limits {
     let up_to = |random: &mut Random, n: u16| random.below(usize::from(n) + 1) as u16;
+    // Every fourth time a storm.
+    let most_spurious = [10, 10, 10, 300][random.below(4)];
     Limits {
         transfers: 10 + up_to(random, 90),
         window: 1 + random.below(6),
@@ -49,7 +51,13 @@ fn limits(random: &mut Random) -> Limits {
         host_crashes: up_to(random, 2),
         reloads: up_to(random, 3),
         unlinks: up_to(random, 5),
-        spurious: up_to(random, 10),
+        spurious: up_to(random, most_spurious),
+        restarts: up_to(random, 4),
+        stores: 60,
+        keeps: true,
+        store_losses: up_to(random, 3),
+        // Seldom: what comes after it is a life without a device.
+        holds: u16::from(random.below(10) == 0),
         resumes: random.below(8) > 0,
         recalls: random.below(2) > 0,
         acknowledgements: true,
@@ -60,19 +68,26 @@ fn limits(random: &mut Random) -> Limits {
 /// How often a step is chosen, against others.
 fn weight(step: Step, slow: &[usize; 3]) -> usize {
     match step {
-        Step::CrashHost(_) | Step::CrashExporter | Step::GuestReload => 1,
-        step if step.is_fault() => 2,
-        step if step.is_timer() => 4,
+        // There are 60 of them.
+        Step::KillVusbdAfter(..) => 2,
+        Step::CrashHost(_) | Step::CrashExporter | Step::GuestReload => 60,
+        step if step.is_fault() => 120,
+        step if step.is_timer() => 240,
         // A slow disk of the lease store, a slow network, a slow host.
-        Step::Save => slow[0],
-        Step::Up(_) | Step::Down(_) => slow[1],
-        Step::Watch(_) => slow[2],
-        _ => 30,
+        Step::Save => 60 * slow[0],
+        Step::Up(_) | Step::Down(_) => 60 * slow[1],
+        Step::Watch(_) => 60 * slow[2],
+        _ => 1800,
     }
 }
 
 /// Runs a seed. The same seed does the same, as long as the code is the same.
 pub fn run(seed: u64) -> Outcome {
+    run_watched(seed, |_, _| ())
+}
+
+/// The same, and `watch` sees every step and what came of it.
+pub fn run_watched(seed: u64, mut watch: impl FnMut(Step, &World)) -> Outcome {
     let mut random = Random(seed);
     let limits = limits(&mut random);
     let slow = [0; 3].map(|_| [2, 15, 60][random.below(3)]);
@@ -101,7 +116,9 @@ pub fn run(seed: u64) -> Outcome {
         world.advance(random.below(20) as u64);
         outcome.trace.push(step);
         outcome.faults += usize::from(step.is_fault());
-        if let Err((what, _)) = apply(&mut world, step) {
+        let result = apply(&mut world, step);
+        watch(step, &world);
+        if let Err((what, _)) = result {
             outcome.failure = Some(what);
             break;
         }

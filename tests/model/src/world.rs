@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! What may happen next, and letting it happen.
 
+mod daemon;
 mod faults;
 mod toolstack;
 
@@ -9,12 +10,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use backend::xenbus::XenbusState;
 use handoff::{Event, State};
+use session::Holder;
+use session::open::Opened;
 
 use crate::Limits;
 use crate::exporter::{Exporter, Say, host_name, vm};
 use crate::guest::{Guest, Mode};
 use crate::history::History;
-use crate::host::{Controller, Host, Nodes, Stage, Watch};
+use crate::host::{Controller, Host, Nodes, Shutdown, Stage, Watch};
 use crate::memory::{self, Memory};
 use crate::network::{Connection, Message};
 use toolstack::Phase;
@@ -39,6 +42,8 @@ pub enum Step {
     Save,
     Execute,
     RestartExporter,
+    StartVusbd(usize),
+    FindStore(usize),
     GuestConnect,
     GuestSubmit,
     GuestWake,
@@ -51,6 +56,13 @@ pub enum Step {
     Abort,
     CrashExporter,
     CrashHost(usize),
+    /// SIGKILL, now.
+    KillVusbd(usize),
+    /// SIGKILL at one of its next stores to shared memory.
+    KillVusbdAfter(usize, u16),
+    /// Its connection to xenstored breaks.
+    LoseStore(usize),
+    HoldOver,
     GuestReload,
     GuestUnlink,
     SpuriousWatches(usize),
@@ -66,6 +78,10 @@ impl Step {
                 | Self::Abort
                 | Self::CrashExporter
                 | Self::CrashHost(_)
+                | Self::KillVusbd(_)
+                | Self::KillVusbdAfter(..)
+                | Self::LoseStore(_)
+                | Self::HoldOver
                 | Self::GuestReload
                 | Self::GuestUnlink
                 | Self::SpuriousWatches(_)
@@ -114,7 +130,9 @@ impl World {
             now_ms: 0,
             left: limits,
         };
+        let planted = world.left.planted_late_journal;
         world.with_memory(|world| {
+            memory::plant_late_journal(planted);
             let dom = world.make_domain(0);
             world.phase = Phase::Starting { dom };
         });
@@ -145,6 +163,24 @@ impl World {
         self.history.operations.len()
     }
 
+    /// Where everything is, for people.
+    pub fn describe(&self) -> String {
+        let mut text = format!("{:?}: {}", self.phase, self.guest.describe());
+        if let Some(lease) = self.exporter.lease() {
+            let Holder { host, domid } = &lease.holder;
+            text += &format!("; epoch {} {host}/{domid} {:?}", lease.epoch, lease.phase);
+        }
+        for (host, dom, controller) in self
+            .hosts
+            .iter()
+            .enumerate()
+            .flat_map(|(at, h)| h.controllers.iter().map(move |(dom, c)| (at, dom, c)))
+        {
+            text += &format!("; {}/{dom} {}", host_name(host), controller.describe());
+        }
+        text
+    }
+
     /// Time goes on.
     pub fn advance(&mut self, ms: u64) {
         self.now_ms += ms;
@@ -152,6 +188,9 @@ impl World {
 
     /// Whether every part is where it is to be when nothing more happens.
     pub fn judge_end(&self) -> Result<(), String> {
+        if self.history.released && self.exporter.lease().is_none() {
+            return self.judge_released();
+        }
         let lease = self.exporter.lease().ok_or("the lease has ended")?;
         let controllers: Vec<_> = self
             .hosts
@@ -188,7 +227,28 @@ impl World {
             ),
         ];
         match checks.iter().find(|(good, _)| !good) {
-            Some((_, what)) => Err(format!("{what} (controller {:?})", controller.state)),
+            Some((_, what)) => Err(format!(
+                "{what} (controller {:?}, {})",
+                controller.state,
+                self.guest.describe()
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// The same where the guest has lost its device.
+    fn judge_released(&self) -> Result<(), String> {
+        let served = |c: &Controller| c.task.is_some() || !c.serving.core.is_idle();
+        let mut controllers = self.hosts.iter().flat_map(|h| h.controllers.values());
+        let checks = [
+            (self.guest.mode == Mode::Running, "the guest does not run"),
+            (self.guest.is_idle(), "a transfer has no answer"),
+            (self.history.is_complete(), "a transfer was forgotten"),
+            (self.phase == Phase::Calm, "the toolstack waits"),
+            (!controllers.any(served), "a controller has the device"),
+        ];
+        match checks.iter().find(|(good, _)| !good) {
+            Some((_, what)) => Err(format!("{what}, after the lease has ended")),
             None => Ok(()),
         }
     }
@@ -217,7 +277,7 @@ impl World {
         may(Step::GuestSuspend, guest.may_suspend());
         may(
             Step::GuestFreeze,
-            running && nodes.is_some_and(|n| n.suspend),
+            running && nodes.is_some_and(|n| n.shutdown == Shutdown::Suspend),
         );
         may(Step::GuestConnect, self.may_connect());
         may(Step::GuestReinitialise, self.may_reinitialise());
@@ -242,7 +302,13 @@ impl World {
             may(Step::ExporterSeesEnd(id), *exporter && ended);
         }
         for (at, host) in self.hosts.iter().enumerate() {
+            may(Step::StartVusbd(at), !host.up);
+            may(Step::FindStore(at), !host.has_store);
             may(Step::Watch(at), !host.watches.is_empty());
+            for (&dom, gone) in &host.gone {
+                let down = gone.connection.is_none();
+                may(Step::Connect(at, dom), down && self.exporter.up);
+            }
             for (&dom, controller) in &host.controllers {
                 let task = controller.task.as_ref();
                 let down = task.is_some_and(|t| t.stage == Stage::Down);
@@ -329,6 +395,8 @@ impl World {
                 self.say(said);
             }
             Step::RestartExporter => self.exporter.restart(self.now_ms),
+            Step::StartVusbd(host) => self.vusbd_starts(host),
+            Step::FindStore(host) => self.store_is_back(host),
             Step::GuestConnect => self.guest_connects(),
             Step::GuestSubmit => {
                 self.guest.submit(&mut self.history);
@@ -342,8 +410,11 @@ impl World {
             }
             Step::GuestFreeze => {
                 // The guest takes the request by clearing the node.
-                if let Some(nodes) = self.nodes.get_mut(&self.guest.dom) {
-                    nodes.suspend = false;
+                let dom = self.guest.dom;
+                if let Some(nodes) = self.nodes.get_mut(&dom) {
+                    nodes.shutdown = Shutdown::Empty;
+                    let at = nodes.host;
+                    self.hosts[at].tell(Watch::Shutdown(dom));
                 }
                 self.guest.freeze(&mut self.history);
             }
@@ -357,111 +428,6 @@ impl World {
     fn blame(&mut self, fault: Option<String>, whom: &str) {
         if let Some(e) = fault {
             self.history.violate(format!("{whom}: {e}"));
-        }
-    }
-
-    // ---- hosts
-
-    /// Lets a controller do something, then sends what came of it.
-    fn at<R: Default>(
-        &mut self,
-        host: usize,
-        dom: u16,
-        act: impl FnOnce(&mut Controller, &mut Nodes) -> R,
-    ) -> R {
-        let Some(controller) = self.hosts[host].controllers.get_mut(&dom) else {
-            return R::default();
-        };
-        // Of a domain that is gone nobody reads them.
-        let mut gone = Nodes::new(host);
-        gone.away = true;
-        let nodes = self.nodes.get_mut(&dom).unwrap_or(&mut gone);
-        let result = act(controller, nodes);
-        self.pump(host, dom);
-        result
-    }
-
-    fn pump(&mut self, host: usize, dom: u16) {
-        let Some(controller) = self.hosts[host].controllers.get_mut(&dom) else {
-            return;
-        };
-        let opening = controller.opening();
-        let output = controller.output();
-        let Some(id) = controller.task.as_ref().and_then(|t| t.connection) else {
-            return;
-        };
-        if let Some(connection) = self.connections.get_mut(&id)
-            && !connection.cut
-            && connection.exporter
-        {
-            connection.up.extend(opening.map(Message::Open));
-            Connection::send(&mut connection.up, &output);
-        }
-    }
-
-    fn watch(&mut self, host: usize) {
-        let Some(watch) = self.hosts[host].watches.pop_front() else {
-            return;
-        };
-        match watch {
-            Watch::Backend(dom) => {
-                let backend = self.nodes.get(&dom).map(|n| n.backend);
-                let known = self.hosts[host].controllers.contains_key(&dom);
-                match backend {
-                    None if known => self.domain_gone(host, dom),
-                    Some(Some(XenbusState::Initialising)) if !known => {
-                        let controller =
-                            Controller::new(host, dom, self.left.resumes, self.left.recalls);
-                        self.hosts[host].controllers.insert(dom, controller);
-                    }
-                    _ => {}
-                }
-            }
-            Watch::Frontend(dom) => self.at(host, dom, |c, nodes| c.frontend_changed(nodes)),
-            Watch::Shutdown(dom) => self.at(host, dom, |c, nodes| {
-                if nodes.suspend {
-                    c.event(Event::SuspendRequested, nodes);
-                }
-            }),
-        }
-    }
-
-    fn domain_gone(&mut self, host: usize, dom: u16) {
-        self.at(host, dom, |c, nodes| c.event(Event::DomainGone, nodes));
-        let Some(controller) = self.hosts[host].controllers.remove(&dom) else {
-            return;
-        };
-        if let Some(id) = controller.task.and_then(|t| t.connection) {
-            self.end_of(id, |c| c.backend = false);
-        }
-    }
-
-    fn connect(&mut self, host: usize, dom: u16) {
-        let free = (0..=u8::MAX).find(|id| !self.connections.contains_key(id));
-        let (Some(id), Some(controller)) = (free, self.hosts[host].controllers.get_mut(&dom))
-        else {
-            return;
-        };
-        if let Some(task) = &mut controller.task {
-            (task.stage, task.connection) = (Stage::Standing, Some(id));
-            self.connections.insert(id, Connection::new(host, dom));
-        }
-        self.pump(host, dom);
-    }
-
-    fn backend_end(&mut self, id: u8) {
-        let Some(connection) = self.connections.get(&id) else {
-            return;
-        };
-        let (host, dom) = (connection.host, connection.dom);
-        self.end_of(id, |c| c.backend = false);
-        if let Some(controller) = self.hosts[host].controllers.get_mut(&dom)
-            && controller
-                .task
-                .as_ref()
-                .is_some_and(|t| t.connection == Some(id))
-        {
-            controller.lost();
         }
     }
 
@@ -522,23 +488,30 @@ impl World {
             return;
         };
         let (host, dom) = (connection.host, connection.dom);
-        match connection.down.pop_front() {
+        let message = connection.down.pop_front();
+        if self.hosts[host].gone.contains_key(&dom) {
+            return self.gone_hears(host, dom, id, message);
+        }
+        match message {
             Some(Message::Opened(opened)) => {
+                let controller = self.hosts[host].controllers.get(&dom);
+                let claims = controller.is_some_and(Controller::claims);
+                let claimed = claims && matches!(*opened, Opened::Ready { .. });
                 let over = self.at(host, dom, |c, nodes| c.opened(*opened, nodes));
+                // Whoever has not lived to know it claims again.
+                if claimed && self.hosts[host].up {
+                    self.history.excuse_claim();
+                }
                 if over {
                     self.backend_end(id);
                 }
-                let claimed = self.hosts[host].controllers.get_mut(&dom);
-                if claimed.is_some_and(|c| c.take_claim()) {
-                    self.history.excuse_claim();
-                }
             }
             Some(Message::Frames(bytes)) => {
-                let fault = self.at(host, dom, |c, nodes| c.frames(&bytes, nodes));
-                self.blame(fault, "the backend");
-                let gone = self.hosts[host].controllers.get(&dom);
-                if gone.is_none_or(|c| c.task.is_none()) {
-                    self.end_of(id, |c| c.backend = false);
+                let over = self.at(host, dom, |c, nodes| Some(c.frames(&bytes, nodes)));
+                match over {
+                    None | Some(Ok(false)) => {}
+                    Some(Ok(true)) => self.backend_end(id),
+                    Some(Err(e)) => self.blame(Some(e), "the backend"),
                 }
             }
             _ => {}
@@ -578,7 +551,7 @@ impl World {
         if let Some(nodes) = self.nodes.get_mut(&dom) {
             (nodes.frontend, nodes.rings) = (state, rings);
             let host = nodes.host;
-            self.hosts[host].watches.push_back(Watch::Frontend(dom));
+            self.hosts[host].tell(Watch::Frontend(dom));
         }
     }
 }

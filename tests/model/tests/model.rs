@@ -64,3 +64,34 @@ fn a_seed_is_the_same_twice() {
     let (first, second) = (sim::run(7), sim::run(7));
     assert_eq!(first.trace, second.trace);
 }
+
+/// A `vusbd` that was started again claims its leases anew: what was in flight fails.
+#[test]
+fn a_restart_that_forgets_its_sessions_is_found() {
+    let limits = Limits {
+        restarts: 1,
+        keeps: true,
+        planted_claims: true,
+        ..Limits::calm(1, 0)
+    };
+    let failure = check::check(&limits, 1_000_000).failure.unwrap();
+    assert!(
+        failure.what.contains("and nothing had happened to it"),
+        "{}",
+        failure.what
+    );
+}
+
+/// The journal is written after what it is about, so its last store may be missing.
+#[test]
+fn a_journal_that_comes_late_is_found() {
+    let limits = Limits {
+        restarts: 1,
+        keeps: true,
+        acknowledgements: true,
+        planted_late_journal: true,
+        ..Limits::calm(1, 0)
+    };
+    let failure = check::check(&limits, 1_000_000).failure.unwrap();
+    assert!(!failure.steps.is_empty(), "{}", failure.what);
+}

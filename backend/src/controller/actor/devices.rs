@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use control::Counters;
-use handoff::{Cookie, Event, Incoming, State};
+use handoff::{Cookie, CookieError, Event, Incoming, State};
 use session::{Lease, LeasePhase, OnExchange};
 use slog::{info, warn};
 use tokio::sync::{Notify, oneshot};
@@ -19,6 +19,7 @@ use super::withdraw::Withdrawn;
 use crate::config;
 use crate::controller::device::{DeviceTask, News};
 use crate::controller::handle::{Device, Report};
+use crate::controller::tenure::Tenure;
 use crate::state::{Saved, SavedDevice};
 
 /// A device at a port.
@@ -63,21 +64,13 @@ impl<B: Backend> Actor<B> {
         let Some(port) = PortNumber::new(lease.port) else {
             return;
         };
-        let carried = match (incoming, Cookie::decode(&lease.cookie)) {
-            (Incoming::Seamless, Ok(cookie)) => cookie,
-            (Incoming::Seamless, Err(e)) => {
-                warn!(self.log, "device will be replugged: {}", e; "port" => lease.port);
-                None
-            }
-            _ => None,
-        };
-        let state = carried.map(|c| PortState {
-            speed: Speed::from_wire(c.speed).unwrap_or_default(),
-            address: DeviceAddress::new(c.address).filter(|a| !a.is_default()),
+        let carried = carried(&lease, incoming).unwrap_or_else(|e| {
+            warn!(self.log, "device will be replugged: {}", e; "port" => lease.port);
+            None
         });
         let plugged = match lease.phase {
-            LeasePhase::Absent => self.plug_absent(port, exporter, lease, state),
-            _ => self.plug(port, exporter, lease, state, None),
+            LeasePhase::Absent => self.plug_absent(port, exporter, lease, carried),
+            _ => self.plug(port, exporter, lease, carried, None),
         };
         if let Err(e) = plugged {
             warn!(self.log, "lease ignored: {}", e);
@@ -148,9 +141,14 @@ impl<B: Backend> Actor<B> {
 
     /// Writes down which devices there are.
     pub(super) fn keep_devices(&self) {
+        // Whoever tells the exporter that the domain is gone says this again, and a target goes by it.
+        let frontend_resumes = *self.frontend_resumes.borrow();
         let devices = self.plugged.iter().flatten().map(|p| SavedDevice {
             exporter: p.exporter.name.clone(),
-            lease: p.lease.clone(),
+            lease: Lease {
+                frontend_resumes,
+                ..p.lease.clone()
+            },
             fresh: p.fresh && !p.claimed,
             away: p.away.is_some(),
         });
@@ -241,6 +239,7 @@ impl<B: Backend> Actor<B> {
         let task = DeviceTask {
             serving: self.serving.clone(),
             port,
+            tenure: Tenure::new(lease.epoch, session).holding(held),
             lease: lease.clone(),
             domid: self.key.domid.0,
             store: self.store.clone(),
@@ -248,8 +247,6 @@ impl<B: Backend> Actor<B> {
             identity: self.identity.clone(),
             wake,
             may_claim: self.may_claim.subscribe(),
-            held: held || session.is_some(),
-            session,
             frontend_resumes: self.frontend_resumes.subscribe(),
             news: self.news.clone(),
             log: self.log.new(slog::o!(
@@ -358,6 +355,18 @@ impl<B: Backend> Actor<B> {
             devices: devices.collect(),
         }
     }
+}
+
+/// What a guest that arrives knows of the device already; `None` where it is shown to it anew.
+pub fn carried(lease: &Lease, incoming: Incoming) -> Result<Option<PortState>, CookieError> {
+    if incoming != Incoming::Seamless {
+        return Ok(None);
+    }
+    let cookie = Cookie::decode(&lease.cookie)?;
+    Ok(cookie.map(|c| PortState {
+        speed: Speed::from_wire(c.speed).unwrap_or_default(),
+        address: DeviceAddress::new(c.address).filter(|a| !a.is_default()),
+    }))
 }
 
 /// What the guest is told.

@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Copies of a whole controller, and what tells two of them apart: for tools that try everything
 //! that may happen next. Sessions, requests and the position in the rings are copied; the guest's
-//! memory is the platform's. A copy keeps no journal.
+//! memory is the platform's, and so are the words of a journal.
 
 use std::hash::{Hash, Hasher};
 
+use journal::Words;
 use xen::Backend;
 
 use super::{Attached, Serving};
 use crate::controller::rings::Rings;
 
-impl<B: Backend<Mapping: Clone>> Clone for Serving<B> {
-    fn clone(&self) -> Self {
+impl<B: Backend<Mapping: Clone>> Serving<B> {
+    /// A copy. `words` hold what those of its journal hold; without them it keeps nothing.
+    #[must_use]
+    pub fn copy(&self, words: Option<Box<dyn Words + Send>>) -> Self {
         Self {
             place: self.place.clone(),
-            journal: crate::state::no_journal(),
+            journal: match words {
+                Some(words) => self.journal.copy(words),
+                None => crate::state::no_journal(),
+            },
             records: self.records,
             recovering: self.recovering,
             recovered: super::Outcome::default(),
@@ -33,6 +39,13 @@ impl<B: Backend<Mapping: Clone>> Clone for Serving<B> {
             activity: self.activity,
             spent: self.spent,
         }
+    }
+}
+
+impl<B: Backend> Serving<B> {
+    /// What tells two of them apart that keep a journal, besides their [`Hash`] and its words.
+    pub fn hash_kept<H: Hasher>(&self, state: &mut H) {
+        (&self.journal, &self.records, self.recovering).hash(state);
     }
 }
 

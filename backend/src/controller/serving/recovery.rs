@@ -56,12 +56,6 @@ impl<B: Backend> Serving<B> {
         };
         match decision {
             Decision::Fresh => {
-                self.journal.begin(&identity, 0);
-                self.rings = Some(Rings {
-                    urb: BackRing::new(urb),
-                    conn: BackRing::new(conn),
-                    channel,
-                });
                 for port in self.core.ports() {
                     // What a session of an earlier process executes is of no use: the next claim ends
                     // it.
@@ -69,8 +63,15 @@ impl<B: Backend> Serving<B> {
                         self.core.hold(port);
                     }
                 }
+                // In this order: whoever finds the journal of this ring finds what it is to be told.
                 self.core.tell_all();
                 self.note_ports();
+                self.journal.begin(&identity, 0);
+                self.rings = Some(Rings {
+                    urb: BackRing::new(urb),
+                    conn: BackRing::new(conn),
+                    channel,
+                });
                 Ok(Outcome::default())
             }
             Decision::Resume(resumed) => {

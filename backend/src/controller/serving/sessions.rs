@@ -7,16 +7,28 @@ use std::rc::Rc;
 use control::Counters;
 use handoff::Cookie;
 use session::Epoch;
-use session::client::Client;
+use session::client::{Client, ClientError, Event};
 use session::frame::{Completion, Transfer, TransferStatus, TransferType};
+use session::open::Attempt;
 use slog::warn;
 use tokio::sync::Notify;
 use usbif::{PortNumber, RingKind, Speed, Urb, UrbStatus};
 use vusb_core::{Slot, UrbResult, urb_status};
 use xen::Backend;
 
-use super::{Attached, Serving};
+use super::{Attached, Serving, Unanswered};
 use crate::controller::data;
+
+/// How a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Nobody is there to hear of it.
+    Gone,
+    /// The device is gone.
+    Unplugged,
+    /// Somebody else holds the lease.
+    Fenced,
+}
 
 /// A bulk transfer of no bytes on endpoint 0: invalid by USB 2.0 §5.8, so nothing happens.
 const NOTHING: Transfer = Transfer {
@@ -120,13 +132,79 @@ impl<B: Backend> Serving<B> {
         self.at_mut(port)?.client.as_mut()
     }
 
+    /// The next attempt to claim or resume the lease of the device at a port, after all those of before,
+    /// also of an earlier process.
+    pub fn next_attempt(&mut self, port: PortNumber) -> Attempt {
+        Attempt {
+            life: self.journal.life(),
+            number: self.journal.next_attempt(port),
+        }
+    }
+
     /// The epoch of the session of the device at a port: request numbers are unique within it.
     pub fn epoch(&self, port: PortNumber) -> Option<Epoch> {
         Some(self.at(port)?.client.as_ref()?.epoch())
     }
 
+    /// The lease is claimed under this epoch: what was submitted under an earlier one has failed, what
+    /// is held goes out.
+    pub fn claimed(&mut self, port: PortNumber, epoch: Epoch) {
+        self.fail_submitted(port);
+        self.open(port, Client::new(epoch));
+        self.flush();
+    }
+
+    /// The connection is back, and the exporter has had the requests up to this one.
+    ///
+    /// # Errors
+    /// When that is not possible.
+    pub fn resumed(&mut self, port: PortNumber, requests_received: u64) -> Result<(), ClientError> {
+        if let Some(client) = self.client(port) {
+            client.resumed(requests_received)?;
+        }
+        self.resume(port, requests_received);
+        Ok(())
+    }
+
+    /// Takes whole frames off the input, says how many bytes they were, and publishes what came of
+    /// them.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the connection is of no more use.
+    pub fn receive(
+        &mut self,
+        port: PortNumber,
+        input: &[u8],
+    ) -> Result<(usize, Option<End>), ClientError> {
+        let mut taken = 0;
+        let mut end = None;
+        while end.is_none() {
+            let Some(client) = self.client(port) else {
+                end = Some(End::Gone);
+                break;
+            };
+            let Some((event, len)) = client.next_event(&input[taken..])? else {
+                break;
+            };
+            taken += len;
+            match event {
+                Event::Completed { completion, body } => self.completed(port, &completion, body),
+                Event::Gone => {
+                    if self.pauses(port) {
+                        self.pause(port, Unanswered::NotBegun);
+                    }
+                    end = Some(End::Unplugged);
+                }
+                Event::Fenced => end = Some(End::Fenced),
+                Event::Ping | Event::Pong => {}
+            }
+        }
+        self.flush();
+        Ok((taken, end))
+    }
+
     /// The lease is claimed: requests go to this session from now on, those held first.
-    pub fn open(&mut self, port: PortNumber, client: Client) {
+    fn open(&mut self, port: PortNumber, client: Client) {
         let epoch = client.epoch();
         if let Some(attached) = self.at_mut(port) {
             attached.client = Some(client);
@@ -143,7 +221,7 @@ impl<B: Backend> Serving<B> {
 
     /// Answers what was submitted in an epoch that has ended with an error: whether the device saw
     /// it is unknown, and it must not see it twice.
-    pub fn fail_submitted(&mut self, port: PortNumber) {
+    fn fail_submitted(&mut self, port: PortNumber) {
         let submitted: arrayvec::ArrayVec<Slot, 16> = self
             .core
             .unanswered(port)
@@ -155,7 +233,7 @@ impl<B: Backend> Serving<B> {
     }
 
     /// The connection is back: sends again what did not arrive.
-    pub fn resume(&mut self, port: PortNumber, requests_received: u64) {
+    fn resume(&mut self, port: PortNumber, requests_received: u64) {
         self.count(
             port,
             Counters {
@@ -181,7 +259,7 @@ impl<B: Backend> Serving<B> {
 
     /// A transfer is over. Call [`Serving::flush`] after the last of a batch, and before anything is
     /// sent.
-    pub fn completed(&mut self, port: PortNumber, completion: &Completion, body: &[u8]) {
+    fn completed(&mut self, port: PortNumber, completion: &Completion, body: &[u8]) {
         self.settle(port, completion, body);
         if let Some(client) = self.client(port) {
             let number = client.completions_received();

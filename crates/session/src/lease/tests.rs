@@ -61,6 +61,7 @@ pub(super) fn claimant(host: &str, domid: u16) -> Claimant<'_> {
     Claimant {
         host,
         domid,
+        attempt: Attempt::default(),
         vm: vm(1),
     }
 }
@@ -351,6 +352,31 @@ fn a_saved_guest_has_a_hold_time_of_its_own() {
     }
 }
 
+/// A claim that is overtaken on its way by another of the same holder, for example because the process
+/// that had sent it was killed and started again.
+#[test]
+fn an_attempt_that_was_overtaken_does_not_disturb_a_session() {
+    let (mut table, lease) = lent();
+    let by = |number| Claimant {
+        attempt: Attempt { life: 9, number },
+        ..claimant("a", 1)
+    };
+    let epoch = table.claim(&id(1), &by(5), true, lease.epoch).unwrap();
+    let late = table.claim(&id(1), &by(4), true, lease.epoch);
+    assert!(matches!(late, Err(Refusal::Fenced { .. })), "{late:?}");
+    assert!(table.resume(&id(1), &by(4), true, epoch).is_err());
+    assert_eq!(table.get(&id(1)).unwrap().epoch, epoch);
+    // The answer to this one may have been lost.
+    table.resume(&id(1), &by(6), true, epoch).unwrap();
+    assert!(table.claim(&id(1), &by(5), true, lease.epoch).is_err());
+    let late = table.claim(&id(1), &by(5), true, epoch);
+    assert!(late.is_err(), "also where it knows the epoch");
+    assert!(table.claim(&id(1), &by(7), true, lease.epoch).is_ok());
+    // Of another life nobody knows.
+    let epoch = table.get(&id(1)).unwrap().epoch;
+    assert!(table.claim(&id(1), &claimant("a", 1), true, epoch).is_ok());
+}
+
 #[test]
 fn an_epoch_is_never_used_again() {
     let (mut table, lease) = lent();
@@ -422,7 +448,7 @@ proptest! {
             let current = table.get(&id(1)).map(|l| (l.vm, l.epoch));
             let whose = current.map_or(vm(1), |c| c.0);
             let epoch = |back: u64| Epoch(current.map_or(0, |c| c.1.0).saturating_sub(back));
-            let by = |host: u8| Claimant { host: HOSTS[usize::from(host)], domid: 1, vm: whose };
+            let by = |host: u8| Claimant { host: HOSTS[usize::from(host)], domid: 1, attempt: Attempt::default(), vm: whose };
             match step {
                 Step::Acquire { vm: number } => {
                     let lease = table.acquire(&wanted("1-1", vm(number), 1), "a", &devices());

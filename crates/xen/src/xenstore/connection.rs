@@ -18,7 +18,7 @@ use super::endpoint::Link;
 use super::transaction::OpenTransaction;
 use super::watch::{Key, Queue};
 use super::wire::{Decoder, Message, MessageType, strings};
-use super::{Endpoint, Errno, path};
+use super::{Endpoint, Errno, WatchEvent, path};
 
 const READ_BYTES: usize = 64 * 1024;
 
@@ -127,6 +127,7 @@ impl Connection {
         while let End::Broken = self.serve(&link).await {
             drop(link);
             self.fail_all();
+            self.events.push_notice(WatchEvent::Disconnected);
             link = match self.reconnect().await {
                 Some(link) => link,
                 None => return,

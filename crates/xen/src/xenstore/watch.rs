@@ -25,8 +25,12 @@ pub enum WatchEvent {
         /// The token that was given with the watch.
         token: String,
     },
+    /// The connection broke. What was queued before it broke was given before this; what changes
+    /// until [`WatchEvent::Reconnected`] is not told.
+    Disconnected,
     /// The connection broke and is back, and all watches are set again. Each of them also gives
-    /// an event on its own path, before or after this. Transactions are gone.
+    /// an event on its own path, before or after this, but after [`WatchEvent::Disconnected`].
+    /// Transactions are gone.
     Reconnected,
     /// After a reconnection this watch could not be set again.
     Lost {

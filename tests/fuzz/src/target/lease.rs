@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use session::control::Acquire;
 use session::lease::{Allow, Change, Claimant, LeaseTable, Match, Policy};
+use session::open::Attempt;
 use session::{DeviceId, DeviceInfo, DeviceSelector, DeviceState, Epoch, Speed, VmUuid};
 
 use crate::{Input, Target};
@@ -76,7 +77,12 @@ fn run(input: &mut Input<'_>) {
         let host = HOSTS[input.below(3)];
         let vm = VmUuid(uuid::Uuid::from_u128(1 + input.below(2) as u128));
         let domid = input.u16() & 3;
-        let claimant = Claimant { host, domid, vm };
+        let claimant = Claimant {
+            host,
+            domid,
+            attempt: Attempt::default(),
+            vm,
+        };
         // An epoch near those that exist, more often than any.
         let epoch = match input.chance(8) {
             true => Epoch(input.u64()),

@@ -7,7 +7,7 @@ use super::toolstack::Phase;
 use super::{Step, World};
 use crate::guest::Mode;
 use crate::host::Watch;
-use crate::memory;
+use crate::memory::{self, Kept};
 
 impl World {
     pub(super) fn faults(&self, may: &mut impl FnMut(Step, bool)) {
@@ -23,9 +23,19 @@ impl World {
         for at in 0..2 {
             let matters = self.nodes.values().any(|n| n.host == at);
             may(Step::CrashHost(at), left.host_crashes > 0 && matters);
-            let known = !self.hosts[at].controllers.is_empty();
+            let host = &self.hosts[at];
+            let known = !host.controllers.is_empty();
             may(Step::SpuriousWatches(at), left.spurious > 0 && known);
+            let may_end = left.restarts > 0 && host.up && known && host.dies_after.is_none();
+            may(Step::KillVusbd(at), may_end);
+            for stores in 1..=left.stores {
+                may(Step::KillVusbdAfter(at, stores), may_end);
+            }
+            let loses = left.store_losses > 0 && host.has_store && known;
+            may(Step::LoseStore(at), loses);
         }
+        let orphaned = self.exporter.deadline_ms().is_some();
+        may(Step::HoldOver, left.holds > 0 && orphaned);
         let settled = self.phase == Phase::Calm && self.guest.mode == Mode::Running;
         let may_reload = settled && self.guest.is_connected();
         may(Step::GuestReload, left.reloads > 0 && may_reload);
@@ -70,6 +80,33 @@ impl World {
                 self.left.host_crashes -= 1;
                 self.crash_host(at);
             }
+            Step::KillVusbd(at) => {
+                self.left.restarts -= 1;
+                self.vusbd_ends(at);
+            }
+            Step::KillVusbdAfter(at, stores) => {
+                self.left.restarts -= 1;
+                self.hosts[at].dies_after = Some(stores);
+            }
+            Step::LoseStore(at) => {
+                self.left.store_losses -= 1;
+                let host = &mut self.hosts[at];
+                host.lose_store();
+                for controller in host.controllers.values_mut() {
+                    controller.lose_store();
+                }
+            }
+            Step::HoldOver => {
+                self.left.holds -= 1;
+                self.now_ms = self
+                    .now_ms
+                    .max(self.exporter.deadline_ms().unwrap_or_default());
+                let (released, said) = self.exporter.expire(self.now_ms);
+                if released {
+                    self.history.release();
+                }
+                self.say(said);
+            }
             Step::GuestReload => {
                 self.left.reloads -= 1;
                 self.guest.forget(&mut self.history);
@@ -82,13 +119,17 @@ impl World {
             Step::SpuriousWatches(at) => {
                 self.left.spurious -= 1;
                 let host = &mut self.hosts[at];
+                let mut pending = Vec::new();
                 for &dom in host.controllers.keys() {
                     let all = [
                         Watch::Backend(dom),
                         Watch::Frontend(dom),
                         Watch::Shutdown(dom),
                     ];
-                    host.watches.extend(all);
+                    pending.extend(all);
+                }
+                for watch in pending {
+                    host.tell(watch);
                 }
             }
             Step::SpuriousSignal => {
@@ -102,7 +143,9 @@ impl World {
     }
 
     fn crash_host(&mut self, at: usize) {
-        self.hosts[at] = Default::default();
+        for dom in std::mem::take(&mut self.hosts[at]).had {
+            Kept(dom).remove();
+        }
         for connection in self.connections.values_mut().filter(|c| c.host == at) {
             connection.cut();
             connection.backend = false;

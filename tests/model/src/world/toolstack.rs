@@ -6,7 +6,7 @@ use handoff::Cookie;
 
 use super::World;
 use crate::guest::Mode;
-use crate::host::{Nodes, Watch};
+use crate::host::{Nodes, Shutdown, Watch};
 use crate::memory;
 
 /// Where the toolstack is.
@@ -38,7 +38,7 @@ impl Nodes {
             backend: Some(XenbusState::Initialising),
             frontend: XenbusState::Initialising,
             rings: None,
-            suspend: false,
+            shutdown: Shutdown::Empty,
             incoming: false,
             away: false,
         }
@@ -56,14 +56,12 @@ impl World {
 
     fn make_nodes(&mut self, dom: u16, host: usize) {
         self.nodes.insert(dom, Nodes::new(host));
-        self.hosts[host].watches.push_back(Watch::Backend(dom));
+        self.hosts[host].tell(Watch::Backend(dom));
     }
 
     pub(super) fn destroy(&mut self, dom: u16) {
         if let Some(nodes) = self.nodes.remove(&dom) {
-            self.hosts[nodes.host]
-                .watches
-                .push_back(Watch::Backend(dom));
+            self.hosts[nodes.host].tell(Watch::Backend(dom));
         }
         memory::revoke(dom, u32::MAX);
     }
@@ -129,9 +127,9 @@ impl World {
             Phase::Built { to, host } => {
                 let dom = self.guest.dom;
                 if let Some(nodes) = self.nodes.get_mut(&dom) {
-                    nodes.suspend = true;
+                    nodes.shutdown = Shutdown::Suspend;
                     let at = nodes.host;
-                    self.hosts[at].watches.push_back(Watch::Shutdown(dom));
+                    self.hosts[at].tell(Watch::Shutdown(dom));
                 }
                 self.phase = Phase::Asked { to, host };
             }

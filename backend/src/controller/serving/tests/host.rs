@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use journal::{Journal, LEN_BYTES, Words};
-use session::client::{Client, Event};
 use session::open::How;
 use session::{Epoch, VmUuid};
 use slog::{Discard, Logger, o};
@@ -271,9 +270,8 @@ impl Host {
             power,
             xen,
         };
-        let mut serving = host.process(Journal::create(
-            Box::new(host.kept.clone()) as Box<dyn Words + Send>
-        ));
+        let words = Box::new(host.kept.clone()) as Box<dyn Words + Send>;
+        let mut serving = host.process(Journal::create(words, 1));
         serving.core.plug(port(), Speed::High, None).unwrap();
         serving.attach(port(), Rc::new(Notify::new()));
         host.serving = Some(serving);
@@ -364,19 +362,15 @@ impl Host {
                 let received = server
                     .resume(completions_received)
                     .unwrap_or_else(|e| panic!("{what}: {e}"));
-                let client = serving.client(port()).unwrap();
-                client
-                    .resumed(received)
+                serving
+                    .resumed(port(), received)
                     .unwrap_or_else(|e| panic!("{what}: {e}"));
-                serving.resume(port(), received);
             }
             other => {
                 assert_eq!(other, None, "{what}");
                 let epoch = Epoch(current.0 + 1);
                 self.device.claim(epoch);
-                serving.fail_submitted(port());
-                serving.open(port(), Client::new(epoch));
-                serving.flush();
+                serving.claimed(port(), epoch);
             }
         }
     }
@@ -468,22 +462,10 @@ impl Host {
         let some = self.random.below(server.output().len() as u64 + 1) as usize;
         self.from_device.extend_from_slice(&server.output()[..some]);
         server.sent(some);
-        // As the task of a device does.
-        let mut taken = 0;
-        while let Some((event, len)) = serving
-            .client(port())
-            .unwrap()
-            .next_event(&self.from_device[taken..])
-            .unwrap_or_else(|e| panic!("{what}: {e}"))
-        {
-            let body = &self.from_device[taken..][..len];
-            taken += len;
-            if let Event::Completed { completion, .. } = event {
-                let body = body[session::frame::HEADER_LEN..].to_vec();
-                serving.completed(port(), &completion, &body);
-            }
-        }
-        serving.flush();
+        let (taken, end) = serving
+            .receive(port(), &self.from_device)
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(end, None, "{what}");
         self.from_device.drain(..taken);
         if !self.power.is_off() && self.random.below(2) == 0 {
             self.serving().client(port()).unwrap().acknowledge();

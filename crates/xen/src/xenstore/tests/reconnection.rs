@@ -10,8 +10,10 @@ async fn connect() -> (Daemon, XenStore, WatchEvents) {
     (daemon, store, events)
 }
 
-/// Takes `Reconnected` and as many other events, before or after it, and gives those, sorted.
+/// Takes `Disconnected`, then `Reconnected` and as many other events, before or after it, and gives
+/// those, sorted.
 async fn reconnected_and(others: usize, events: &mut WatchEvents) -> Vec<WatchEvent> {
+    assert_eq!(next(events).await, WatchEvent::Disconnected);
     let mut taken = Vec::new();
     for _ in 0..others + 1 {
         taken.push(next(events).await);
@@ -78,7 +80,7 @@ async fn a_reconnection_without_watches_is_told_too_and_again() {
     for _ in 0..3 {
         daemon.stop().await;
         daemon.restart();
-        assert_eq!(next(&mut events).await, WatchEvent::Reconnected);
+        assert_eq!(reconnected_and(0, &mut events).await, []);
     }
 }
 
@@ -125,7 +127,7 @@ async fn a_transaction_does_not_outlive_its_connection() {
     let other = store.begin().await.unwrap();
     daemon.stop().await;
     daemon.restart();
-    assert_eq!(next(&mut events).await, WatchEvent::Reconnected);
+    assert_eq!(reconnected_and(0, &mut events).await, []);
     // On the new connection the same numbers may belong to other transactions.
     daemon.state().seen.clear();
     let error = transaction.write("/a", "1").await.unwrap_err();
@@ -161,7 +163,7 @@ async fn a_message_that_is_too_long_ends_the_connection() {
     };
     assert!(matches!(error, Error::ConnectionLost));
     daemon.state().mute = false;
-    assert_eq!(next(&mut events).await, WatchEvent::Reconnected);
+    assert_eq!(reconnected_and(0, &mut events).await, []);
     store.write("/a", "1").await.unwrap();
 }
 
@@ -170,5 +172,6 @@ async fn handles_dropped_while_the_daemon_is_away_end_the_task() {
     let (mut daemon, store, mut events) = connect().await;
     daemon.stop().await;
     drop(store);
+    assert_eq!(next(&mut events).await, WatchEvent::Disconnected);
     assert_eq!(unhung(events.next()).await, None);
 }

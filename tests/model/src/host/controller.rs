@@ -1,0 +1,565 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! One controller: after `controller/actor.rs` and `controller/device.rs`.
+
+use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use backend::controller::{Next, Outcome, Place, RingDetails, Serving, Tenure, carried};
+use backend::totals::Totals;
+use backend::watched::{Heard, adopted, heard};
+use backend::xenbus::XenbusState;
+use handoff::{Action, Event, Incoming, State, step, verdict};
+use journal::{Journal, Words};
+use session::frame::Kind;
+use session::open::{How, Open, Opened};
+use session::{Epoch, Holder, Lease};
+use tokio::sync::Notify;
+use usbif::{PortNumber, Speed};
+use xen::{DomId, EvtchnPort, GrantRef};
+
+use super::Nodes;
+use crate::Limits;
+use crate::exporter::{device, host_name, vm};
+use crate::memory::{self, Kept, Xen};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Stage {
+    Down,
+    /// Connected, and waiting for the guest to run here.
+    Standing,
+    Opening(How),
+    Open,
+}
+
+/// The task of the device.
+#[derive(Clone, Debug, Hash)]
+pub(crate) struct Task {
+    tenure: Tenure,
+    lease: Lease,
+    pub(crate) connection: Option<u8>,
+    pub(crate) stage: Stage,
+}
+
+/// One controller.
+pub(crate) struct Controller {
+    dom: u16,
+    host: usize,
+    pub(crate) state: State,
+    pub(crate) serving: Serving<Xen>,
+    /// Whether it keeps a journal.
+    keeps: bool,
+    pub(crate) task: Option<Task>,
+    may_claim: bool,
+    claimed: bool,
+    backend: XenbusState,
+    frontend: XenbusState,
+    rings: Option<(u32, u32)>,
+    /// The event channel is bound.
+    signal: bool,
+    pub(crate) asking: bool,
+    pub(crate) gathered: Option<Vec<Lease>>,
+    /// Unlinked transfers, and whether they still have their moment to finish.
+    pub(crate) unlinked: VecDeque<(u64, bool, Option<Epoch>)>,
+    /// States that wait for xenstored; `None` where it is connected.
+    unwritten: Option<VecDeque<Option<XenbusState>>>,
+    resumes: bool,
+    recalls: bool,
+}
+
+impl Clone for Controller {
+    fn clone(&self) -> Self {
+        let words = || Box::new(Kept(self.dom)) as Box<dyn Words + Send>;
+        Self {
+            serving: self.serving.copy(self.keeps.then(words)),
+            task: self.task.clone(),
+            gathered: self.gathered.clone(),
+            unlinked: self.unlinked.clone(),
+            unwritten: self.unwritten.clone(),
+            ..*self
+        }
+    }
+}
+
+impl Hash for Controller {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.dom, self.host, self.state, &self.task).hash(state);
+        (self.may_claim, self.claimed, self.signal).hash(state);
+        (self.backend, self.frontend, self.rings).hash(state);
+        (self.asking, &self.gathered, &self.unlinked).hash(state);
+        self.unwritten.hash(state);
+        self.serving.hash(state);
+        if self.keeps {
+            self.serving.hash_kept(state);
+        }
+    }
+}
+
+fn port() -> PortNumber {
+    PortNumber::first(1)
+        .next()
+        .unwrap_or_else(|| unreachable!("ports begin at 1"))
+}
+
+impl Controller {
+    fn over(
+        host: usize,
+        dom: u16,
+        limits: &Limits,
+        words: Option<Journal<Box<dyn Words + Send>>>,
+    ) -> Self {
+        let log = slog::Logger::root(slog::Discard, slog::o!());
+        let totals = Arc::new(Totals::default());
+        let keeps = words.is_some();
+        let serving = match words {
+            None => Serving::new(Xen, DomId(dom), 1, totals, log),
+            Some(journal) => {
+                let place = Place {
+                    platform: Xen,
+                    domid: DomId(dom),
+                    devid: 0,
+                    vm: vm(),
+                    totals,
+                    log,
+                };
+                Serving::keeping(place, 1, journal)
+            }
+        };
+        Self {
+            dom,
+            host,
+            state: State::Expecting,
+            serving,
+            keeps,
+            task: None,
+            may_claim: false,
+            claimed: false,
+            backend: XenbusState::Initialising,
+            frontend: XenbusState::Unknown,
+            rings: None,
+            signal: false,
+            asking: true,
+            gathered: None,
+            unlinked: VecDeque::new(),
+            unwritten: None,
+            resumes: limits.resumes,
+            recalls: limits.recalls,
+        }
+    }
+
+    /// One that was just made.
+    pub(crate) fn new(host: usize, dom: u16, limits: &Limits) -> Self {
+        Kept(dom).remove();
+        let words = || Journal::create(Box::new(Kept(dom)) as Box<dyn Words + Send>, dom.into());
+        let controller = Self::over(host, dom, limits, limits.keeps.then(words));
+        controller.keep_devices();
+        controller
+    }
+
+    /// One that an earlier process served, with what that left: its devices, where there is a journal.
+    pub(crate) fn adopt(host: usize, dom: u16, limits: &Limits, nodes: &mut Nodes) -> Self {
+        let journal = Journal::open(Box::new(Kept(dom)) as Box<dyn Words + Send>).ok();
+        let found = Kept(dom).devices().zip(journal);
+        let backend = nodes.backend.unwrap_or(XenbusState::Unknown);
+        let Some((devices, journal)) = found else {
+            let mut controller = Self::new(host, dom, limits);
+            controller.taken_over(backend);
+            return controller;
+        };
+        let mut controller = Self::over(host, dom, limits, Some(journal));
+        controller.asking = false;
+        controller.taken_over(backend);
+        for lease in devices {
+            controller.plug_again(&lease, limits.planted_claims);
+        }
+        if backend == XenbusState::Closing {
+            // Its ring was corrupt. It is looked at again when the frontend closes.
+            controller.frontend = XenbusState::Connected;
+        }
+        controller.frontend_changed(nodes);
+        controller
+    }
+
+    fn taken_over(&mut self, backend: XenbusState) {
+        self.backend = backend;
+        self.state = adopted(backend);
+        self.serving.adopt();
+    }
+
+    fn plug_again(&mut self, lease: &Lease, planted_claims: bool) {
+        let known = self.serving.core.snapshot(port()).speed != Speed::None;
+        if known {
+            self.start(lease, planted_claims);
+        } else if self.serving.core.plug(port(), Speed::High, None).is_ok() {
+            self.start(lease, planted_claims);
+            self.keep_devices();
+        }
+    }
+
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        let task = self.task.as_ref().map(|t| (t.stage, t.tenure));
+        let Self { state, backend, .. } = self;
+        format!("{state}, backend {backend}, device {task:?}")
+    }
+
+    // ---- daemon/controllers
+
+    /// The leases are known: may the guest come?
+    pub(crate) fn decide(&mut self, nodes: &mut Nodes) {
+        let me = Holder {
+            host: host_name(self.host).into(),
+            domid: self.dom,
+        };
+        let leases = self.gathered.take().unwrap_or_default();
+        let arrives = nodes.incoming;
+        let verdicts: Vec<_> = leases.iter().map(|l| verdict(l, &me, arrives)).collect();
+        if verdicts.contains(&Incoming::Refuse) {
+            self.event(Event::MoveForbidden, nodes);
+        } else {
+            for (lease, incoming) in leases.into_iter().zip(verdicts) {
+                self.plug(&lease, incoming);
+            }
+            self.event(Event::LeasesKnown, nodes);
+        }
+        self.frontend = XenbusState::Unknown;
+        if self.unwritten.is_none() {
+            self.frontend_changed(nodes);
+        }
+    }
+
+    pub(crate) fn frontend_changed(&mut self, nodes: &mut Nodes) {
+        let before = std::mem::replace(&mut self.frontend, nodes.frontend);
+        match heard(before, nodes.frontend) {
+            Heard::Nothing => {}
+            Heard::Connected => {
+                self.rings = nodes.rings;
+                let was_quiescing = self.serving.was_quiescing();
+                self.event(Event::FrontendConnected, nodes);
+                if was_quiescing {
+                    self.event(Event::SuspendRequested, nodes);
+                }
+            }
+            Heard::Closed(state) => {
+                self.event(Event::FrontendClosed, nodes);
+                if self.state == State::Closed {
+                    self.switch(Some(state), nodes);
+                }
+            }
+            Heard::Initialising => {
+                if self.state == State::Closed {
+                    self.switch(Some(XenbusState::InitWait), nodes);
+                }
+            }
+        }
+    }
+
+    // ---- actor
+
+    pub(crate) fn event(&mut self, event: Event, nodes: &mut Nodes) {
+        let (next, actions) = step(self.state, event);
+        self.state = next;
+        for action in actions {
+            self.act(*action, nodes);
+        }
+        if event == Event::FrontendConnected {
+            self.look_claimed(nodes);
+        }
+    }
+
+    fn act(&mut self, action: Action, nodes: &mut Nodes) {
+        match action {
+            Action::AnswerInitWait => self.switch(Some(XenbusState::InitWait), nodes),
+            Action::RemoveStateNode => self.write(None, nodes),
+            Action::MapRings => self.map_rings(nodes),
+            Action::Claim => self.may_claim = true,
+            Action::SwitchToConnected if self.signal && self.backend != XenbusState::Connected => {
+                self.switch(Some(XenbusState::Connected), nodes);
+            }
+            Action::SwitchToConnected => {}
+            Action::StartQuiescing => self.serving.set_quiescing(true),
+            Action::StopQuiescing => {
+                self.serving.set_quiescing(false);
+                self.say(Kind::Thaw);
+            }
+            Action::Freeze => {
+                self.serving.acknowledge_all();
+                self.say(Kind::Freeze);
+            }
+            Action::Thaw => self.say(Kind::Thaw),
+            Action::UnmapRings => {
+                self.signal = false;
+                self.serving.disconnect();
+                self.serving.set_quiescing(false);
+                self.unlinked.clear();
+            }
+            Action::Orphan => self.say(Kind::Orphan),
+            Action::Close => self.switch(Some(XenbusState::Closed), nodes),
+        }
+    }
+
+    fn map_rings(&mut self, nodes: &mut Nodes) {
+        let Some((urb, conn)) = self.rings else {
+            return;
+        };
+        let details = RingDetails {
+            urb: GrantRef(urb),
+            conn: GrantRef(conn),
+            channel: EvtchnPort(1),
+            recalls: self.recalls,
+        };
+        if self.serving.connect(details).is_err() {
+            self.switch(Some(XenbusState::Closing), nodes);
+            return;
+        }
+        self.signal = true;
+        let outcome = self.serving.take_recovered();
+        self.watch_unlinked(&outcome);
+        self.claimed |= self.serving.client(port()).is_some();
+    }
+
+    // ---- node
+
+    fn switch(&mut self, state: Option<XenbusState>, nodes: &mut Nodes) {
+        self.backend = state.unwrap_or(self.backend);
+        self.write(state, nodes);
+    }
+
+    fn write(&mut self, state: Option<XenbusState>, nodes: &mut Nodes) {
+        match &mut self.unwritten {
+            Some(unwritten) => unwritten.push_back(state),
+            // It is never made again where the toolstack has removed it.
+            None if nodes.backend.is_some() && memory::take_power() => nodes.backend = state,
+            None => {}
+        }
+    }
+
+    /// The connection to xenstored broke.
+    pub(crate) fn lose_store(&mut self) {
+        self.unwritten.get_or_insert_default();
+    }
+
+    /// It is back.
+    pub(crate) fn has_store(&mut self, nodes: &mut Nodes) {
+        for state in self.unwritten.take().unwrap_or_default() {
+            self.write(state, nodes);
+        }
+    }
+
+    // ---- actor
+
+    fn say(&mut self, kind: Kind) {
+        if let Some(client) = self.serving.client(port()) {
+            client.say(kind);
+        }
+    }
+
+    /// The event channel has fired.
+    pub(crate) fn service(&mut self, nodes: &mut Nodes) -> Option<String> {
+        memory::channel(self.dom, |c| c.to_backend = false);
+        loop {
+            let outcome = match self.serving.service() {
+                Ok(outcome) => outcome,
+                Err(e) => return Some(e.to_string()),
+            };
+            if self.serving.take_activity()
+                && matches!(self.state, State::Frozen | State::Quiescing)
+            {
+                self.event(Event::Request, nodes);
+            }
+            self.watch_unlinked(&outcome);
+            if !outcome.more {
+                return None;
+            }
+        }
+    }
+
+    fn watch_unlinked(&mut self, outcome: &Outcome) {
+        let finishing = self.serving.is_quiescing();
+        let epoch = self.serving.epoch(port());
+        let unlinked = outcome.unlinked.iter();
+        self.unlinked
+            .extend(unlinked.map(|&(_, number)| (number, finishing, epoch)));
+    }
+
+    /// The oldest unlinked transfer has had its moment, or its whole time.
+    pub(crate) fn unlinked_is_due(&mut self) {
+        match self.unlinked.pop_front() {
+            Some((_, _, epoch)) if epoch != self.serving.epoch(port()) => {}
+            Some((number, true, epoch)) => {
+                self.serving.cancel(port(), number);
+                self.unlinked.push_back((number, false, epoch));
+            }
+            Some((number, false, _)) => self.serving.give_up(port(), number),
+            None => {}
+        }
+    }
+
+    /// Forgets unlinked transfers that are over.
+    fn tidy(&mut self) {
+        let core = &self.serving.core;
+        self.unlinked
+            .retain(|&(number, ..)| core.by_number(port(), number).is_some());
+    }
+
+    fn plug(&mut self, lease: &Lease, incoming: Incoming) {
+        let carried = carried(lease, incoming).ok().flatten();
+        let plugged = self.serving.core.plug(port(), Speed::High, carried);
+        if plugged.is_err() {
+            return;
+        }
+        self.start(lease, false);
+        self.keep_devices();
+        if carried.is_none() {
+            self.serving.core.replug(port());
+            self.serving.core.expect_stale();
+            self.serving.note_ports();
+        }
+    }
+
+    fn start(&mut self, lease: &Lease, planted_claims: bool) {
+        self.serving.attach(port(), Rc::new(Notify::new()));
+        let session = self.serving.session_before(port());
+        self.task = Some(Task {
+            tenure: Tenure::new(lease.epoch, session.filter(|_| !planted_claims)),
+            lease: lease.clone(),
+            connection: None,
+            stage: Stage::Down,
+        });
+    }
+
+    fn keep_devices(&self) {
+        if self.keeps {
+            let devices = self.task.iter().map(|t| Lease {
+                frontend_resumes: self.resumes,
+                ..t.lease.clone()
+            });
+            Kept(self.dom).save_devices(devices.collect());
+        }
+    }
+
+    fn look_claimed(&mut self, nodes: &mut Nodes) {
+        if self.state == State::Claiming && (self.task.is_none() || self.claimed) {
+            self.event(Event::Claimed, nodes);
+        }
+    }
+
+    fn device_lost(&mut self, nodes: &mut Nodes) {
+        self.task = None;
+        self.serving.detach(port());
+        self.keep_devices();
+        self.look_claimed(nodes);
+    }
+
+    /// Whether the exporter hears the last words.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.state == State::Abandoned || self.task.as_ref().is_none_or(|t| t.stage == Stage::Open)
+    }
+
+    // ---- device
+
+    /// What the standing connection opens with, once the guest runs here.
+    pub(crate) fn opening(&mut self) -> Option<Open> {
+        let task = self.task.as_mut()?;
+        if !self.may_claim || task.stage != Stage::Standing {
+            return None;
+        }
+        let how = task.tenure.how(self.serving.client(port()).as_deref());
+        task.stage = Stage::Opening(how);
+        Some(Open {
+            device: device(),
+            vm: vm(),
+            domid: self.dom,
+            attempt: self.serving.next_attempt(port()),
+            frontend_resumes: self.resumes,
+            how,
+        })
+    }
+
+    /// Whether it waits for the answer to a claim.
+    pub(crate) fn claims(&self) -> bool {
+        let task = self.task.as_ref();
+        task.is_some_and(|t| matches!(t.stage, Stage::Opening(How::Claim { .. })))
+    }
+
+    /// The exporter's answer. True: the connection is of no more use.
+    pub(crate) fn opened(&mut self, opened: Opened, nodes: &mut Nodes) -> bool {
+        let Some(task) = &mut self.task else {
+            return true;
+        };
+        let Stage::Opening(how) = task.stage else {
+            return true;
+        };
+        match task.tenure.answered(how, opened) {
+            Next::Elsewhere(_) if self.unwritten.is_some() => true,
+            Next::Elsewhere(current) if !nodes.away => {
+                task.tenure.stays(current);
+                true
+            }
+            Next::Again(_) => true,
+            Next::Refused(refusal) if !Tenure::is_final(&refusal) => true,
+            Next::Elsewhere(_) | Next::Refused(_) => {
+                self.device_lost(nodes);
+                true
+            }
+            Next::Claimed(epoch) => {
+                task.stage = Stage::Open;
+                self.claimed = true;
+                self.serving.claimed(port(), epoch);
+                self.look_claimed(nodes);
+                false
+            }
+            Next::Resumed(requests_received) => {
+                task.stage = Stage::Open;
+                self.serving.resumed(port(), requests_received).is_err()
+            }
+        }
+    }
+
+    /// Frames of the exporter. True: the connection is of no more use.
+    pub(crate) fn frames(&mut self, input: &[u8], nodes: &mut Nodes) -> Result<bool, String> {
+        let received = self.serving.receive(port(), input);
+        let (_, end) = received.map_err(|e| e.to_string())?;
+        match end {
+            None => self.tidy(),
+            Some(_) => self.device_lost(nodes),
+        }
+        Ok(end.is_some())
+    }
+
+    pub(crate) fn acknowledge(&mut self) {
+        if let Some(client) = self.serving.client(port()) {
+            client.acknowledge();
+        }
+    }
+
+    /// Whether completions are not acknowledged.
+    pub(crate) fn owes(&self) -> bool {
+        let open = self.task.as_ref().is_some_and(|t| t.stage == Stage::Open);
+        let client = self.serving.at(port()).and_then(|a| a.client.as_ref());
+        open && client.is_some_and(|c| c.unacknowledged() > 0)
+    }
+
+    /// The connection is lost.
+    pub(crate) fn lost(&mut self) {
+        if let Some(client) = self.serving.client(port()) {
+            client.lost();
+        }
+        if let Some(task) = &mut self.task {
+            (task.stage, task.connection) = (Stage::Down, None);
+        }
+    }
+
+    /// What the session has to send.
+    pub(crate) fn output(&mut self) -> Vec<u8> {
+        match &self.task {
+            Some(task) if task.stage == Stage::Open => {}
+            _ => return Vec::new(),
+        }
+        self.serving
+            .client(port())
+            .map(|client| std::mem::take(client.output()))
+            .unwrap_or_default()
+    }
+}

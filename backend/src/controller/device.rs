@@ -21,7 +21,7 @@ use usbif::PortNumber;
 use xen::xenstore::XenStore;
 use xen::{Backend, DomId};
 
-use super::serving::{End, Serving};
+use super::serving::{End, Serving, Unanswered};
 use super::tenure::{Next, Tenure};
 use crate::config;
 use crate::domain::Domain;

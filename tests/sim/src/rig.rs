@@ -7,6 +7,7 @@ mod exporter;
 mod guest;
 mod host;
 mod proxy;
+mod store_link;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ pub use guest::{Guest, GuestOptions};
 pub use host::Host;
 pub use proxy::Proxy;
 
+use crate::guest::Report;
 use crate::programs;
 use crate::scratch::ScratchDir;
 
@@ -62,6 +64,8 @@ pub struct RigOptions {
     pub second_exporter: Option<String>,
     /// Whether the exporter's certificate is of another pool.
     pub foreign_exporter: bool,
+    /// Whether the hosts' vusbd can [lose xenstored](Host::lose_store).
+    pub lose_store: bool,
     /// Where the programs' logs go, instead of into the rig's own directory.
     pub logs: Option<PathBuf>,
 }
@@ -82,6 +86,7 @@ impl Default for RigOptions {
             devices: String::new(),
             second_exporter: None,
             foreign_exporter: false,
+            lose_store: false,
             logs: None,
         }
     }
@@ -152,15 +157,11 @@ impl Rig {
             let more = (options.hand_off.as_str(), options.on_unreachable.as_str());
             let mut exporters = vec![(EXPORTER, address.clone())];
             exporters.extend(second.as_ref().map(|s| (SECOND_EXPORTER, s.address())));
-            hosts.push(Host::start(
-                dir,
-                &logs,
-                name,
-                first_domid,
-                seed,
-                &exporters,
-                more,
-            )?);
+            let mut host = Host::start(dir, &logs, name, first_domid, seed, &exporters, more)?;
+            if options.lose_store {
+                host.link_store()?;
+            }
+            hosts.push(host);
         }
         let rig = Self {
             hosts,
@@ -290,6 +291,38 @@ impl Rig {
             second.stop()?;
         }
         Ok(violations)
+    }
+
+    /// Ends a guest and the rig, and looks whether anything was lost, doubled or wrong.
+    ///
+    /// # Panics
+    /// When it was.
+    pub fn end(self, guest: Guest) -> Report {
+        let report = match guest.stop(&self) {
+            Ok(report) => report,
+            Err(e) => panic!("{e:#}\n{}", self.log_tails()),
+        };
+        assert_eq!(
+            (report.lost, report.duplicated, report.mismatches),
+            (0, 0, 0),
+            "{report:?}"
+        );
+        assert!(report.violations.is_empty(), "{report:?}");
+        match self.stop() {
+            Ok(violations) => assert_eq!(violations, Vec::<String>::new()),
+            Err(e) => panic!("{e:#}"),
+        }
+        report
+    }
+
+    /// The same for a guest that has worked, and noticed nothing but pauses.
+    ///
+    /// # Panics
+    /// When it has.
+    pub fn end_unnoticed(self, guest: Guest) {
+        let report = self.end(guest);
+        assert!(report.commands > 0, "{report:?}");
+        assert_eq!((report.errors, report.disconnects), (0, 0), "{report:?}");
     }
 
     /// The ends of all logs, for whoever has to find out what went wrong.

@@ -25,18 +25,6 @@ fn working(rig: &Rig) -> Guest {
     guest
 }
 
-fn end_unnoticed(rig: Rig, guest: Guest) {
-    let report = guest.stop(&rig).unwrap();
-    assert_eq!(
-        (report.lost, report.duplicated, report.disconnects),
-        (0, 0, 0),
-        "{report:?}"
-    );
-    assert_eq!((report.mismatches, report.errors), (0, 0), "{report:?}");
-    assert!(report.violations.is_empty(), "{report:?}");
-    assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
-}
-
 #[test]
 fn a_cut_connection_is_resumed_and_nothing_is_executed_twice() {
     let (rig, proxy) = rig_with_proxy();
@@ -48,7 +36,7 @@ fn a_cut_connection_is_resumed_and_nothing_is_executed_twice() {
     let attachments = rig.status(0).unwrap().attachments;
     let reconnects = attachments[0].counters.reconnects;
     assert!(reconnects >= 5, "{reconnects} reconnects");
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 #[test]
@@ -64,7 +52,7 @@ fn a_network_that_is_away_for_a_while() {
     assert!(stalled <= before + 1, "{before} {stalled}");
     proxy.set_down(false);
     guest.wait_commands(20).unwrap();
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 #[test]
@@ -84,5 +72,5 @@ fn a_migration_with_the_network_cut_in_the_middle() {
         assert!(!guest.wait_resumed().unwrap().0);
         guest.wait_commands(10).unwrap();
     }
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }

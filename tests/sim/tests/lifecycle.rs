@@ -49,18 +49,6 @@ fn check(report: &Report) {
     assert!(report.violations.is_empty(), "{report:?}");
 }
 
-fn end(rig: Rig, guest: Guest) -> Report {
-    let report = guest.stop(&rig).unwrap();
-    check(&report);
-    assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
-    report
-}
-
-fn end_unnoticed(rig: Rig, guest: Guest) {
-    let report = end(rig, guest);
-    assert_eq!((report.errors, report.disconnects), (0, 0), "{report:?}");
-}
-
 fn wait_until_free(rig: &Rig) {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
@@ -93,7 +81,7 @@ fn a_host_loses_power_and_its_vm_starts_elsewhere() {
     rig.hosts[0].lose_power().unwrap();
     drop(guest);
     let guest = started_again(&rig, 1, &options);
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 #[test]
@@ -106,7 +94,7 @@ fn saved_and_restored_on_the_other_host() {
     (guest.host, guest.domid) = (1, rig.hosts[1].xl.restore(saved).unwrap());
     assert!(!guest.wait_resumed().unwrap().0);
     guest.wait_commands(10).unwrap();
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 /// What a saved guest holds is held for another time than what one holds that was destroyed, here
@@ -142,7 +130,7 @@ fn a_saved_guest_is_waited_for_and_a_destroyed_one_is_not() {
     wait_until_free(&rig);
     rig.attach_disk(&other).unwrap();
     other.wait_ready().unwrap();
-    end_unnoticed(rig, other);
+    rig.end_unnoticed(other);
 }
 
 /// Nobody will restore the guest: its device is had back by hand.
@@ -176,7 +164,7 @@ fn what_a_saved_guest_holds_is_taken_away() {
     let text = String::from_utf8_lossy(&text);
     assert!(text.contains("nobody holds"), "{text}");
     let guest = working(&rig, &GuestOptions::new("other"));
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 #[test]
@@ -198,7 +186,7 @@ fn restored_after_the_device_was_given_to_somebody_else() {
     let report = other.stop(&rig).unwrap();
     check(&report);
     assert_eq!((report.errors, report.disconnects), (0, 0), "{report:?}");
-    assert_eq!(end(rig, guest).disconnects, 1);
+    assert_eq!(rig.end(guest).disconnects, 1);
 }
 
 /// `xl reboot` and `on_crash="restart"`: the domain is destroyed and made anew with the same uuid.
@@ -214,7 +202,7 @@ fn rebooted_in_order_and_after_a_crash() {
     drop(guest);
     rig.hosts[0].xl.destroy(domid).unwrap();
     let guest = started_again(&rig, 0, &options);
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 /// `on_crash="preserve"`: the domain stays, and keeps its device until it is destroyed.
@@ -229,5 +217,5 @@ fn crashed_and_kept_then_destroyed() {
     rig.hosts[0].xl.destroy(domid).unwrap();
     wait_until_free(&rig);
     let guest = working(&rig, &GuestOptions::new("other"));
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }

@@ -4,7 +4,7 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use sim_scenarios::guest::{Report, Said};
+use sim_scenarios::guest::Said;
 use sim_scenarios::process::Process;
 use sim_scenarios::programs;
 use sim_scenarios::rig::{Guest, GuestOptions, Rig, RigOptions};
@@ -30,24 +30,6 @@ fn failing(failure: Failure) -> MigrateOptions {
         failure: Some(failure),
         ..MigrateOptions::default()
     }
-}
-
-/// Ends it all; the guest must have seen nothing.
-fn end_unnoticed(rig: Rig, guest: Guest) {
-    let report = guest.stop(&rig).unwrap();
-    assert_unnoticed(&report);
-    assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
-}
-
-fn assert_unnoticed(report: &Report) {
-    assert!(report.commands > 0);
-    assert_eq!(
-        (report.lost, report.duplicated, report.disconnects),
-        (0, 0, 0),
-        "{report:?}"
-    );
-    assert_eq!((report.mismatches, report.errors), (0, 0), "{report:?}");
-    assert!(report.violations.is_empty(), "{report:?}");
 }
 
 #[test]
@@ -129,7 +111,7 @@ fn a_cancelled_suspend_goes_on_at_the_source() {
     rig.migrate(&mut guest, 1, &options).unwrap();
     assert!(!guest.wait_resumed().unwrap().0);
     guest.wait_commands(20).unwrap();
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 #[test]
@@ -142,7 +124,7 @@ fn a_migration_that_breaks_before_the_suspend_is_not_noticed() {
         "{failed:?}"
     );
     guest.wait_commands(20).unwrap();
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 #[test]
@@ -157,7 +139,7 @@ fn a_migration_to_localhost() {
         assert!(!guest.wait_resumed().unwrap().0);
         guest.wait_commands(20).unwrap();
     }
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 /// "Domain state is now undefined": the target runs, and the source's toolstack does not know it.
@@ -181,7 +163,7 @@ fn a_connection_that_breaks_after_go() {
     // The administrator destroys the remains at the source; the guest notices nothing.
     rig.hosts[0].xl.destroy(source).unwrap();
     guest.wait_commands(20).unwrap();
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 #[test]
@@ -219,7 +201,7 @@ fn a_stock_guest_with_storage_is_refused_and_goes_on() {
     ] {
         assert!(note.contains(part), "{note}");
     }
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use sim_scenarios::guest::{Report, Said};
+use sim_scenarios::guest::Said;
 use sim_scenarios::programs;
 use sim_scenarios::rig::{Guest, GuestOptions, Proxy, Rig, RigOptions, free_port};
 use xen_sim::toolstack::{
@@ -49,23 +49,6 @@ fn move_on(rig: &Rig, guest: &mut Guest) {
     assert_eq!(rig.status(there).unwrap().attachments.len(), 1);
 }
 
-fn end(rig: Rig, guest: Guest) -> Report {
-    let report = guest.stop(&rig).unwrap();
-    assert_eq!(
-        (report.lost, report.duplicated, report.mismatches),
-        (0, 0, 0),
-        "{report:?}"
-    );
-    assert!(report.violations.is_empty(), "{report:?}");
-    assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
-    report
-}
-
-fn end_unnoticed(rig: Rig, guest: Guest) {
-    let report = end(rig, guest);
-    assert_eq!((report.errors, report.disconnects), (0, 0), "{report:?}");
-}
-
 /// Until a host's vusbd has logged this.
 fn wait_for_log(rig: &Rig, host: usize, text: &str) {
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -104,7 +87,7 @@ fn the_target_dies_while_the_guest_is_on_its_way() {
     rig.hosts[1].start_vusbd().unwrap();
     rig.wait_for_exporter().unwrap();
     move_on(&rig, &mut guest);
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 #[test]
@@ -119,7 +102,7 @@ fn the_target_dies_after_go() {
     assert!(!guest.wait_resumed().unwrap().0);
     guest.wait_commands(10).unwrap();
     move_on(&rig, &mut guest);
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 /// Migrates with the source's vusbd killed once the guest is suspended; it stays away.
@@ -153,7 +136,7 @@ fn the_source_dies_after_the_suspend() {
     rig.wait_for_exporter().unwrap();
     guest.wait_commands(10).unwrap();
     move_on(&rig, &mut guest);
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 #[test]
@@ -167,7 +150,7 @@ fn the_source_dies_after_the_suspend_and_has_the_guest_back() {
     guest.wait_commands(10).unwrap();
     rig.wait_for_exporter().unwrap();
     move_on(&rig, &mut guest);
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 #[test]
@@ -200,7 +183,7 @@ fn the_exporter_is_out_of_the_targets_reach() {
     proxy.set_down(false);
     rig.wait_for_exporter().unwrap();
     move_on(&rig, &mut guest);
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 /// The target was told to take guests all the same: the guest comes, sees its disk go, and has it back
@@ -233,7 +216,7 @@ fn the_exporter_is_out_of_the_targets_reach_and_the_guest_comes_all_the_same() {
         .wait_commands(10)
         .unwrap_or_else(|e| panic!("{e}\n{}", rig.log_tails()));
     move_on(&rig, &mut guest);
-    assert_eq!(end(rig, guest).disconnects, 1);
+    assert_eq!(rig.end(guest).disconnects, 1);
 }
 
 /// The next one is asked for before the guest has done anything at the target.
@@ -249,7 +232,7 @@ fn migrations_back_to_back() {
     guest.wait_commands(20).unwrap();
     assert_eq!(rig.status(guest.host).unwrap().attachments.len(), 1);
     assert!(rig.status(1 - guest.host).unwrap().attachments.is_empty());
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 /// Wherever it was then, the guest sees that its disk is gone, once, and can have it again.
@@ -279,5 +262,5 @@ fn the_device_is_unplugged_in_the_middle() {
         rig.attach_disk(&guest).unwrap();
         guest.wait_commands(10).unwrap();
     }
-    assert_eq!(end(rig, guest).disconnects, 4);
+    assert_eq!(rig.end(guest).disconnects, 4);
 }

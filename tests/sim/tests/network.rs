@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use sim_scenarios::guest::{Report, Said};
+use sim_scenarios::guest::Said;
 use sim_scenarios::programs;
 use sim_scenarios::rig::{EXPORTER, Guest, GuestOptions, Proxy, Rig, RigOptions, free_port};
 use xen_sim::toolstack::MigrateOptions;
@@ -41,28 +41,6 @@ fn working(rig: &Rig, name: &str) -> Guest {
     guest
 }
 
-fn take_down(proxy: &Proxy) {
-    proxy.set_down(true);
-    proxy.cut();
-}
-
-fn end(rig: Rig, guest: Guest) -> Report {
-    let report = guest.stop(&rig).unwrap();
-    assert_eq!(
-        (report.lost, report.duplicated, report.mismatches),
-        (0, 0, 0),
-        "{report:?}"
-    );
-    assert!(report.violations.is_empty(), "{report:?}");
-    assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
-    report
-}
-
-fn end_unnoticed(rig: Rig, guest: Guest) {
-    let report = end(rig, guest);
-    assert_eq!((report.errors, report.disconnects), (0, 0), "{report:?}");
-}
-
 fn wait_until(rig: &Rig, what: &str, mut so: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !so() {
@@ -77,14 +55,14 @@ fn wait_until(rig: &Rig, what: &str, mut so: impl FnMut() -> bool) {
 fn a_network_that_is_away_for_longer_than_the_hold_time() {
     let (rig, proxy) = rig_with_proxy();
     let mut guest = working(&rig, "guest");
-    take_down(&proxy);
+    proxy.take_down();
     let before = guest.report().unwrap().commands;
     std::thread::sleep(HOLD * 2);
     let stalled = guest.report().unwrap().commands;
     assert!(stalled <= before + 1, "{before} {stalled}");
     proxy.set_down(false);
     guest.wait_commands(20).unwrap();
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 /// The policy says that the guest does not wait: its disk goes, and comes back with the exporter.
@@ -95,7 +73,7 @@ fn a_network_that_is_away_for_longer_than_the_guest_waits() {
     let mut guest = working(&rig, "guest");
     let unplugged = |said: &Said| *said == Said::Unplugged;
     for round in 1..=3 {
-        take_down(&proxy);
+        proxy.take_down();
         guest.wait_for("sees its disk go", SOON, unplugged).unwrap();
         // Still the guest's: nobody else gets it meanwhile.
         assert_eq!(rig.status(0).unwrap().attachments.len(), 1, "round {round}");
@@ -104,7 +82,7 @@ fn a_network_that_is_away_for_longer_than_the_guest_waits() {
     }
     let log = rig.hosts[0].vusbd_log();
     assert!(log.contains("out of reach for too long"), "{log}");
-    let report = end(rig, guest);
+    let report = rig.end(guest);
     // More where the machine is so busy that a connection takes longer than the guest waits.
     assert!(report.disconnects >= 3, "{report:?}");
 }
@@ -125,7 +103,7 @@ fn migrated_while_its_disk_is_disconnected() {
     })
     .unwrap();
     let mut guest = working(&rig, "guest");
-    take_down(&first);
+    first.take_down();
     let unplugged = |said: &Said| *said == Said::Unplugged;
     guest.wait_for("sees its disk go", SOON, unplugged).unwrap();
     rig.migrate(&mut guest, 1, &MigrateOptions::default())
@@ -138,7 +116,7 @@ fn migrated_while_its_disk_is_disconnected() {
         rig.status(0).unwrap().attachments.is_empty()
     });
     guest.wait_commands(10).unwrap();
-    assert!(end(rig, guest).disconnects >= 1);
+    assert!(rig.end(guest).disconnects >= 1);
 }
 
 /// The guest sees its disk go at once. That the exporter does not know is said; the device is the
@@ -147,7 +125,7 @@ fn migrated_while_its_disk_is_disconnected() {
 fn detached_while_the_exporter_is_away() {
     let (rig, proxy) = rig_with_proxy();
     let mut guest = working(&rig, "guest");
-    take_down(&proxy);
+    proxy.take_down();
     let output = rig.xl_vusb(0, &["detach", "guest", "1"]).unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{text}");
@@ -160,7 +138,7 @@ fn detached_while_the_exporter_is_away() {
     guest.wait_for("sees its disk go", SOON, unplugged).unwrap();
     rig.attach_disk(&guest).unwrap();
     guest.wait_commands(10).unwrap();
-    assert_eq!(end(rig, guest).disconnects, 2);
+    assert_eq!(rig.end(guest).disconnects, 2);
 }
 
 /// Nobody can tell the exporter that the domain is gone. It is told when it is back.
@@ -168,7 +146,7 @@ fn detached_while_the_exporter_is_away() {
 fn destroyed_while_the_exporter_is_away() {
     let (rig, proxy) = rig_with_proxy();
     let guest = working(&rig, "first");
-    take_down(&proxy);
+    proxy.take_down();
     let domid = guest.domid;
     drop(guest);
     rig.hosts[0].xl.destroy(domid).unwrap();
@@ -182,7 +160,7 @@ fn destroyed_while_the_exporter_is_away() {
         String::from_utf8_lossy(&devices.stdout).contains("free")
     });
     let guest = working(&rig, "second");
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }
 
 /// Connections that stand and carry nothing: noticed in seconds, on both kinds of connection.
@@ -201,5 +179,5 @@ fn a_peer_that_is_there_and_not_heard() {
     let devices = rig.xl_vusb(0, &["devices"]).unwrap();
     let text = String::from_utf8_lossy(&devices.stdout);
     assert!(text.contains(&format!("{EXPORTER}/0-1")), "{text}");
-    end_unnoticed(rig, guest);
+    rig.end_unnoticed(guest);
 }

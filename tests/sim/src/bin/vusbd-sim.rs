@@ -16,6 +16,9 @@ struct Arguments {
     /// The directory of the host's `xen-sim`.
     #[arg(long, value_name = "DIR")]
     host_dir: PathBuf,
+    /// Its xenstored's socket, where that is not in this directory.
+    #[arg(long, value_name = "SOCKET")]
+    xenstored: Option<PathBuf>,
     /// The configuration file, as vusbd's.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
@@ -41,6 +44,7 @@ fn run() -> Result<()> {
     let (log, _guard) = logging::to_stderr(arguments.verbose);
     let platform = SimXen::connect(&arguments.host_dir)
         .with_context(|| format!("no simulated host in {}", arguments.host_dir.display()))?;
-    let endpoint = Endpoint::Socket(arguments.host_dir.join("xenstored.sock"));
+    let usual = || arguments.host_dir.join("xenstored.sock");
+    let endpoint = Endpoint::Socket(arguments.xenstored.clone().unwrap_or_else(usual));
     backend::run(platform, &endpoint, config, identity, &log)
 }

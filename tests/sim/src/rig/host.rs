@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use xen_sim::toolstack::Toolstack;
 
+use super::store_link::StoreLink;
 use super::tls_section;
 use crate::process::Process;
 use crate::programs;
@@ -23,6 +24,7 @@ pub struct Host {
     config: PathBuf,
     socket: PathBuf,
     log: PathBuf,
+    store_link: Option<StoreLink>,
     /// Plays `xl` there.
     pub xl: Toolstack,
     /// Before `xen`: it lets go of everything first.
@@ -68,13 +70,14 @@ impl Host {
         );
         std::fs::write(&config, text)?;
         let log = logs.join(format!("{name}-vusbd.log"));
-        let vusbd = run(&dir, &config, &socket, &log)?;
+        let vusbd = run(&dir, &config, &socket, &log, None)?;
         Ok(Self {
             name: name.to_owned(),
             dir,
             config,
             socket,
             log,
+            store_link: None,
             xl,
             vusbd: Mutex::new(vusbd),
             xen,
@@ -153,8 +156,25 @@ impl Host {
     /// # Errors
     /// When it does not start.
     pub fn start_vusbd(&self) -> Result<()> {
-        *self.vusbd() = run(&self.dir, &self.config, &self.socket, &self.log)?;
+        let link = self.store_link.as_ref();
+        *self.vusbd() = run(&self.dir, &self.config, &self.socket, &self.log, link)?;
         Ok(())
+    }
+
+    /// From now on vusbd reaches xenstored through something that can be lost.
+    pub(super) fn link_store(&mut self) -> Result<()> {
+        let path = self.dir.join("link.sock");
+        let link = StoreLink::start(&path, &self.dir.join("xenstored.sock"))?;
+        self.store_link = Some(link);
+        self.restart_vusbd()
+    }
+
+    /// vusbd loses its connection to xenstored, and does not find it for a while. Needs
+    /// [`RigOptions::lose_store`](super::RigOptions::lose_store).
+    pub fn lose_store(&self, how_long: Duration) {
+        if let Some(link) = &self.store_link {
+            link.lose(how_long);
+        }
     }
 
     /// The memory that its vusbd has in use now, in KiB.
@@ -206,10 +226,19 @@ impl Host {
     }
 }
 
-fn run(dir: &Path, config: &Path, socket: &Path, log: &Path) -> Result<Process> {
+fn run(
+    dir: &Path,
+    config: &Path,
+    socket: &Path,
+    log: &Path,
+    store_link: Option<&StoreLink>,
+) -> Result<Process> {
     let mut command = Command::new(programs::path("vusbd-sim")?);
     command.arg("--host-dir").arg(dir);
     command.arg("--config").arg(config);
+    if let Some(link) = store_link {
+        command.arg("--xenstored").arg(link.path());
+    }
     let mut vusbd = Process::start("vusbd-sim", command, log)?;
     vusbd.wait_until("listening", || UnixStream::connect(socket).is_ok())?;
     Ok(vusbd)

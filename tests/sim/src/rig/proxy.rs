@@ -58,6 +58,12 @@ impl Proxy {
         self.shared.down.store(down, Ordering::Relaxed);
     }
 
+    /// From now on there is nobody: every connection breaks, and new ones are refused.
+    pub fn take_down(&self) {
+        self.set_down(true);
+        self.cut();
+    }
+
     /// From now on everything that is sent disappears, while all connections stand: half-open ones.
     /// One that has lost something never passes anything on again, whatever comes later.
     pub fn set_swallowing(&self, swallowing: bool) {

@@ -64,6 +64,11 @@ impl<W: Words> Journal<W> {
                 for port in PortNumber::first(PortNumber::MAX) {
                     let at = port_at(port) + port::STATE;
                     journal.ports[port.index()] = journal.words.load(at);
+                    // As long as the record is there that tells a number which was not noted yet.
+                    if let Some(session) = journal.session(port) {
+                        let at = port_at(port) + port::LAST_REQUEST;
+                        journal.words.store(at, session.last_request);
+                    }
                 }
                 Ok(journal)
             }

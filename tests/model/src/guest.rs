@@ -98,7 +98,7 @@ impl Guest {
             in_flight: Vec::new(),
             left: limits.transfers,
             recalls: limits.recalls,
-            intact: limits.cuts == 0 && limits.exporter_crashes == 0,
+            intact: limits.cuts == 0 && limits.exporter_crashes == 0 && limits.restarts == 0,
             again: Vec::new(),
         }
     }

@@ -411,10 +411,12 @@ impl<B: Backend> Serving<B> {
 
     fn answer(&mut self, slot: Slot, answers: Answers) {
         let (urb, unlink) = std::mem::take(&mut self.records[slot.index()]);
+        // In this order: of a request whose unlink is answered nobody knows that it was cancelled,
+        // while an unlink of one that is answered is answered.
+        self.push(urb, &answers.urb);
         if let Some(response) = answers.unlink {
             self.push(unlink, &response);
         }
-        self.push(urb, &answers.urb);
     }
 
     fn finish(&mut self, slot: Slot, result: UrbResult) {

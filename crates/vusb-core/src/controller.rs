@@ -30,7 +30,7 @@ pub enum Verdict {
     AnswerBoth(Slot, Answers),
 }
 
-/// One or two answers, to be pushed in this order and published together.
+/// One or two answers, to be published together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answers {
     /// To the unlink, if there was one.

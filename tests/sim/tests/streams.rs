@@ -142,6 +142,10 @@ fn travel_along(mode: ResumeMode) {
     let mut travel = || -> Result<()> {
         for round in 0..8_u64 {
             progress(1 + random.below(5))?;
+            if round % 3 == 1 {
+                rig.hosts[domain.host].restart_vusbd()?;
+                progress(1 + random.below(5))?;
+            }
             let fails = round % 4 == 3;
             let options = MigrateOptions {
                 failure: fails.then_some(Failure::BeforeGo),

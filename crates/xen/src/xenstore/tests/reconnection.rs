@@ -171,7 +171,8 @@ async fn a_message_that_is_too_long_ends_the_connection() {
 async fn handles_dropped_while_the_daemon_is_away_end_the_task() {
     let (mut daemon, store, mut events) = connect().await;
     daemon.stop().await;
-    drop(store);
+    // Else it may see the handle go before it sees that the daemon is away.
     assert_eq!(next(&mut events).await, WatchEvent::Disconnected);
+    drop(store);
     assert_eq!(unhung(events.next()).await, None);
 }

@@ -314,6 +314,8 @@ impl Machine {
                 // plays; it cannot be added later.
                 command.args(["-device", "usb-ehci,id=ehci"]);
                 command.args(["-device", "qemu-xhci,id=xhci,p2=8,p3=8"]);
+                // For devices with several reads at a time: see "What the emulator gets wrong".
+                command.args(["-device", "piix3-usb-uhci,id=uhci"]);
                 command.arg("-audiodev").arg(format!(
                     "wav,id=sound,out.frequency=48000,out.format=s16,out.channels=2,path={}",
                     self.file(run, "wav").display()

@@ -127,7 +127,7 @@ impl Kind {
         match self {
             Self::Keyboard => ("xhci.0", "1"),
             Self::Tablet => ("xhci.0", "2"),
-            Self::Serial => ("xhci.0", "3"),
+            Self::Serial => ("uhci.0", "1"),
             Self::Reader => ("xhci.0", "4"),
             Self::Speaker => ("xhci.0", "5"),
             Self::SuperStick => ("xhci.0", "6"),

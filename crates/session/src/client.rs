@@ -12,13 +12,19 @@
 //! end tells the other the last number it has. A request's OUT data is not kept here: its URB is
 //! unanswered, so the guest's pages still hold it.
 
+mod error;
+mod outstanding;
+mod resume;
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 
 use crate::Epoch;
-use crate::frame::{
-    self, Completion, FrameError, HEADER_LEN, Header, Kind, Transfer, TransferStatus,
-};
-use crate::open::How;
+use crate::frame::{self, Completion, HEADER_LEN, Header, Kind, Transfer, TransferStatus};
+use outstanding::{End, Outstanding};
+
+pub use error::ClientError;
 
 /// Most requests without a completion. A ring has 16 slots; the rest is for resets.
 pub const MAX_OUTSTANDING: usize = 32;
@@ -26,48 +32,6 @@ pub const MAX_OUTSTANDING: usize = 32;
 /// Most completions whose acknowledgement waits: the slots of a ring. With [`MAX_OUTSTANDING`]
 /// they are fewer than [`crate::server::MAX_OPEN`].
 pub const MAX_HELD: u64 = 16;
-
-/// Why a connection is of no more use.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ClientError {
-    /// Not a frame.
-    #[error("the exporter sent no valid frame: {0}")]
-    Frame(#[from] FrameError),
-    /// A frame that only a backend sends.
-    #[error("the exporter sent a backend's frame")]
-    Direction,
-    /// A completion is missing or repeated.
-    #[error("completion {got} where {expected} was due")]
-    CompletionNumber {
-        /// The number that came.
-        got: u64,
-        /// The number that was due.
-        expected: u64,
-    },
-    /// A completion of no outstanding request.
-    #[error("completion of request {0}, which is not outstanding")]
-    UnknownRequest(u64),
-    /// More data than was asked for, or data with an OUT transfer.
-    #[error(
-        "completion of request {request} carries {len} bytes where at most {limit} were asked for"
-    )]
-    TooMuchData {
-        /// The request.
-        request: u64,
-        /// Bytes of the body, or the actual length.
-        len: usize,
-        /// Bytes that were asked for.
-        limit: usize,
-    },
-    /// The exporter claims to have requests that were never sent.
-    #[error("the exporter says it has request {got}, the last one sent is {last}")]
-    Received {
-        /// What it claims.
-        got: u64,
-        /// The last one.
-        last: u64,
-    },
-}
 
 /// What arrived.
 #[derive(Debug, PartialEq, Eq)]
@@ -87,54 +51,6 @@ pub enum Event<'a> {
     Ping,
     /// The exporter is there.
     Pong,
-}
-
-#[derive(Clone, Copy, Debug, Hash)]
-struct Outstanding {
-    request: u64,
-    /// Largest body of its completion.
-    body_limit: usize,
-    length: u32,
-    end: End,
-}
-
-/// Whether the guest has given up a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum End {
-    /// No.
-    Awaited,
-    /// Yes.
-    Cancelled,
-    /// Yes, because it is being suspended: its data is the exporter's to keep.
-    Kept,
-    /// Yes, because it is being suspended: its data is the submitter's.
-    Recalled,
-}
-
-impl Outstanding {
-    fn transfer(request: u64, transfer: &Transfer) -> Self {
-        let iso = transfer.iso_packets() * frame::ISO_PACKET_LEN;
-        let data = if transfer.is_in() {
-            transfer.length as usize
-        } else {
-            0
-        };
-        Self {
-            request,
-            body_limit: iso + data,
-            length: transfer.length,
-            end: End::Awaited,
-        }
-    }
-
-    fn nothing(request: u64) -> Self {
-        Self {
-            request,
-            body_limit: 0,
-            length: 0,
-            end: End::Awaited,
-        }
-    }
 }
 
 /// The machine; see the module's documentation.
@@ -167,45 +83,6 @@ impl Client {
             output: Vec::with_capacity(256 * 1024),
             lag: 0,
         }
-    }
-
-    /// The client of an earlier process, not connected. `known` are the requests without a
-    /// completion that somebody waits for, in any order, a reset as `None`. `last_request` is the
-    /// last one that may have been sent, `completions_received` the last completion whose outcome
-    /// was kept.
-    ///
-    /// Numbers that are neither known nor completed belong to requests that nobody waits for any more:
-    /// their completions are taken, and what of them did not arrive is sent with no effect.
-    ///
-    /// `None` when these numbers contradict each other; then the lease is to be claimed.
-    pub fn restore(
-        epoch: Epoch,
-        last_request: u64,
-        completions_received: u64,
-        known: impl IntoIterator<Item = (u64, Option<Transfer>)>,
-    ) -> Option<Self> {
-        let mut client = Self::new(epoch);
-        client.connected = false;
-        client.last_request = last_request;
-        client.completions_received = completions_received;
-        client.acknowledged = completions_received;
-        for (request, transfer) in known {
-            if request == 0 || request > last_request || !client.has_room() {
-                return None;
-            }
-            client.outstanding.push_back(match transfer {
-                Some(transfer) => Outstanding::transfer(request, &transfer),
-                None => Outstanding::nothing(request),
-            });
-        }
-        let open = last_request.checked_sub(completions_received)?;
-        client.unaccounted = open.checked_sub(client.outstanding.len() as u64)?;
-        // More than an exporter would ever have taken.
-        if open > crate::server::MAX_OPEN as u64 {
-            return None;
-        }
-        client.sort_outstanding();
-        Some(client)
     }
 
     /// The epoch that it was made for.
@@ -370,93 +247,9 @@ impl Client {
         }
     }
 
-    /// The connection is lost. What was not sent is dropped: it will be sent again.
-    pub fn lost(&mut self) {
-        self.connected = false;
-        self.output.clear();
-    }
-
-    /// How to open a new connection.
-    pub fn resume(&self) -> How {
-        How::Resume {
-            epoch: self.epoch,
-            completions_received: self.completions_received,
-        }
-    }
-
-    /// The exporter answered a resume: it has all requests up to `requests_received`. The caller
-    /// sends those of [`Client::unsent`] again, in order, then calls [`Client::resend_cancels`].
-    pub fn resumed(&mut self, requests_received: u64) -> Result<(), ClientError> {
-        if requests_received > self.last_request {
-            return Err(ClientError::Received {
-                got: requests_received,
-                last: self.last_request,
-            });
-        }
-        self.connected = true;
-        self.acknowledged = self.completions_received;
-        // Numbers have no gaps: what nobody waits for is sent, too, with no effect.
-        let fillers = requests_received + 1..=self.last_request;
-        for request in fillers.take(crate::server::MAX_OPEN) {
-            if self.unaccounted > 0 && !self.is_outstanding(request) {
-                self.unaccounted -= 1;
-                self.outstanding.push_back(Outstanding::nothing(request));
-            }
-        }
-        self.sort_outstanding();
-        Ok(())
-    }
-
-    fn is_outstanding(&self, request: u64) -> bool {
-        self.outstanding.iter().any(|o| o.request == request)
-    }
-
-    fn sort_outstanding(&mut self) {
-        let outstanding = self.outstanding.make_contiguous();
-        outstanding.sort_unstable_by_key(|o| o.request);
-    }
-
     /// The last completion that arrived, 0 for none.
     pub fn completions_received(&self) -> u64 {
         self.completions_received
-    }
-
-    /// The outstanding requests after `requests_received`, oldest first.
-    pub fn unsent(&self, requests_received: u64) -> impl Iterator<Item = u64> + '_ {
-        self.outstanding
-            .iter()
-            .map(|o| o.request)
-            .filter(move |&r| r > requests_received)
-    }
-
-    /// Sends a request of [`Client::unsent`] again.
-    pub fn resend<E>(
-        &mut self,
-        request: u64,
-        transfer: &Transfer,
-        fill: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        self.encode_submit(request, transfer, fill)
-    }
-
-    /// Sends a reset of [`Client::unsent`] again.
-    pub fn resend_reset(&mut self, request: u64) {
-        self.plain(Kind::Reset, request, &[]);
-    }
-
-    /// Cancels again what was cancelled, after the requests were sent again: the newest first, as
-    /// the USB core does. Else it would look as if the guest had seen what came after a request
-    /// whose data is to be kept.
-    pub fn resend_cancels(&mut self) {
-        for at in (0..self.outstanding.len()).rev() {
-            let Outstanding { request, end, .. } = self.outstanding[at];
-            match end {
-                End::Awaited => (),
-                End::Cancelled => self.plain(Kind::Cancel, request, &[]),
-                End::Kept => self.plain(Kind::Keep, request, &[]),
-                End::Recalled => self.plain(Kind::Recall, request, &[]),
-            }
-        }
     }
 
     fn encode_submit<E>(
@@ -539,6 +332,3 @@ impl Client {
         Ok(end)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -214,11 +214,16 @@ impl Transfer {
 
     /// Length of the body of its [`Kind::Submit`] frame: packet descriptors, and OUT data.
     pub fn submit_body_len(&self) -> usize {
-        let data = if self.is_in() {
-            0
-        } else {
-            self.length as usize
-        };
+        self.body_len(!self.is_in())
+    }
+
+    /// Greatest length of the body of its [`Kind::Complete`] frame: packet descriptors, and IN data.
+    pub fn complete_body_limit(&self) -> usize {
+        self.body_len(self.is_in())
+    }
+
+    fn body_len(&self, with_data: bool) -> usize {
+        let data = if with_data { self.length as usize } else { 0 };
         self.iso_packets() * ISO_PACKET_LEN + data
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 use super::*;
 use crate::frame::{TransferStatus, TransferType};
+use crate::open::How;
 
 fn bulk(endpoint: u8, length: u32) -> Transfer {
     let transfer_type = TransferType::Bulk;

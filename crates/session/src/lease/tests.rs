@@ -2,7 +2,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{DeviceSelector, Speed};
+use crate::control::Acquire;
+use crate::frame::MAX_COOKIE_LEN;
+use crate::{DeviceSelector, OnMigrate, Speed};
 
 pub(super) fn vm(number: u8) -> VmUuid {
     VmUuid(uuid::Uuid::from_bytes([number; 16]))

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::client::{self, Client};
-use crate::frame::{MAX_COOKIE_LEN, TransferType};
+use crate::frame::{MAX_COOKIE_LEN, Transfer, TransferStatus, TransferType};
 
 fn bulk(is_in: bool, length: u32) -> Transfer {
     Transfer {

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! How long a lease waits for its VM.
+
+use crate::LeasePhase;
+
+/// How long a lease waits for its VM when the VM's domain is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HoldTimes {
+    /// Where it was destroyed, rebooted or crashed, in milliseconds.
+    pub gone_ms: u64,
+    /// Where it was suspended first, as `xl save` does, in milliseconds; `None` for ever.
+    pub saved_ms: Option<u64>,
+}
+
+/// The same for both, in milliseconds.
+impl From<u64> for HoldTimes {
+    fn from(hold_ms: u64) -> Self {
+        Self {
+            gone_ms: hold_ms,
+            saved_ms: Some(hold_ms),
+        }
+    }
+}
+
+impl HoldTimes {
+    /// When a lease in this phase is over.
+    pub(super) fn deadline_ms(self, phase: LeasePhase, now_ms: u64) -> Option<u64> {
+        let hold_ms = match phase {
+            LeasePhase::Saved => self.saved_ms?,
+            LeasePhase::Orphaned => self.gone_ms,
+            _ => return None,
+        };
+        Some(now_ms.saturating_add(hold_ms))
+    }
+}

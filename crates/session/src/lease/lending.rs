@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A device is lent: to whom, to which port, on which terms.
+
+use super::{Entry, LeaseTable};
+use crate::control::{Acquire, Refusal};
+use crate::frame::MAX_COOKIE_LEN;
+use crate::open::Attempt;
+use crate::{
+    Configured, DeviceInfo, DeviceState, Exchange, Holder, Lease, LeasePhase, OnMigrate,
+    StashCounters,
+};
+
+/// Longest name of a VM, in bytes.
+pub const MAX_VM_NAME_LEN: usize = 256;
+/// Ports of a controller are 1 to this.
+pub const MAX_PORT: u8 = 31;
+
+impl LeaseTable {
+    /// Lends one of `devices`, which are those that are plugged in. Asking again for what one has
+    /// at the same port answers the same lease.
+    pub fn acquire(
+        &mut self,
+        wanted: &Acquire,
+        host: &str,
+        devices: &[DeviceInfo],
+    ) -> Result<Lease, Refusal> {
+        check_limits(wanted)?;
+        let mut matching = devices.iter().filter(|d| wanted.device.matches(d));
+        let device = match (matching.next(), matching.count()) {
+            (None, _) => return Err(Refusal::UnknownDevice(wanted.device.to_string())),
+            (Some(device), 0) => device,
+            (Some(_), others) => {
+                return Err(Refusal::Ambiguous {
+                    selector: wanted.device.to_string(),
+                    count: others + 1,
+                });
+            }
+        };
+        self.check_policy(device, wanted.vm, host)?;
+        if let Some(lease) = self.get(&device.id) {
+            let same = lease.vm == wanted.vm
+                && lease.controller == wanted.controller
+                && lease.port == wanted.port;
+            return match same {
+                true => Ok(lease.clone()),
+                false => Err(Refusal::Busy {
+                    device: device.id.clone(),
+                    vm: lease.vm,
+                    vm_name: lease.vm_name.clone(),
+                }),
+            };
+        }
+        if let DeviceState::Unavailable { reason } = &device.state {
+            return Err(Refusal::Unavailable {
+                device: device.id.clone(),
+                reason: reason.clone(),
+            });
+        }
+        if wanted.exchange.is_some() && device.identity().is_none() {
+            return Err(Refusal::Limit(format!(
+                "device {} has no serial number, so it cannot be told from another like it; attach it \
+                 with --on-exchange none",
+                device.id
+            )));
+        }
+        self.check_port(wanted)?;
+        if wanted.returns.is_some() {
+            self.absent
+                .retain(|a| !a.lease.is_at(wanted.vm, wanted.controller, wanted.port));
+        }
+        Ok(self.lend(device, wanted, host))
+    }
+
+    fn lend(&mut self, device: &DeviceInfo, wanted: &Acquire, host: &str) -> Lease {
+        let mut device = device.clone();
+        device.state = DeviceState::Leased {
+            vm: wanted.vm,
+            vm_name: wanted.vm_name.clone(),
+        };
+        let lease = Lease {
+            vm: wanted.vm,
+            vm_name: wanted.vm_name.clone(),
+            controller: wanted.controller,
+            port: wanted.port,
+            epoch: self.raise(),
+            holder: Holder {
+                host: host.to_owned(),
+                domid: wanted.domid,
+            },
+            phase: LeasePhase::Disconnected,
+            on_migrate: wanted
+                .on_migrate
+                .unwrap_or_else(|| OnMigrate::default_for(&device)),
+            frontend_resumes: wanted.returns.as_ref().is_some_and(|r| r.frontend_resumes),
+            cookie: wanted
+                .returns
+                .as_ref()
+                .map_or_else(Vec::new, |r| r.cookie.clone()),
+            note: None,
+            stash: StashCounters::default(),
+            exchange: wanted.exchange,
+            descriptors: None,
+            configured: wanted
+                .returns
+                .as_ref()
+                .map_or_else(Configured::default, |r| r.configured.clone()),
+            device,
+        };
+        let entry = Entry {
+            lease: lease.clone(),
+            frozen: false,
+            attempt: Attempt::default(),
+            deadline_ms: None,
+        };
+        self.entries.insert(lease.device.id.clone(), entry);
+        lease
+    }
+
+    fn check_port(&self, wanted: &Acquire) -> Result<(), Refusal> {
+        let at = |l: &&Lease| l.is_at(wanted.vm, wanted.controller, wanted.port);
+        let mut taken = self.leases().filter(at);
+        match taken.find(|l| l.phase != LeasePhase::Absent || wanted.returns.is_none()) {
+            None => Ok(()),
+            Some(lease) if lease.phase == LeasePhase::Absent => Err(Refusal::Limit(format!(
+                "port {} of controller {} waits for device {}, which was pulled out; choose another \
+                 with --port, or detach it first",
+                lease.port, lease.controller, lease.device.id
+            ))),
+            Some(lease) => Err(Refusal::Limit(format!(
+                "port {} of controller {} has device {} already; choose another with --port",
+                lease.port, lease.controller, lease.device.id
+            ))),
+        }
+    }
+}
+
+fn check_limits(wanted: &Acquire) -> Result<(), Refusal> {
+    if !(1..=MAX_PORT).contains(&wanted.port) {
+        let message = format!(
+            "there is no port {}; ports are 1 to {MAX_PORT}",
+            wanted.port
+        );
+        return Err(Refusal::Limit(message));
+    }
+    if wanted.vm_name.len() > MAX_VM_NAME_LEN {
+        let message = format!("the name of a VM has at most {MAX_VM_NAME_LEN} bytes");
+        return Err(Refusal::Limit(message));
+    }
+    if let Some(exchange) = wanted.exchange
+        && !(1..=Exchange::MAX_SECONDS).contains(&exchange.seconds)
+    {
+        let message = format!(
+            "an attachment waits for its device for 1 to {} seconds, not {}",
+            Exchange::MAX_SECONDS,
+            exchange.seconds
+        );
+        return Err(Refusal::Limit(message));
+    }
+    let cookie = wanted.returns.as_ref().map_or(0, |r| r.cookie.len());
+    if cookie > MAX_COOKIE_LEN {
+        let message = format!("a cookie has at most {MAX_COOKIE_LEN} bytes");
+        return Err(Refusal::Limit(message));
+    }
+    Ok(())
+}

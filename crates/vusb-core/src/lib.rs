@@ -20,11 +20,13 @@ mod controller;
 mod port;
 mod transfer;
 mod urb;
+mod verdict;
 
 #[cfg(test)]
 mod tests;
 
-pub use controller::{Answers, Controller, PortError, UrbResult, Verdict};
+pub use controller::{Controller, PortError};
 pub use port::{ConnEvent, PortSnapshot, PortState};
 pub use transfer::{transfer_of, urb_status};
 pub use urb::{Slot, Urb};
+pub use verdict::{Answers, UrbResult, Verdict};

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! What a host asks for over its control connection.
+
+use session::control::{Acquire, Event, Refusal, Reply, Request, Returns};
+use session::{DeviceId, Epoch, Lease, LeasePhase, VmUuid};
+use slog::info;
+
+use super::{Hub, SharedSession};
+
+impl Hub {
+    /// Answers `host`.
+    pub(crate) async fn answer(&self, request: Request, host: &str) -> Reply {
+        let result = match request {
+            Request::Devices => {
+                let devices = self.device_infos();
+                Ok(Reply::Devices(
+                    self.table.borrow().visible_devices(&devices, host),
+                ))
+            }
+            Request::Leases { vm } => Ok(self.leases(vm, host)),
+            Request::Acquire(acquire) => self.acquire(&acquire, host).await,
+            Request::Release { device, vm, epoch } => self.release(&device, vm, host, epoch).await,
+            Request::Expect { vm, domid } => Ok(self.expect(vm, domid, host)),
+            // The connection does it.
+            Request::Arriving { .. } => Ok(Reply::Done),
+            Request::Note { device, vm, text } => {
+                let noted = self.table.borrow_mut().note(&device, vm, host, &text);
+                match noted {
+                    Ok(()) => {
+                        self.lease_changed(&device);
+                        self.save().await.map(|()| Reply::Done)
+                    }
+                    Err(refusal) => Err(refusal),
+                }
+            }
+            // The connection does it.
+            Request::Subscribe => Ok(Reply::Done),
+        };
+        result.unwrap_or_else(|refusal| {
+            info!(self.log, "refused"; "host" => host, "reason" => %refusal);
+            Reply::Refused(refusal)
+        })
+    }
+
+    fn leases(&self, vm: Option<VmUuid>, host: &str) -> Reply {
+        let mut leases = self.table.borrow().visible_leases(vm, host);
+        for lease in &mut leases {
+            if lease.phase != LeasePhase::Absent
+                && let Some(session) = self.session(&lease.device.id)
+            {
+                lease.stash = session.borrow().server.stash_counters();
+            }
+        }
+        Reply::Leases(leases)
+    }
+
+    async fn acquire(&self, wanted: &Acquire, host: &str) -> Result<Reply, Refusal> {
+        let devices = self.device_infos();
+        let before = self.table.borrow().changes();
+        let lease = self.table.borrow_mut().acquire(wanted, host, &devices)?;
+        if self.table.borrow().changes() == before {
+            return Ok(Reply::Lease(Box::new(lease)));
+        }
+        let device = &lease.device.id;
+        if let Err(refusal) = self.hand_over(&lease, wanted.returns.as_ref()).await {
+            // Unless it was released meanwhile, and perhaps lent again.
+            let mut table = self.table.borrow_mut();
+            if table.get(device).is_some_and(|l| l.epoch == lease.epoch) {
+                table.remove(device);
+            }
+            drop(table);
+            self.take_back_unlent(device);
+            self.unsaved.notify_one();
+            return Err(refusal);
+        }
+        info!(self.log, "lent"; "device" => %device, "vm" => %lease.vm, "host" => host,
+            "epoch" => lease.epoch.0);
+        self.lease_changed(device);
+        self.subscribers.publish(&Event::Devices, |_| true);
+        let now = self.table.borrow().get(device).cloned();
+        Ok(Reply::Lease(Box::new(now.unwrap_or(lease))))
+    }
+
+    /// Makes the device of a new lease ready, and the lease permanent.
+    async fn hand_over(&self, lease: &Lease, returns: Option<&Returns>) -> Result<(), Refusal> {
+        let device = &lease.device.id;
+        let unavailable = |reason| Refusal::Unavailable {
+            device: device.clone(),
+            reason,
+        };
+        let unplugged = || unavailable("it was unplugged".to_owned());
+        let session = self.session(device).ok_or_else(unplugged)?;
+        session.borrow_mut().lend(lease.epoch);
+        let anew = Returns::default();
+        let begin = returns.unwrap_or(&anew);
+        self.prepare(&session, Some(begin))
+            .await
+            .map_err(unavailable)?;
+        self.note_descriptors(lease, &session, begin);
+        self.take_back_unlent(device);
+        self.save().await
+    }
+
+    /// What the device of a new lease turned out to be: what its guest knows, or something new.
+    fn note_descriptors(&self, lease: &Lease, session: &SharedSession, begin: &Returns) {
+        let device = &lease.device.id;
+        let mut session = session.borrow_mut();
+        let descriptors = session.executor.descriptors();
+        let mut table = self.table.borrow_mut();
+        table.set_descriptors(device, lease.epoch, descriptors);
+        match descriptors.is_some() && begin.descriptors == descriptors {
+            true => session.server.set_configured(begin.configured.clone()),
+            false => table.begin_anew(device, lease.epoch),
+        }
+    }
+
+    async fn release(
+        &self,
+        device: &DeviceId,
+        vm: VmUuid,
+        host: &str,
+        epoch: Epoch,
+    ) -> Result<Reply, Refusal> {
+        let lease = self.table.borrow_mut().release(device, vm, host, epoch)?;
+        self.ended(&lease, &format!("released by {host}"));
+        self.save().await?;
+        Ok(Reply::Done)
+    }
+
+    /// Tells the others that a VM is on its way to `host`, and `host` what the VM holds.
+    fn expect(&self, vm: VmUuid, domid: u16, host: &str) -> Reply {
+        if self.table.borrow().policy().may_expect(vm, host) {
+            let event = Event::Expected {
+                vm,
+                host: host.to_owned(),
+                domid,
+            };
+            self.subscribers
+                .publish(&event, |to| self.table.borrow().policy().may_expect(vm, to));
+        }
+        self.leases(Some(vm), host)
+    }
+}

@@ -8,10 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use common::*;
-use session::client::Client;
-use session::control::{Event, Reply, Request};
+use session::control::{Event, Reply};
 use session::frame::{Kind, Transfer, TransferStatus, TransferType};
-use session::open::{How, Opened};
 use session::{DeviceId, LeasePhase, StashCounters};
 
 fn report() -> Transfer {
@@ -58,11 +56,7 @@ fn keys_pressed_while_nobody_is_connected_are_kept_for_the_guest() {
     let exporter = pool.start(&keyboard(&pool.dir));
     let (a, b) = (pool.identity("host-a"), pool.identity("host-b"));
     run(async {
-        let mut control = exporter.control(&a).await;
-        assert_eq!(control.ask(Request::Subscribe).await, Reply::Done);
-        let lease = control.acquire(wanted("0-1", vm(1), 1)).await;
-        let mut source = exporter.claim(&a, &lease).await;
-        source.configure().await;
+        let (mut control, _, mut source) = exporter.lend(&a).await;
         press(&pool.dir, "04");
         assert_eq!(key(&mut source).await, 4);
 
@@ -90,13 +84,7 @@ fn keys_pressed_while_nobody_is_connected_are_kept_for_the_guest() {
         }
 
         let lease = control.lease().await;
-        let (stream, opened) = exporter
-            .open(&b, &open(&lease, 7, How::Claim { seen: lease.epoch }))
-            .await;
-        let Opened::Ready { epoch, .. } = opened else {
-            panic!("{opened:?}");
-        };
-        let mut target = Device::new(stream, Client::new(epoch));
+        let mut target = exporter.claim_for(&b, &lease, 7).await;
         for pressed in [5, 6, 7, 8] {
             assert_eq!(key(&mut target).await, pressed);
         }
@@ -129,10 +117,7 @@ fn what_is_kept_is_bounded_and_the_rest_is_counted() {
     let exporter = pool.start(&keyboard(&pool.dir));
     let a = pool.identity("host-a");
     run(async {
-        let mut control = exporter.control(&a).await;
-        let lease = control.acquire(wanted("0-1", vm(1), 1)).await;
-        let mut source = exporter.claim(&a, &lease).await;
-        source.configure().await;
+        let (mut control, _, mut source) = exporter.lend(&a).await;
         let request = source.submit(&report(), &[]);
         source.client.keep(request);
         let (completion, _) = source.completion().await;

@@ -13,6 +13,15 @@ use session::{Epoch, LeasePhase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use transport::{connect, receive};
 
+/// The answer is a refusal of this kind.
+macro_rules! assert_refused {
+    ($answer:expr, $Answer:ident, $Kind:ident) => {{
+        let answer = $answer;
+        let refused = matches!(answer, $Answer::Refused(Refusal::$Kind { .. }));
+        assert!(refused, "{answer:?}");
+    }};
+}
+
 #[test]
 fn a_disk_is_written_and_read_over_the_network() {
     let pool = Pool::new();
@@ -63,10 +72,7 @@ fn a_connection_cut_in_the_middle_is_resumed_without_loss_or_repetition() {
     let exporter = pool.start(ALLOW_ALL);
     let host = pool.identity("host-a");
     run(async {
-        let mut control = exporter.control(&host).await;
-        let lease = control.acquire(wanted("0-1", vm(1), 1)).await;
-        let mut device = exporter.claim(&host, &lease).await;
-        device.configure().await;
+        let (_control, lease, mut device) = exporter.lend(&host).await;
         // An IN transfer that waits while the connection is away, and a command that is cut in two.
         let status = device.submit(&bulk_in(13), &[]);
         let command = device.submit(&bulk_out(31), &cbw(9, true, 0, 0));
@@ -127,10 +133,7 @@ fn completions_that_were_lost_with_the_connection_are_sent_again() {
     let exporter = pool.start(ALLOW_ALL);
     let host = pool.identity("host-a");
     run(async {
-        let mut control = exporter.control(&host).await;
-        let lease = control.acquire(wanted("0-1", vm(1), 1)).await;
-        let mut device = exporter.claim(&host, &lease).await;
-        device.configure().await;
+        let (_control, lease, mut device) = exporter.lend(&host).await;
         device.submit(&control_in_descriptor(), &[]);
         device.flush().await;
         // It is answered, and the answer is thrown away with the connection.
@@ -168,11 +171,7 @@ fn a_claim_fences_the_old_holder_and_drops_what_it_waits_for() {
     let exporter = pool.start(ALLOW_ALL);
     let (a, b) = (pool.identity("host-a"), pool.identity("host-b"));
     run(async {
-        let mut control = exporter.control(&a).await;
-        assert_eq!(control.ask(Request::Subscribe).await, Reply::Done);
-        let lease = control.acquire(wanted("0-1", vm(1), 1)).await;
-        let mut source = exporter.claim(&a, &lease).await;
-        source.configure().await;
+        let (mut control, _, mut source) = exporter.lend(&a).await;
         source.client.save_cookie(b"address 5");
         source.client.say(Kind::Freeze);
         source.submit(&bulk_in(13), &[]);
@@ -246,16 +245,10 @@ fn the_policy_decides_about_everything() {
             Reply::Leases(vec![])
         );
         let refused = other.release(disk(), vm(1), lease.epoch).await;
-        assert!(
-            matches!(refused, Reply::Refused(Refusal::Policy { .. })),
-            "{refused:?}"
-        );
+        assert_refused!(refused, Reply, Policy);
         let claim = open(&lease, 1, How::Claim { seen: lease.epoch });
         let (_, opened) = exporter.open(&b, &claim).await;
-        assert!(
-            matches!(opened, Opened::Refused(Refusal::Policy { .. })),
-            "{opened:?}"
-        );
+        assert_refused!(opened, Opened, Policy);
     });
 }
 
@@ -268,10 +261,7 @@ fn nobody_may_do_anything_by_default() {
         let mut control = exporter.control(&host).await;
         assert_eq!(control.ask(Request::Devices).await, Reply::Devices(vec![]));
         let refused = control.ask(Request::Acquire(wanted("0-1", vm(1), 1))).await;
-        assert!(
-            matches!(refused, Reply::Refused(Refusal::Policy { .. })),
-            "{refused:?}"
-        );
+        assert_refused!(refused, Reply, Policy);
     });
 }
 
@@ -309,20 +299,13 @@ fn a_release_completes_what_is_in_flight() {
     let exporter = pool.start(ALLOW_ALL);
     let host = pool.identity("host-a");
     run(async {
-        let mut control = exporter.control(&host).await;
-        assert_eq!(control.ask(Request::Subscribe).await, Reply::Done);
-        let lease = control.acquire(wanted("0-1", vm(1), 1)).await;
-        let mut device = exporter.claim(&host, &lease).await;
-        device.configure().await;
+        let (mut control, lease, mut device) = exporter.lend(&host).await;
         let waiting = device.submit(&bulk_in(13), &[]);
         // Answered after the one before was received.
         device.submit(&control_in_descriptor(), &[]);
         device.completion().await;
         let old = control.release(disk(), vm(1), lease.epoch).await;
-        assert!(
-            matches!(old, Reply::Refused(Refusal::Fenced { .. })),
-            "{old:?}"
-        );
+        assert_refused!(old, Reply, Fenced);
         let epoch = device.client.epoch();
         assert_eq!(control.release(disk(), vm(1), epoch).await, Reply::Done);
         let (completion, _) = device.completion().await;
@@ -352,8 +335,7 @@ fn an_orphan_is_released_when_nobody_claims_it() {
     let exporter = pool.start(&format!("hold_seconds = 0\n{ALLOW_ALL}"));
     let host = pool.identity("host-a");
     run(async {
-        let mut control = exporter.control(&host).await;
-        assert_eq!(control.ask(Request::Subscribe).await, Reply::Done);
+        let mut control = exporter.subscribed(&host).await;
         let lease = control.acquire(wanted("0-1", vm(1), 1)).await;
         let mut device = exporter.claim(&host, &lease).await;
         device.client.say(Kind::Orphan);
@@ -376,13 +358,8 @@ fn a_lost_connection_leaves_the_lease_and_others_hear_of_it() {
     let exporter = pool.start(ALLOW_ALL);
     let (a, b) = (pool.identity("host-a"), pool.identity("host-b"));
     run(async {
-        let mut control = exporter.control(&b).await;
-        assert_eq!(control.ask(Request::Subscribe).await, Reply::Done);
-        let lease = exporter
-            .control(&a)
-            .await
-            .acquire(wanted("0-1", vm(1), 1))
-            .await;
+        let mut control = exporter.subscribed(&b).await;
+        let lease = exporter.acquire(&a).await;
         let device = exporter.claim(&a, &lease).await;
         control
             .wait(|e| matches!(e, Event::Lease(l) if l.phase == LeasePhase::Serving))
@@ -414,8 +391,7 @@ fn leases_survive_the_exporter_and_old_epochs_do_not() {
     let exporter = pool.start(ALLOW_ALL);
     let host = pool.identity("host-a");
     let (lease, client) = run(async {
-        let mut control = exporter.control(&host).await;
-        assert_eq!(control.ask(Request::Subscribe).await, Reply::Done);
+        let mut control = exporter.subscribed(&host).await;
         let lease = control.acquire(wanted("0-1", vm(1), 3)).await;
         let mut device = exporter.claim(&host, &lease).await;
         device.configure().await;
@@ -451,10 +427,7 @@ fn leases_survive_the_exporter_and_old_epochs_do_not() {
         let (_, opened) = exporter
             .open(&host, &open(&lease, 1, client.resume()))
             .await;
-        assert!(
-            matches!(opened, Opened::Refused(Refusal::Fenced { .. })),
-            "{opened:?}"
-        );
+        assert_refused!(opened, Opened, Fenced);
         let mut device = exporter.claim(&host, &restored).await;
         assert!(device.client.epoch() > restored.epoch);
         // The guest knows nothing of all this: its device is as it was.
@@ -487,11 +460,7 @@ fn a_stranger_is_refused_and_harms_nobody() {
         let _ = raw.read_to_end(&mut rest).await;
 
         let host = pool.identity("host-a");
-        exporter
-            .control(&host)
-            .await
-            .acquire(wanted("0-1", vm(1), 1))
-            .await;
+        exporter.acquire(&host).await;
     });
 }
 
@@ -533,11 +502,7 @@ fn an_oversize_message_costs_the_connection_and_no_more() {
             let error = receive::<Opened>(&mut stream).await.unwrap_err();
             assert!(matches!(error, transport::Error::Closed), "{error}");
         }
-        exporter
-            .control(&host)
-            .await
-            .acquire(wanted("0-1", vm(1), 1))
-            .await;
+        exporter.acquire(&host).await;
     });
 }
 
@@ -547,24 +512,14 @@ fn a_device_that_is_not_lent_cannot_be_opened() {
     let exporter = pool.start(ALLOW_ALL);
     let host = pool.identity("host-a");
     run(async {
-        let lease = exporter
-            .control(&host)
-            .await
-            .acquire(wanted("0-1", vm(1), 1))
-            .await;
+        let lease = exporter.acquire(&host).await;
         let mut claim = open(&lease, 1, How::Claim { seen: Epoch(0) });
         claim.vm = vm(2);
         let (_, opened) = exporter.open(&host, &claim).await;
-        assert!(
-            matches!(opened, Opened::Refused(Refusal::NoLease { .. })),
-            "{opened:?}"
-        );
+        assert_refused!(opened, Opened, NoLease);
         claim.vm = vm(1);
         claim.device.0 = "0-2".to_owned();
         let (_, opened) = exporter.open(&host, &claim).await;
-        assert!(
-            matches!(opened, Opened::Refused(Refusal::NoLease { .. })),
-            "{opened:?}"
-        );
+        assert_refused!(opened, Opened, NoLease);
     });
 }

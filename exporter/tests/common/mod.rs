@@ -154,6 +154,28 @@ impl Exporter {
         }
     }
 
+    /// A control connection that hears of everything.
+    pub async fn subscribed(&self, identity: &Identity) -> Control {
+        let mut control = self.control(identity).await;
+        assert_eq!(control.ask(Request::Subscribe).await, Reply::Done);
+        control
+    }
+
+    /// Acquires the device at 0-1 for VM 1.
+    pub async fn acquire(&self, identity: &Identity) -> Lease {
+        let mut control = self.control(identity).await;
+        control.acquire(wanted("0-1", vm(1), 1)).await
+    }
+
+    /// Acquires, claims and configures the device at 0-1 for VM 1.
+    pub async fn lend(&self, identity: &Identity) -> (Control, Lease, Device) {
+        let mut control = self.subscribed(identity).await;
+        let lease = control.acquire(wanted("0-1", vm(1), 1)).await;
+        let mut device = self.claim(identity, &lease).await;
+        device.configure().await;
+        (control, lease, device)
+    }
+
     pub async fn open(&self, identity: &Identity, open: &Open) -> (TlsStream, Opened) {
         let mut stream = self.connect(identity, Purpose::Device).await;
         send(&mut stream, open).await.unwrap();
@@ -163,7 +185,12 @@ impl Exporter {
 
     /// Claims a lease of domain 1, which must work.
     pub async fn claim(&self, identity: &Identity, lease: &Lease) -> Device {
-        let open = open(lease, 1, How::Claim { seen: lease.epoch });
+        self.claim_for(identity, lease, 1).await
+    }
+
+    /// The same for any domain.
+    pub async fn claim_for(&self, identity: &Identity, lease: &Lease, domid: u16) -> Device {
+        let open = open(lease, domid, How::Claim { seen: lease.epoch });
         let (stream, opened) = self.open(identity, &open).await;
         let Opened::Ready {
             epoch,

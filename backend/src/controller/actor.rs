@@ -4,53 +4,41 @@
 
 mod away;
 mod devices;
+mod frontend;
+mod goodbye;
+mod quiescing;
 mod withdraw;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use handoff::{Action, Event, State, step};
 use session::VmUuid;
-use session::client::Client;
 use session::frame::Kind;
-use slog::{Logger, debug, error, info, warn};
+use slog::{Logger, error, info};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use transport::Identity;
-use usbif::{PortNumber, RingCorrupt};
+use usbif::PortNumber;
 use xen::Backend;
 use xen::xenstore::XenStore;
 
 use self::devices::Plugged;
 pub use self::devices::carried;
-use super::allowance::{Allowance, Spent};
+use self::quiescing::IDLE_FOR;
+use super::allowance::Allowance;
 use super::device::News;
 use super::handle::{Adopted, Command, Setup};
 use super::node::StateNode;
 use super::poll::{Moved, Polling};
 use super::rings::{RingDetails, Signal};
-use super::serving::{Outcome, Place, Serving};
-use super::unlinks::{Unlinked, Unlinks};
+use super::serving::{Place, Serving};
+use super::unlinks::Unlinks;
 use crate::config::HandOff;
 use crate::state::ControllerFiles;
 use crate::watched;
 use crate::xenbus::{Key, XenbusState};
-
-/// A cancelled transfer is answered without the exporter after this time: the guest's USB core
-/// waits for it, and with it a suspend.
-const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Nothing in flight for this long while quiescing: the guest has unlinked what it had.
-const IDLE_FOR: Duration = Duration::from_millis(20);
-/// A ring that stays full for this long while quiescing waits for unlinks that will not come.
-const FULL_FOR: Duration = Duration::from_millis(100);
-/// A guest that still submits this long after it was asked to suspend will not suspend.
-const SUSPEND_FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
-/// Requests in flight with which the time to the next event matters.
-const FEW: u32 = 2;
-/// Longest wait for the last words to an exporter.
-const GOODBYE: Duration = Duration::from_millis(500);
 
 /// A controller at work; see the module's documentation.
 pub(super) struct Actor<B: Backend> {
@@ -373,205 +361,6 @@ impl<B: Backend> Actor<B> {
             }
         }
     }
-
-    // ---- rings
-
-    fn map_rings(&mut self) {
-        let Some(details) = self.rings else { return };
-        let connected = self.serving.borrow_mut().connect(details);
-        match connected.and_then(|channel| Signal::new(channel, details.channel)) {
-            Ok(signal) => {
-                self.signal = Some(signal);
-                // What lies on the ring already is announced by the channel, which starts with an event.
-                let outcome = self.serving.borrow_mut().take_recovered();
-                self.watch_unlinked(&outcome);
-                self.note_sessions();
-            }
-            Err(e) => {
-                // The guest's fault or ours; either way only this frontend stands still.
-                error!(self.log, "frontend refused: {}", e);
-                self.switch(XenbusState::Closing);
-            }
-        }
-    }
-
-    /// Looks at the rings, perhaps because the frontend has signalled; true when there is more.
-    fn service(&mut self, signalled: bool) -> bool {
-        let (outcome, activity, late) = {
-            let mut serving = self.serving.borrow_mut();
-            let outcome = serving.service();
-            let late = self
-                .suspend_asked
-                .is_some_and(|t| t.elapsed() > SUSPEND_FORGOTTEN_AFTER);
-            (outcome, serving.take_activity(), late)
-        };
-        if activity {
-            self.polling.moved(Moved::Requests, Instant::now());
-            self.look_again(false);
-            self.idle_since = None;
-            if matches!(self.state, State::Frozen | State::Quiescing) {
-                self.event(if late {
-                    Event::SuspendForgotten
-                } else {
-                    Event::Request
-                });
-            }
-        }
-        self.account(u32::from(signalled && !activity));
-        match outcome {
-            Ok(outcome) => {
-                self.watch_unlinked(&outcome);
-                outcome.more
-            }
-            Err(corrupt) => {
-                self.corrupt(corrupt);
-                false
-            }
-        }
-    }
-
-    /// Takes note of what the guest has caused, and of so many events with nothing behind them.
-    fn account(&mut self, empty: u32) {
-        let mut spent = self.serving.borrow_mut().take_spent();
-        spent.useless += empty;
-        if spent == Spent::default() {
-            return;
-        }
-        let first = self.allowance.spend(spent, Instant::now());
-        if self.allowance.paused_until().is_some() {
-            self.watch_signal(false);
-        }
-        if first {
-            warn!(
-                self.log,
-                "the guest sends requests that cannot be carried out, or events without any, faster \
-                 than 250 in a second: its ring is looked at less often from now on"
-            );
-        }
-    }
-
-    fn watch_signal(&mut self, wanted: bool) {
-        if let Some(signal) = &mut self.signal
-            && let Err(e) = signal.set_watched(wanted)
-        {
-            error!(self.log, "event channel failed: {}", e);
-            self.signal = None;
-        }
-    }
-
-    /// Whether the rings are looked at again without an event. With many requests in flight that
-    /// is no use: the next event is never far. It `may_stop` only where the rings are looked at
-    /// next: an event was not asked for until then.
-    fn look_again(&mut self, may_stop: bool) {
-        let mut serving = self.serving.borrow_mut();
-        let on = serving.in_flight() <= FEW && self.polling.is_on(Instant::now());
-        serving.polled = on || (serving.polled && !may_stop);
-    }
-
-    fn corrupt(&mut self, corrupt: RingCorrupt) {
-        error!(self.log, "ring is corrupt, frontend stopped: {}", corrupt);
-        self.signal = None;
-        self.serving.borrow_mut().disconnect();
-        self.switch(XenbusState::Closing);
-    }
-
-    /// Sees to it that an unlink is answered in time, whatever the exporter does.
-    fn watch_unlinked(&mut self, outcome: &Outcome) {
-        let serving = self.serving.borrow();
-        let finish = Duration::from_millis(self.hand_off.quiesce_ms);
-        let finish = serving.is_quiescing().then_some(finish);
-        // One time for all, so that they are cancelled in the order in which the guest has asked. Whoever
-        // unlinks the newest first would else see a transfer done that comes after one that is not.
-        let now = Instant::now();
-        for &(port, number) in &outcome.unlinked {
-            let which = (port, number, serving.epoch(port));
-            let unlinked = Unlinked::new(which, now, finish, CANCEL_TIMEOUT);
-            self.unlinks.add(unlinked, |u| is_waited_for(&serving, u));
-        }
-    }
-
-    /// Cancels what had its moment to finish, and answers what was not cancelled in time.
-    fn look_unlinked(&mut self) {
-        while let Some(unlinked) = self.unlinks.take_due(Instant::now()) {
-            let mut serving = self.serving.borrow_mut();
-            if !is_waited_for(&serving, &unlinked) {
-                continue;
-            }
-            let Unlinked { port, number, .. } = unlinked;
-            match unlinked.cancel_at {
-                Some(_) => serving.cancel(port, number),
-                None => serving.give_up(port, number),
-            }
-        }
-    }
-
-    fn look_idle(&mut self) {
-        // Linux's xen-hcd never sends an unlink that found the ring full. A guest with 16 transfers
-        // that only wait for data (16 read URBs of CDC-ACM) would wait for them for ever.
-        if !self.serving.borrow().is_full() {
-            self.full_since = None;
-        } else if self.full_since.get_or_insert_with(Instant::now).elapsed() > FULL_FOR {
-            self.full_since = None;
-            self.serving.borrow_mut().cancel_waiting();
-        }
-        if !self.serving.borrow().core.is_idle() {
-            self.idle_since = None;
-            return;
-        }
-        let since = *self.idle_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= IDLE_FOR {
-            self.event(Event::Idle);
-        }
-    }
-
-    // ---- the end
-
-    /// Gives the last words to the exporters, and the last state, the time to leave. Whether every
-    /// exporter was there to hear them.
-    async fn say_goodbye(&self) -> bool {
-        // What is said without a connection is not said, also where one comes back meanwhile.
-        let before = self.connections();
-        let until = Instant::now() + GOODBYE;
-        while Instant::now() < until {
-            sleep(Duration::from_millis(5)).await;
-            let mut serving = self.serving.borrow_mut();
-            let silent = serving.core.ports().all(|port| {
-                let client = serving.client(port);
-                client.is_none_or(|c| !c.is_connected() || c.output().is_empty())
-            });
-            if silent {
-                break;
-            }
-        }
-        sleep(Duration::from_millis(50)).await;
-        let said = before.is_some() && before == self.connections();
-        debug!(self.log, "last words said"; "to all" => said);
-        said
-    }
-
-    /// How often the devices' connections were made again; `None` when one is not there.
-    fn connections(&self) -> Option<u64> {
-        let serving = self.serving.borrow();
-        let away = |port: &PortNumber| {
-            let plugged = self.plugged[port.index()].as_ref();
-            plugged.is_some_and(|p| p.away.is_some())
-        };
-        let there = serving.core.ports().filter(|port| !away(port));
-        let mut attached = there.filter_map(|port| serving.at(port));
-        attached.try_fold(0, |sum, attached| {
-            let connected = attached.client.as_ref().is_some_and(Client::is_connected);
-            connected.then_some(sum + attached.counters.reconnects)
-        })
-    }
-}
-
-/// Whether it has no answer yet.
-fn is_waited_for<B: Backend>(serving: &Serving<B>, unlinked: &Unlinked) -> bool {
-    serving.epoch(unlinked.port) == unlinked.epoch
-        && serving
-            .core
-            .by_number(unlinked.port, unlinked.number)
-            .is_some()
 }
 
 async fn wait<B: Backend>(signal: &Option<Signal<B>>) -> std::io::Result<()> {

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! What the guest takes back, and how it comes to rest before a suspend.
+
+use std::time::Duration;
+
+use handoff::Event;
+use tokio::time::Instant;
+use xen::Backend;
+
+use super::Actor;
+use crate::controller::serving::{Outcome, Serving};
+use crate::controller::unlinks::Unlinked;
+
+/// A cancelled transfer is answered without the exporter after this time: the guest's USB core
+/// waits for it, and with it a suspend.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Nothing in flight for this long while quiescing: the guest has unlinked what it had.
+pub(super) const IDLE_FOR: Duration = Duration::from_millis(20);
+/// A ring that stays full for this long while quiescing waits for unlinks that will not come.
+const FULL_FOR: Duration = Duration::from_millis(100);
+
+impl<B: Backend> Actor<B> {
+    /// Sees to it that an unlink is answered in time, whatever the exporter does.
+    pub(super) fn watch_unlinked(&mut self, outcome: &Outcome) {
+        let serving = self.serving.borrow();
+        let finish = Duration::from_millis(self.hand_off.quiesce_ms);
+        let finish = serving.is_quiescing().then_some(finish);
+        // One time for all, so that they are cancelled in the order in which the guest has asked. Whoever
+        // unlinks the newest first would else see a transfer done that comes after one that is not.
+        let now = Instant::now();
+        for &(port, number) in &outcome.unlinked {
+            let which = (port, number, serving.epoch(port));
+            let unlinked = Unlinked::new(which, now, finish, CANCEL_TIMEOUT);
+            self.unlinks.add(unlinked, |u| is_waited_for(&serving, u));
+        }
+    }
+
+    /// Cancels what had its moment to finish, and answers what was not cancelled in time.
+    pub(super) fn look_unlinked(&mut self) {
+        while let Some(unlinked) = self.unlinks.take_due(Instant::now()) {
+            let mut serving = self.serving.borrow_mut();
+            if !is_waited_for(&serving, &unlinked) {
+                continue;
+            }
+            let Unlinked { port, number, .. } = unlinked;
+            match unlinked.cancel_at {
+                Some(_) => serving.cancel(port, number),
+                None => serving.give_up(port, number),
+            }
+        }
+    }
+
+    /// Whether nothing is in flight any more.
+    pub(super) fn look_idle(&mut self) {
+        // Linux's xen-hcd never sends an unlink that found the ring full. A guest with 16 transfers
+        // that only wait for data (16 read URBs of CDC-ACM) would wait for them for ever.
+        if !self.serving.borrow().is_full() {
+            self.full_since = None;
+        } else if self.full_since.get_or_insert_with(Instant::now).elapsed() > FULL_FOR {
+            self.full_since = None;
+            self.serving.borrow_mut().cancel_waiting();
+        }
+        if !self.serving.borrow().core.is_idle() {
+            self.idle_since = None;
+            return;
+        }
+        let since = *self.idle_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= IDLE_FOR {
+            self.event(Event::Idle);
+        }
+    }
+}
+
+/// Whether it has no answer yet.
+fn is_waited_for<B: Backend>(serving: &Serving<B>, unlinked: &Unlinked) -> bool {
+    serving.epoch(unlinked.port) == unlinked.epoch
+        && serving
+            .core
+            .by_number(unlinked.port, unlinked.number)
+            .is_some()
+}

@@ -47,7 +47,7 @@ const LEAVING_LOOK: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 struct Daemon<B: Backend> {
-    admin: Rc<Admin<B>>,
+    admin: Rc<Admin>,
     platform: B,
     config: Config,
     identity: Identity,
@@ -219,13 +219,13 @@ impl<B: Backend> Daemon<B> {
                 self.announce(&domain, true);
             }
             self.expected.insert(domid, domain);
-            for exporter in self.admin.exporters() {
+            for exporter in self.admin.exporters.all() {
                 let (exporter, request) = (exporter.clone(), request.clone());
                 // It only prepares them; whether it arrives is found out when it matters.
                 spawn_local(async move { drop(exporter.ask(request).await) });
             }
         }
-        for key in self.admin.keys() {
+        for key in self.admin.controllers.keys() {
             if !self.expected.contains_key(&key.domid)
                 && !self
                     .store
@@ -292,7 +292,7 @@ impl<B: Backend> Daemon<B> {
         let asked = watched::suspend_asked(before, value.as_deref());
         self.shutdown.insert(domid, value);
         if asked {
-            for (_, entry) in self.admin.controllers_of(domid) {
+            for (_, entry) in self.admin.controllers.of(domid) {
                 entry.handle.tell(Command::Suspend);
             }
         }

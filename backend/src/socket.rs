@@ -13,7 +13,6 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
-use xen::Backend;
 
 use crate::admin::Admin;
 
@@ -43,7 +42,7 @@ pub fn bind(path: &Path) -> Result<UnixListener> {
 }
 
 /// Serves clients for ever.
-pub async fn serve<B: Backend>(listener: UnixListener, admin: Rc<Admin<B>>, log: Logger) {
+pub async fn serve(listener: UnixListener, admin: Rc<Admin>, log: Logger) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -62,7 +61,7 @@ pub async fn serve<B: Backend>(listener: UnixListener, admin: Rc<Admin<B>>, log:
     }
 }
 
-async fn client<B: Backend>(stream: UnixStream, admin: &Admin<B>) -> Result<()> {
+async fn client(stream: UnixStream, admin: &Admin) -> Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
     let mut reader = BufReader::new(reader.take(MAX_LINE_LEN as u64));

@@ -33,7 +33,7 @@ impl<B: Backend> Daemon<B> {
     pub(super) async fn take_over(&mut self) -> Result<(), Error> {
         self.backends_changed().await?;
         for saved in self.state.saved(&self.log) {
-            if self.admin.entry(saved.key()).is_none() {
+            if self.admin.controllers.get(saved.key()).is_none() {
                 self.say_gone(saved);
             }
         }
@@ -68,7 +68,7 @@ impl<B: Backend> Daemon<B> {
         {
             return Ok(());
         }
-        let Some(entry) = self.admin.entry(key) else {
+        let Some(entry) = self.admin.controllers.get(key) else {
             return Ok(());
         };
         if gather {
@@ -85,10 +85,9 @@ impl<B: Backend> Daemon<B> {
     }
 
     fn known(&self, saved: Saved) -> Vec<(config::Exporter, SavedDevice)> {
-        let exporters = self.admin.exporters();
+        let exporters = &self.admin.exporters;
         let known = saved.devices.into_iter().filter_map(|device| {
-            let found = exporters.iter().find(|e| e.name() == device.exporter);
-            let Some(exporter) = found else {
+            let Some(exporter) = exporters.get(&device.exporter) else {
                 error!(
                     self.log,
                     "device {}/{} is unplugged: its exporter is not configured any more",
@@ -112,8 +111,7 @@ impl<B: Backend> Daemon<B> {
         let tell = saved.devices.into_iter().filter_map(|device| {
             let port = device.lease.port;
             let session = sessions.iter().find(|(at, _)| *at == port);
-            let exporters = self.admin.exporters();
-            let exporter = exporters.iter().find(|e| e.name() == device.exporter)?;
+            let exporter = self.admin.exporters.get(&device.exporter)?;
             let SavedDevice { lease, fresh, .. } = device;
             Some(Gone {
                 exporter: exporter.config().clone(),

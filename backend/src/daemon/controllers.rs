@@ -10,7 +10,7 @@ use xen::{Backend, DomId, EvtchnPort, GrantRef};
 use super::pace::Nodes;
 use super::{Daemon, watched_nodes};
 use crate::admin::Entry;
-use crate::controller::{self, Adopted, Command, RingDetails, Setup};
+use crate::controller::{self, Adopted, Command, Device, RingDetails, Setup};
 use crate::domain::Domain;
 use crate::state::{ControllerFiles, ControllerJournal};
 use crate::watched::{self, BackendNode, Due, Heard};
@@ -22,7 +22,7 @@ impl<B: Backend> Daemon<B> {
             Err(e) if e.is_not_found() => Ok(Vec::new()),
             other => other,
         };
-        let mut keys = self.admin.keys();
+        let mut keys = self.admin.controllers.keys();
         for domid in list(BACKENDS.into()).await? {
             for devid in list(format!("{BACKENDS}/{domid}")).await? {
                 keys.extend(Key::of_backend_path(&format!("{BACKENDS}/{domid}/{devid}")));
@@ -47,7 +47,7 @@ impl<B: Backend> Daemon<B> {
             || (state == XenbusState::Unknown && !self.store.exists(&base).await?);
         self.forget_left();
         let node = BackendNode { state, removed };
-        let known = self.admin.entry(key).is_some();
+        let known = self.admin.controllers.get(key).is_some();
         match watched::due(node, known, self.leaving.contains_key(&key)) {
             Due::Nothing => {}
             Due::Begin => self.begin(key).await?,
@@ -125,7 +125,8 @@ impl<B: Backend> Daemon<B> {
                 return Ok(false);
             }
         };
-        self.admin.insert(key, Entry::new(handle, domain.clone()));
+        let entry = Entry::new(handle, domain.clone());
+        self.admin.controllers.insert(key, entry);
         Ok(true)
     }
 
@@ -143,14 +144,14 @@ impl<B: Backend> Daemon<B> {
     }
 
     pub(super) async fn end(&mut self, key: Key) {
-        let Some(entry) = self.admin.remove(key) else {
+        let Some(entry) = self.admin.controllers.remove(key) else {
             return;
         };
         self.give_back_fresh(&entry);
         entry.handle.tell(Command::Gone);
         self.leaving.insert(key, entry);
         let domid = key.domid;
-        if self.admin.controllers_of(domid).is_empty() {
+        if self.admin.controllers.of(domid).is_empty() {
             for nodes in [Nodes::Frontend, Nodes::Shutdown] {
                 let (path, token) = watched_nodes(domid, nodes);
                 // Not there while it is not watched for changing too often.
@@ -174,7 +175,7 @@ impl<B: Backend> Daemon<B> {
         });
         for key in gone {
             // A later controller of this number has files of its own.
-            if self.admin.entry(key).is_none()
+            if self.admin.controllers.get(key).is_none()
                 && let Some(saved) = self.state.files(key).saved()
             {
                 self.say_gone(saved);
@@ -191,7 +192,10 @@ impl<B: Backend> Daemon<B> {
         spawn_local(async move {
             let Ok(report) = report.await else { return };
             for device in report.devices.into_iter().filter(|d| d.fresh) {
-                if let Err(e) = admin.release(&device.exporter, &device.lease).await {
+                let Device {
+                    exporter, lease, ..
+                } = device;
+                if let Err(e) = admin.exporters.release(&exporter, &lease).await {
                     warn!(log, "device not given back: {}", e);
                 }
             }
@@ -199,7 +203,7 @@ impl<B: Backend> Daemon<B> {
     }
 
     pub(super) async fn frontend_changed(&mut self, domid: DomId) -> Result<(), Error> {
-        for (key, entry) in self.admin.controllers_of(domid) {
+        for (key, entry) in self.admin.controllers.of(domid) {
             let base = key.frontend();
             let read = async |name: &str| self.store.read_optional(&format!("{base}/{name}")).await;
             // In this order: nodes that are gone by now are seen to be gone.

@@ -13,7 +13,6 @@ use session::{DeviceInfo, DeviceSelector, Lease, LeasePhase};
 use slog::{Logger, info, warn};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
-use xen::Backend;
 
 use crate::admin::{Admin, Entry};
 use crate::controller::{Command, Device, Fetched, Waiting};
@@ -41,8 +40,8 @@ enum Twin {
 }
 
 /// See the module's documentation.
-pub(super) struct Seeker<B> {
-    admin: Rc<Admin<B>>,
+pub(super) struct Seeker {
+    admin: Rc<Admin>,
     log: Logger,
     /// Notified when it is to be looked.
     look: Arc<Notify>,
@@ -61,8 +60,8 @@ struct Follows {
     serves: bool,
 }
 
-impl<B: Backend> Seeker<B> {
-    pub(super) fn new(admin: Rc<Admin<B>>, look: Arc<Notify>, log: Logger) -> Self {
+impl Seeker {
+    pub(super) fn new(admin: Rc<Admin>, look: Arc<Notify>, log: Logger) -> Self {
         Self {
             admin,
             log,
@@ -120,8 +119,8 @@ impl<B: Backend> Seeker<B> {
     /// Every attachment here that follows its device.
     async fn follows(&self) -> Vec<Follows> {
         let mut all = Vec::new();
-        for key in self.admin.keys() {
-            let Some(entry) = self.admin.entry(key) else {
+        for key in self.admin.controllers.keys() {
+            let Some(entry) = self.admin.controllers.get(key) else {
                 continue;
             };
             let Some(report) = entry.handle.describe().await else {
@@ -155,7 +154,7 @@ impl<B: Backend> Seeker<B> {
         else {
             return;
         };
-        let Some(exporter) = self.admin.exporters().iter().find(|e| e.name() == exporter) else {
+        let Some(exporter) = self.admin.exporters.get(exporter) else {
             return;
         };
         let Ok(Reply::Leases(leases)) = ask(exporter, Request::Leases { vm: Some(lease.vm) }).await
@@ -180,7 +179,7 @@ impl<B: Backend> Seeker<B> {
     /// The devices of all exporters that answer.
     async fn devices(&self) -> Vec<(Exporter, DeviceInfo)> {
         let mut all = Vec::new();
-        for exporter in self.admin.exporters() {
+        for exporter in self.admin.exporters.all() {
             if let Ok(Reply::Devices(devices)) = ask(exporter, Request::Devices).await {
                 all.extend(devices.into_iter().map(|d| (exporter.clone(), d)));
             }
@@ -302,7 +301,7 @@ impl<B: Backend> Seeker<B> {
             // Whoever serves the guest next is given the same lease.
             Fetched::Later => return,
             Fetched::NotWanted => {
-                if let Err(e) = self.admin.release(exporter.name(), &new).await {
+                if let Err(e) = self.admin.exporters.release(exporter.name(), &new).await {
                     info!(self.log, "device not given back: {}", e);
                 }
                 return;
@@ -312,7 +311,7 @@ impl<B: Backend> Seeker<B> {
             "from" => format!("{old}/{}", lease.device.id),
             "to" => format!("{}/{}", exporter.name(), new.device.id));
         if old != exporter.name()
-            && let Err(e) = self.admin.release(old, lease).await
+            && let Err(e) = self.admin.exporters.release(old, lease).await
         {
             info!(self.log, "the lease of before ends by itself: {}", e);
         }

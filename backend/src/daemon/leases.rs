@@ -35,7 +35,7 @@ pub(super) struct Gathered {
 impl<B: Backend> Daemon<B> {
     /// Asks all exporters at once what a VM holds, and comes back to [`Daemon::decide`].
     pub(super) fn gather(&self, key: Key, domain: &Domain) {
-        let exporters = self.admin.exporters().to_vec();
+        let exporters = self.admin.exporters.all().to_vec();
         let request = Request::Expect {
             vm: domain.vm,
             domid: key.domid.0,
@@ -84,7 +84,7 @@ impl<B: Backend> Daemon<B> {
             leases,
             silent,
         } = gathered;
-        let Some(entry) = self.admin.entry(key) else {
+        let Some(entry) = self.admin.controllers.get(key) else {
             return;
         };
         let out_of_reach = silent.join(", ");
@@ -146,12 +146,7 @@ impl<B: Backend> Daemon<B> {
             device.name,
         );
         error!(self.log, "{}", text);
-        let found = self
-            .admin
-            .exporters()
-            .iter()
-            .find(|e| e.name() == exporter.name);
-        let Some(exporter) = found.cloned() else {
+        let Some(exporter) = self.admin.exporters.get(&exporter.name).cloned() else {
             return;
         };
         let request = Request::Note {
@@ -170,8 +165,8 @@ impl<B: Backend> Daemon<B> {
                 for domain in self.expected.values().filter(|d| d.is_incoming()) {
                     self.announce_to(exporter, domain, true);
                 }
-                for key in self.admin.keys() {
-                    let Some(entry) = self.admin.entry(key) else {
+                for key in self.admin.controllers.keys() {
+                    let Some(entry) = self.admin.controllers.get(key) else {
                         continue;
                     };
                     if entry.decided.get() {
@@ -185,13 +180,11 @@ impl<B: Backend> Daemon<B> {
                 domid,
                 arriving,
             }) => {
-                for key in self.admin.keys() {
+                for (key, entry) in self.admin.controllers.of_vm(vm) {
                     let is_itself = host == self.identity.name() && domid == key.domid.0;
-                    let entry = self.admin.entry(key).filter(|e| e.domain.vm == vm);
-                    if let Some(entry) = entry.filter(|_| !is_itself) {
-                        entry
-                            .handle
-                            .tell(Command::Moving(exporter.to_owned(), arriving));
+                    if !is_itself {
+                        let moving = Command::Moving(exporter.to_owned(), arriving);
+                        entry.handle.tell(moving);
                     }
                 }
             }
@@ -199,11 +192,9 @@ impl<B: Backend> Daemon<B> {
             Some(Event::Released { device, vm, reason }) => {
                 info!(self.log, "lease ended: {}", reason;
                     "exporter" => exporter, "device" => %device, "vm" => %vm);
-                for key in self.admin.keys() {
-                    if let Some(entry) = self.admin.entry(key).filter(|e| e.domain.vm == vm) {
-                        let ended = Command::Ended(exporter.to_owned(), device.clone());
-                        entry.handle.tell(ended);
-                    }
+                for (_, entry) in self.admin.controllers.of_vm(vm) {
+                    let ended = Command::Ended(exporter.to_owned(), device.clone());
+                    entry.handle.tell(ended);
                 }
             }
             Some(event) => debug!(self.log, "exporter"; "exporter" => exporter, "event" => ?event),
@@ -212,14 +203,13 @@ impl<B: Backend> Daemon<B> {
 
     /// Tells every exporter that a domain is arriving here, or is not any more.
     pub(super) fn announce(&self, domain: &Domain, arriving: bool) {
-        for exporter in self.admin.exporters() {
+        for exporter in self.admin.exporters.all() {
             self.announce_to(exporter.name(), domain, arriving);
         }
     }
 
     fn announce_to(&self, exporter: &str, domain: &Domain, arriving: bool) {
-        let found = self.admin.exporters().iter().find(|e| e.name() == exporter);
-        let Some(exporter) = found.cloned() else {
+        let Some(exporter) = self.admin.exporters.get(exporter).cloned() else {
             return;
         };
         let request = Request::Arriving {
@@ -243,8 +233,9 @@ impl<B: Backend> Daemon<B> {
 
     /// After an exporter came back: plugs in what is ours there and not plugged in yet.
     fn gather_again(&self, key: Key, exporter: &str, domain: &Domain) {
-        let found = self.admin.exporters().iter().find(|e| e.name() == exporter);
-        let (Some(exporter), Some(entry)) = (found.cloned(), self.admin.entry(key)) else {
+        let found = self.admin.exporters.get(exporter);
+        let (Some(exporter), Some(entry)) = (found.cloned(), self.admin.controllers.get(key))
+        else {
             return;
         };
         let me = Holder {

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A device is attached: where, how it is to follow its device, and the lease of it.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use control::{Attachment, WhenExchanged};
+use session::control::{Acquire, Reply, Request as Ask};
+use session::{DeviceSelector, Exchange, OnMigrate};
+use slog::info;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use usbif::PortNumber;
+
+use super::{Admin, Entry, Refused};
+use crate::controller::{Command, Device};
+use crate::domain::Domain;
+use crate::xenbus::Key;
+
+/// Longest wait for a claim when a device is attached.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is to be attached, and how.
+pub(super) struct Wanted {
+    pub device: DeviceSelector,
+    pub controller: Option<u16>,
+    pub port: Option<u8>,
+    pub on_migrate: Option<OnMigrate>,
+    pub on_exchange: Option<WhenExchanged>,
+    pub exchange_seconds: Option<u32>,
+}
+
+impl Admin {
+    /// Attaches a device to a domain.
+    pub(super) async fn attach(
+        &self,
+        domain: &str,
+        exporter: &str,
+        wanted: Wanted,
+    ) -> Result<Attachment, Refused> {
+        let domain = self.domain(domain).await?;
+        let exporter = self.exporters.find(exporter)?;
+        let exchange = self.exchange(&wanted)?;
+        if exchange.is_some() {
+            self.refuse_twins(&wanted.device).await?;
+        }
+        let (key, entry, port) = self.place(&domain, wanted.controller, wanted.port).await?;
+        let acquire = Acquire {
+            device: wanted.device,
+            vm: domain.vm,
+            vm_name: domain.name.clone(),
+            domid: domain.domid.0,
+            controller: key.devid,
+            port: port.get(),
+            on_migrate: wanted.on_migrate,
+            exchange,
+            returns: None,
+        };
+        let reply = exporter
+            .ask(Ask::Acquire(acquire))
+            .await
+            .map_err(|e| e.to_string())?;
+        let Reply::Lease(lease) = reply else {
+            return Err(exporter.nonsense().to_string());
+        };
+        let (answer, attached) = oneshot::channel();
+        entry.handle.tell(Command::Attach(
+            exporter.config().clone(),
+            lease.clone(),
+            answer,
+        ));
+        let result = match timeout(CLAIM_TIMEOUT, attached).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(format!("domain {} went away meanwhile", domain.name)),
+            Err(_) => Err(format!(
+                "exporter {} did not hand the device over",
+                exporter.name()
+            )),
+        };
+        if let Err(e) = result {
+            let (answer, _) = oneshot::channel();
+            entry.handle.tell(Command::Detach(port, answer));
+            self.exporters.give_back(exporter.name(), *lease).await;
+            return Err(e);
+        }
+        info!(self.log, "device attached"; "controller" => %key, "port" => port.get(),
+            "device" => format!("{}/{}", exporter.name(), lease.device.id));
+        let attachments = self.attachments_of(key, &entry).await;
+        let found = attachments.into_iter().find(|a| a.port == port.get());
+        found.ok_or_else(|| "the device was lost again at once; see vusbd's log".into())
+    }
+
+    /// How an attachment follows its device: what is asked for, or the configuration's default for
+    /// devices that are named by their serial number.
+    fn exchange(&self, wanted: &Wanted) -> Result<Option<Exchange>, Refused> {
+        let is_named = matches!(
+            wanted.device,
+            DeviceSelector::Kind {
+                serial: Some(_),
+                ..
+            }
+        );
+        let when = match (wanted.on_exchange, is_named) {
+            (Some(WhenExchanged::None), _) | (None, false) => return Ok(None),
+            (Some(when), true) => when,
+            (None, true) => self.exchange.on_exchange,
+            (Some(when), false) => {
+                return Err(format!(
+                    "--on-exchange {when} is for a device named by EXPORTER/VID:PID:SERIAL, which is \
+                     how it is known again elsewhere, not by '{}'",
+                    wanted.device
+                ));
+            }
+        };
+        let seconds = wanted.exchange_seconds;
+        Ok(when.on().map(|on| Exchange {
+            on,
+            seconds: seconds.unwrap_or(self.exchange.exchange_seconds),
+        }))
+    }
+
+    /// Of two devices that say the same nobody knows which one comes back.
+    async fn refuse_twins(&self, device: &DeviceSelector) -> Result<(), Refused> {
+        let (devices, _) = self.exporters.devices().await;
+        let found: Vec<_> = devices
+            .iter()
+            .filter(|d| device.matches(&d.device))
+            .map(|d| format!("{}/{}", d.exporter, d.device.id))
+            .collect();
+        match found.len() {
+            0 | 1 => Ok(()),
+            count => Err(format!(
+                "{device} is ambiguous: {count} devices say that they are it, {}. Unplug all but one, or \
+                 attach it with --on-exchange none",
+                found.join(", ")
+            )),
+        }
+    }
+
+    /// Controller and port for a new device.
+    async fn place(
+        &self,
+        domain: &Domain,
+        controller: Option<u16>,
+        port: Option<u8>,
+    ) -> Result<(Key, Rc<Entry>, PortNumber), Refused> {
+        let mut full = Vec::new();
+        for (key, entry) in self.controllers.find(domain, controller)? {
+            let Some(report) = entry.handle.describe().await else {
+                continue;
+            };
+            let count = entry.handle.port_count;
+            let wanted = match port {
+                Some(port) if !(1..=count).contains(&port) => {
+                    return Err(format!(
+                        "controller {} of domain {} has ports 1 to {count}, not {port}",
+                        key.devid, domain.name
+                    ));
+                }
+                Some(port) => port,
+                None => match (1..=count).find(|&p| report.at(p).is_none()) {
+                    Some(port) => port,
+                    None => {
+                        full.push(key.devid.to_string());
+                        continue;
+                    }
+                },
+            };
+            if let Some(Device {
+                exporter, lease, ..
+            }) = report.at(wanted)
+            {
+                return Err(format!(
+                    "port {wanted} of controller {} of domain {} is taken by {exporter}/{}; leave \
+                     --port out for the first free one",
+                    key.devid, domain.name, lease.device.id
+                ));
+            }
+            if let Some(port) = PortNumber::new(wanted) {
+                return Ok((key, entry, port));
+            }
+        }
+        Err(format!(
+            "every port of controller {} of domain {} is taken; detach a device, or add a \
+             controller with `xl usbctrl-attach {} type=pv version=2 ports=4`",
+            full.join(", "),
+            domain.name,
+            domain.name
+        ))
+    }
+}

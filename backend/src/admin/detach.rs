@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! A device is detached, or taken away from a VM that is gone.
+
+use control::{Attachment, Response};
+use session::DeviceSelector;
+use session::control::{Reply, Request as Ask};
+use slog::info;
+use tokio::sync::oneshot;
+use usbif::PortNumber;
+
+use super::{Admin, Refused};
+use crate::controller::Command;
+
+impl Admin {
+    /// Unplugs what is at a port, and gives it back.
+    pub(super) async fn detach(
+        &self,
+        domain: &str,
+        controller: Option<u16>,
+        port: u8,
+    ) -> Result<Attachment, Refused> {
+        let domain = self.domain(domain).await?;
+        let controllers = self.controllers.find(&domain, controller)?;
+        if controllers.len() > 1 {
+            return Err(format!(
+                "domain {} has several PV USB controllers; say which with --controller",
+                domain.name
+            ));
+        }
+        let nothing = || {
+            format!(
+                "nothing is attached at port {port} of domain {}",
+                domain.name
+            )
+        };
+        let (key, entry) = controllers.into_iter().next().ok_or_else(nothing)?;
+        let attachments = self.attachments_of(key, &entry).await;
+        let attachment = attachments
+            .into_iter()
+            .find(|a| a.port == port)
+            .ok_or_else(nothing)?;
+        let (answer, detached) = oneshot::channel();
+        let number = PortNumber::new(port).ok_or_else(nothing)?;
+        entry.handle.tell(Command::Detach(number, answer));
+        let Ok(Some((exporter, lease))) = detached.await else {
+            return Err(nothing());
+        };
+        info!(self.log, "device detached"; "controller" => %key, "port" => port);
+        let released = self.exporters.release(&exporter, &lease).await;
+        released.map_err(|e| {
+            format!("the guest no longer has the device, but it was not given back: {e}")
+        })?;
+        Ok(attachment)
+    }
+
+    /// Ends the lease of a VM that is gone. One that runs somewhere keeps its device.
+    pub(super) async fn take_away(
+        &self,
+        exporter: &str,
+        device: &DeviceSelector,
+    ) -> Result<Response, Refused> {
+        let lender = self.exporters.find(exporter)?;
+        let reply = lender.ask(Ask::Leases { vm: None }).await;
+        let Reply::Leases(leases) = reply.map_err(|e| e.to_string())? else {
+            return Err(lender.nonsense().to_string());
+        };
+        let mut found = leases.into_iter().filter(|l| device.matches(&l.device));
+        let lease = match (found.next(), found.next()) {
+            (None, _) => return Err(format!("nobody holds {exporter}/{device}")),
+            (Some(lease), None) => lease,
+            (Some(_), Some(_)) => {
+                return Err(format!(
+                    "several devices are {exporter}/{device}; name one by its place, as `xl-vusb \
+                     devices` shows it"
+                ));
+            }
+        };
+        if !lease.phase.is_orphaned() {
+            return Err(format!(
+                "{exporter}/{} is held by {} for VM {}, which is not gone; `xl-vusb detach {} {}` \
+                 there",
+                lease.device.id, lease.holder, lease.vm_name, lease.vm_name, lease.port
+            ));
+        }
+        self.exporters.release(exporter, &lease).await?;
+        info!(self.log, "device taken away from a VM that is gone"; "vm" => &lease.vm_name,
+            "device" => format!("{exporter}/{}", lease.device.id));
+        Ok(Response::Released {
+            exporter: exporter.to_owned(),
+            device: Box::new(lease.device),
+            vm_name: lease.vm_name,
+        })
+    }
+}

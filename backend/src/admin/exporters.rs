@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The exporters of this host, and what they answer.
+
+use std::collections::HashMap;
+
+use control::{ExportedDevice, ExporterStatus};
+use session::control::{Reply, Request as Ask};
+use session::{DeviceId, Lease, VmUuid};
+use slog::{Logger, warn};
+
+use super::Refused;
+use crate::exporter::Exporter;
+
+/// Every exporter that the configuration names.
+pub struct Exporters {
+    all: Vec<Exporter>,
+    log: Logger,
+}
+
+impl Exporters {
+    /// These.
+    pub(super) fn new(all: Vec<Exporter>, log: Logger) -> Self {
+        Self { all, log }
+    }
+
+    /// Every one, in the order of the configuration.
+    pub fn all(&self) -> &[Exporter] {
+        &self.all
+    }
+
+    /// The one of this name.
+    pub fn get(&self, name: &str) -> Option<&Exporter> {
+        self.all.iter().find(|e| e.name() == name)
+    }
+
+    /// The one that an administrator means.
+    pub(super) fn find(&self, name: &str) -> Result<&Exporter, Refused> {
+        self.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.all.iter().map(Exporter::name).collect();
+            match known.is_empty() {
+                true => format!("no exporter '{name}': vusbd.toml names none; add an [[exporter]]"),
+                false => format!(
+                    "no exporter '{name}' in vusbd.toml; it has {}",
+                    known.join(", ")
+                ),
+            }
+        })
+    }
+
+    /// What they say of themselves, for people.
+    pub(super) fn status(&self) -> Vec<ExporterStatus> {
+        self.all.iter().map(Exporter::status).collect()
+    }
+
+    /// The devices that they show this host, and those that did not answer.
+    pub(super) async fn devices(&self) -> (Vec<ExportedDevice>, Vec<ExporterStatus>) {
+        let (mut devices, mut unreachable) = (Vec::new(), Vec::new());
+        for exporter in &self.all {
+            match exporter.ask(Ask::Devices).await {
+                Ok(Reply::Devices(found)) => {
+                    devices.extend(found.into_iter().map(|device| ExportedDevice {
+                        exporter: exporter.name().into(),
+                        device,
+                    }))
+                }
+                Ok(_) => warn!(self.log, "{}", exporter.nonsense()),
+                Err(e) => {
+                    let mut status = exporter.status();
+                    status.error.get_or_insert(e.to_string());
+                    unreachable.push(status);
+                }
+            }
+        }
+        (devices, unreachable)
+    }
+
+    /// The leases as their exporters have them this moment; those of silent ones are missing.
+    pub(super) async fn leases_now(&self, vm: VmUuid) -> HashMap<(String, DeviceId), Lease> {
+        let mut leases = HashMap::new();
+        for exporter in &self.all {
+            if let Ok(Reply::Leases(found)) = exporter.ask(Ask::Leases { vm: Some(vm) }).await {
+                leases.extend(
+                    found
+                        .into_iter()
+                        .map(|l| ((exporter.name().into(), l.device.id.clone()), l)),
+                );
+            }
+        }
+        leases
+    }
+
+    /// Gives a lease back.
+    pub async fn release(&self, exporter: &str, lease: &Lease) -> Result<(), Refused> {
+        let Lease {
+            device, vm, epoch, ..
+        } = lease;
+        let release = Ask::Release {
+            device: device.id.clone(),
+            vm: *vm,
+            epoch: *epoch,
+        };
+        let reply = self.find(exporter)?.ask(release).await;
+        reply.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Gives back a lease that could not be used, under the newest epoch it may have reached.
+    pub(super) async fn give_back(&self, exporter: &str, mut lease: Lease) {
+        let now = self.leases_now(lease.vm).await;
+        if let Some(current) = now.get(&(exporter.to_owned(), lease.device.id.clone())) {
+            lease.epoch = current.epoch;
+        }
+        if let Err(e) = self.release(exporter, &lease).await {
+            warn!(self.log, "device not given back: {}", e);
+        }
+    }
+}

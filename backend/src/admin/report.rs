@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! What is attached here, and what would become of it in a migration.
+
+use control::{Attachment, Controller, Forecast, Outcome, Status};
+use session::{LeasePhase, OnMigrate};
+
+use super::{Admin, Entry, Refused};
+use crate::controller::{Device, Report};
+use crate::domain::Domain;
+use crate::xenbus::Key;
+
+impl Admin {
+    /// All of it.
+    pub(super) async fn status(&self) -> Status {
+        let mut controllers = Vec::new();
+        for key in self.controllers.keys() {
+            let Some(entry) = self.controllers.get(key) else {
+                continue;
+            };
+            let Some(report) = entry.handle.describe().await else {
+                continue;
+            };
+            controllers.push(Controller {
+                vm: entry.domain.vm,
+                domid: key.domid.0,
+                vm_name: self.name_of(&entry).await,
+                controller: key.devid,
+                ports: entry.handle.port_count,
+                frontend: entry.frontend.get().to_string(),
+                backend: report.backend.to_string(),
+                hand_off: report.state.to_string(),
+                frontend_resumes: report.frontend_resumes,
+            });
+        }
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            host: self.host.clone(),
+            exporters: self.exporters.status(),
+            controllers,
+            attachments: self.attachments().await,
+            totals: self.totals.get(),
+        }
+    }
+
+    /// What is attached at every controller.
+    pub(super) async fn attachments(&self) -> Vec<Attachment> {
+        let mut all = Vec::new();
+        for key in self.controllers.keys() {
+            if let Some(entry) = self.controllers.get(key) {
+                all.extend(self.attachments_of(key, &entry).await);
+            }
+        }
+        all
+    }
+
+    /// What is attached at a controller.
+    pub(super) async fn attachments_of(&self, key: Key, entry: &Entry) -> Vec<Attachment> {
+        let Some(Report {
+            devices,
+            frontend_resumes,
+            ..
+        }) = entry.handle.describe().await
+        else {
+            return Vec::new();
+        };
+        if devices.is_empty() {
+            return Vec::new();
+        }
+        let now = self.exporters.leases_now(entry.domain.vm).await;
+        let vm_name = self.name_of(entry).await;
+        let attachments = devices.into_iter().map(
+            |Device {
+                 exporter,
+                 lease,
+                 counters,
+                 waiting,
+                 ..
+             }| {
+                let current = now.get(&(exporter.clone(), lease.device.id.clone()));
+                Attachment {
+                    vm: lease.vm,
+                    domid: key.domid.0,
+                    vm_name: vm_name.clone(),
+                    controller: key.devid,
+                    port: lease.port,
+                    frontend_resumes,
+                    on_migrate: lease.on_migrate,
+                    phase: match waiting {
+                        Some(_) => LeasePhase::Absent,
+                        None => current.map_or(LeasePhase::Disconnected, |l| l.phase),
+                    },
+                    exchange: lease.exchange,
+                    note: waiting
+                        .and_then(|w| w.note)
+                        .or_else(|| current.and_then(|l| l.note.clone())),
+                    stash: current.map_or_else(Default::default, |l| l.stash),
+                    counters,
+                    device: lease.device,
+                    exporter,
+                }
+            },
+        );
+        attachments.collect()
+    }
+
+    /// What a migration would do to a domain's attachments.
+    pub(super) async fn check(&self, domain: &str) -> Result<Vec<Forecast>, Refused> {
+        let domain = self.domain(domain).await?;
+        let mut forecasts = Vec::new();
+        for (key, entry) in self.controllers.of(domain.domid) {
+            let attachments = self.attachments_of(key, &entry).await;
+            forecasts.extend(attachments.into_iter().map(forecast));
+        }
+        Ok(forecasts)
+    }
+
+    /// A domain's name now: it changes at the end of a migration.
+    async fn name_of(&self, entry: &Entry) -> String {
+        match Domain::read(&self.store, entry.domain.domid).await {
+            Ok(Some(domain)) => domain.name,
+            _ => entry.domain.name.clone(),
+        }
+    }
+}
+
+/// What a migration would do to an attachment, and why.
+fn forecast(attachment: Attachment) -> Forecast {
+    let Attachment {
+        on_migrate,
+        frontend_resumes,
+        port,
+        ref vm_name,
+        ..
+    } = attachment;
+    let stock = "the guest's frontend cannot resume (no feature-resume)";
+    let (outcome, reason) = match (frontend_resumes, on_migrate) {
+        (true, _) => (
+            Outcome::Seamless,
+            "the guest's frontend reconnects inside its resume".to_owned(),
+        ),
+        (false, OnMigrate::Risk) => (
+            Outcome::Seamless,
+            format!("{stock}, but it was attached with --on-migrate risk"),
+        ),
+        (false, OnMigrate::Replug) => (
+            Outcome::Replug,
+            format!("{stock}; load the xen-vusb-resume module in the guest to avoid it"),
+        ),
+        (false, OnMigrate::Refuse) => (
+            Outcome::Refused,
+            format!(
+                "{stock}; load the xen-vusb-resume module in the guest, or `xl-vusb detach {vm_name} \
+                 {port}` first, or attach the device with --on-migrate replug"
+            ),
+        ),
+    };
+    Forecast {
+        attachment,
+        outcome,
+        reason,
+    }
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use control::WhenExchanged;
 use serde::Deserialize;
+use transport::Tls;
 
 /// The daemon's configuration. Unknown keys are errors: a typing mistake must not silently mean
 /// the default.
@@ -18,7 +19,7 @@ pub struct Config {
     /// What outlives the daemon, so that a restart goes unnoticed; see [`Config::state_dir`].
     #[serde(default)]
     pub state_dir: Option<PathBuf>,
-    /// This host's certificate.
+    /// This host's certificate, by default in [`transport::TLS_DIR`].
     #[serde(default)]
     pub tls: Tls,
     /// The exporters of the pool, any number.
@@ -33,28 +34,6 @@ pub struct Config {
     /// Devices that are pulled out and plugged in elsewhere.
     #[serde(default)]
     pub exchange: Exchange,
-}
-
-/// Files of [`transport::Identity`], made by `xl-vusb pool issue`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Tls {
-    /// The pool's CA certificate.
-    pub ca: PathBuf,
-    /// This host's certificate.
-    pub cert: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-}
-
-impl Default for Tls {
-    fn default() -> Self {
-        Self {
-            ca: "/etc/xen-vusb/tls/ca.crt".into(),
-            cert: "/etc/xen-vusb/tls/host.crt".into(),
-            key: "/etc/xen-vusb/tls/host.key".into(),
-        }
-    }
 }
 
 /// One exporter.

@@ -16,22 +16,23 @@ pub mod totals;
 pub mod watched;
 pub mod xenbus;
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use slog::Logger;
 use tokio::task::LocalSet;
-use transport::Identity;
+use transport::{Identity, TLS_DIR};
 use xen::Backend;
 use xen::xenstore::Endpoint;
 
-use crate::config::{Config, Tls};
+use crate::config::Config;
 
 /// Loads the certificate that the configuration names.
 ///
 /// # Errors
 /// With what is missing or wrong, and what makes it right.
 pub fn load_identity(config: &Config) -> Result<Identity> {
-    let Tls { ca, cert, key } = &config.tls;
-    Ok(Identity::load(ca, cert, key)?)
+    Ok(config.tls.files(Path::new(TLS_DIR)).load()?)
 }
 
 /// Runs the daemon until it is told to stop (SIGTERM, SIGINT), or cannot go on.

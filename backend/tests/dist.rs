@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use backend::config::{Config, HandOff, Tls};
+use backend::config::{Config, HandOff};
+use transport::TLS_DIR;
 
 fn example() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("dist/vusbd.toml")
@@ -35,6 +36,7 @@ fn the_example_is_right_and_shows_the_defaults() {
     assert_eq!(full.exporters[0].name, "pi4");
     assert_eq!(full.socket, plain.socket);
     assert_eq!(full.hand_off.quiesce_ms, HandOff::default().quiesce_ms);
-    let Tls { ca, cert, key } = Tls::default();
-    assert_eq!([full.tls.ca, full.tls.cert, full.tls.key], [ca, cert, key]);
+    let dir = Path::new(TLS_DIR);
+    assert_eq!(full.tls.files(dir), plain.tls.files(dir));
+    assert_ne!(full.tls, plain.tls, "the example names the files");
 }

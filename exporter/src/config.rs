@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use session::lease::{Allow, HoldTimes, Policy};
+use transport::{HOST_KEY, TLS_DIR, Tls};
 
 mod hold;
 #[cfg(test)]
@@ -35,7 +36,7 @@ pub struct Config {
     /// How long it waits for a VM that was suspended first, and so can be restored.
     #[serde(default = "default_saved_hold_seconds")]
     pub saved_hold_seconds: HoldTime,
-    /// Our certificate.
+    /// Our certificate; by default where systemd shows it, or in [`transport::TLS_DIR`].
     #[serde(default)]
     pub tls: Tls,
     /// Who may hold what; without any, nobody.
@@ -52,34 +53,11 @@ pub struct Config {
     pub usb: Usb,
 }
 
-/// `[tls]`: PEM files, made by `xl-vusb pool issue`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Tls {
-    /// The pool's CA certificate.
-    pub ca: PathBuf,
-    /// This host's certificate.
-    pub cert: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-}
-
-impl Default for Tls {
-    fn default() -> Self {
-        let dir = tls_dir();
-        Self {
-            ca: dir.join("ca.crt"),
-            cert: dir.join("host.crt"),
-            key: dir.join("host.key"),
-        }
-    }
-}
-
 /// Where systemd shows the service its certificate, and nobody else, or where the certificate is.
-fn tls_dir() -> PathBuf {
+pub(crate) fn tls_dir() -> PathBuf {
     let shown = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let shown = shown.filter(|dir| dir.join("host.key").exists());
-    shown.unwrap_or_else(|| PathBuf::from("/etc/xen-vusb/tls"))
+    let shown = shown.filter(|dir| dir.join(HOST_KEY).exists());
+    shown.unwrap_or_else(|| PathBuf::from(TLS_DIR))
 }
 
 /// `[[simulated]]`.

@@ -15,6 +15,7 @@ use tokio::task::{LocalSet, spawn_local};
 use transport::{Acceptor, Identity};
 
 use crate::Config;
+use crate::config::tls_dir;
 use crate::connection;
 use crate::executor::Executor;
 use crate::hub::Hub;
@@ -32,8 +33,8 @@ pub struct Daemon {
 impl Daemon {
     /// Loads what the configuration names.
     pub fn new(config: Config, log: Logger) -> anyhow::Result<Self> {
-        let tls = &config.tls;
-        let identity = Identity::load(&tls.ca, &tls.cert, &tls.key)?;
+        let tls = config.tls.files(&tls_dir());
+        let identity = tls.load()?;
         if let Some(name) = &config.name
             && name != identity.name()
         {

@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use exporter::config::{Config, Tls};
+use exporter::config::Config;
+use transport::TLS_DIR;
 
 fn example() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("dist/exporter.toml")
@@ -44,6 +45,7 @@ fn the_example_shows_the_defaults() {
     assert_eq!(full.state_dir, plain.state_dir);
     assert_eq!(full.hold_seconds, plain.hold_seconds);
     assert_eq!(full.usb.enabled, plain.usb.enabled);
-    let Tls { ca, cert, key } = Tls::default();
-    assert_eq!([full.tls.ca, full.tls.cert, full.tls.key], [ca, cert, key]);
+    let dir = Path::new(TLS_DIR);
+    assert_eq!(full.tls.files(dir), plain.tls.files(dir));
+    assert_ne!(full.tls, plain.tls, "the example names the files");
 }

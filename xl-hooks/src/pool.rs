@@ -22,21 +22,15 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use crate::host_name::{HostName, HostNameError};
 
+pub use transport::{CA_CERT, HOST_CERT, HOST_KEY, TLS_DIR};
+
 #[cfg(test)]
 mod tests;
 
 /// Where the pool is kept unless told otherwise.
 pub const DEFAULT_DIR: &str = "/etc/xen-vusb/pool";
-/// Where `vusbd` and `vusb-exporter` look for their certificates.
-pub const TLS_DIR: &str = "/etc/xen-vusb/tls";
-/// The certificate of the CA, in the pool's directory and in each machine's.
-pub const CA_CERT: &str = "ca.crt";
 /// The key of the CA. It never leaves the pool's directory.
 pub const CA_KEY: &str = "ca.key";
-/// A machine's certificate.
-pub const HOST_CERT: &str = "host.crt";
-/// A machine's key.
-pub const HOST_KEY: &str = "host.key";
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60 + 6 * 60 * 60);

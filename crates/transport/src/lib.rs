@@ -16,12 +16,14 @@ mod error;
 mod identity;
 mod message;
 mod socket;
+mod tls;
 
 pub use accept::Acceptor;
 pub use connect::connect;
 pub use error::Error;
 pub use identity::{Identity, host_name};
 pub use message::{MessageReader, greet, greeted, receive, send};
+pub use tls::{CA_CERT, HOST_CERT, HOST_KEY, TLS_DIR, Tls, TlsFiles};
 
 /// An authenticated connection, either end.
 pub type TlsStream = tokio_rustls::TlsStream<tokio::net::TcpStream>;

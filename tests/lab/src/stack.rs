@@ -183,8 +183,12 @@ pub fn totals(lab: &Lab, host: &str) -> Result<u64> {
         .unwrap_or(0))
 }
 
-/// The ends of all daemons' logs, for the message of a failed scenario.
-pub fn logs(lab: &Lab, lines: usize) -> String {
+/// Adds the ends of all daemons' logs, so many lines of each, to the error of a scenario.
+pub fn with_logs<T>(lab: &Lab, lines: usize, result: Result<T>) -> Result<T> {
+    result.with_context(|| format!("the daemons' logs end in\n{}", logs(lab, lines)))
+}
+
+fn logs(lab: &Lab, lines: usize) -> String {
     let mut text = String::new();
     for machine in MACHINES {
         for daemon in DAEMONS.iter().filter(|daemon| daemon.role == machine.role) {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::Options;
 use super::bench::{Row, print};
@@ -41,8 +41,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
         rows.push(row);
     }
     let healthy = guest::healthy(&guest);
-    print(&rows, "devices", options.json)
-        .with_context(|| format!("the daemons' logs end in\n{}", stack::logs(lab, 15)))?;
+    stack::with_logs(lab, 15, print(&rows, "devices", options.json))?;
     healthy?;
     guest::destroy(lab)
 }

@@ -78,12 +78,8 @@ pub fn measure(
         Vec::new()
     };
     stack::deploy(lab)?;
-    let outcome = attempt(lab, scenario, setup, migrations, without_usb).map_err(|error| {
-        error.context(format!(
-            "the daemons' logs end in\n{}",
-            stack::logs(lab, 15)
-        ))
-    })?;
+    let tried = attempt(lab, scenario, setup, migrations, without_usb);
+    let outcome = stack::with_logs(lab, 15, tried)?;
     if outcome.result == "ok" {
         guest::destroy(lab)?;
     }

@@ -78,12 +78,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     lab.fresh()?;
     stack::deploy(lab)?;
     let count = options.migrations_or(10);
-    let (migrations, lines) = attempt(lab, options, count).map_err(|error| {
-        error.context(format!(
-            "the daemons' logs end in\n{}",
-            stack::logs(lab, 25)
-        ))
-    })?;
+    let (migrations, lines) = stack::with_logs(lab, 25, attempt(lab, options, count))?;
     let failed = lines.iter().filter(|line| !line.good).count();
     let result = if failed == 0 { "ok" } else { "failed" };
     if options.json {

@@ -54,12 +54,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     lab.fresh()?;
     stack::deploy(lab)?;
     hold_long(lab)?;
-    let outcome = attempt(lab, options).map_err(|error| {
-        error.context(format!(
-            "the daemons' logs end in\n{}",
-            stack::logs(lab, 15)
-        ))
-    })?;
+    let outcome = stack::with_logs(lab, 15, attempt(lab, options))?;
     if options.json {
         println!("{}", serde_json::to_string(&outcome)?);
     } else {

@@ -42,12 +42,7 @@ struct Outcome {
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     lab.fresh()?;
     stack::deploy(lab)?;
-    let outcome = attempt(lab, options.migrations_or(1)).map_err(|error| {
-        error.context(format!(
-            "the daemons' logs end in\n{}",
-            stack::logs(lab, 15)
-        ))
-    })?;
+    let outcome = stack::with_logs(lab, 15, attempt(lab, options.migrations_or(1)))?;
     if options.json {
         println!("{}", serde_json::to_string(&outcome)?);
     } else {

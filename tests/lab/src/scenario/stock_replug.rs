@@ -47,12 +47,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     lab.fresh()?;
     stack::deploy(lab)?;
     let count = options.migrations_or(10);
-    let rounds = attempt(lab, options, count).map_err(|error| {
-        error.context(format!(
-            "the daemons' logs end in\n{}",
-            stack::logs(lab, 25)
-        ))
-    })?;
+    let rounds = stack::with_logs(lab, 25, attempt(lab, options, count))?;
     if options.json {
         println!(
             "{}",

@@ -96,12 +96,7 @@ struct Row {
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     lab.fresh()?;
     stack::deploy(lab)?;
-    let rows = attempt(lab, options).map_err(|error| {
-        error.context(format!(
-            "the daemons' logs end in\n{}",
-            stack::logs(lab, 15)
-        ))
-    })?;
+    let rows = stack::with_logs(lab, 15, attempt(lab, options))?;
     let failed = rows.iter().filter(|row| row.errno != 0).count();
     let passed = rows.len() - failed;
     let result = if failed == 0 { "ok" } else { "failed" };

@@ -108,6 +108,14 @@ impl Pool {
     }
 }
 
+/// Runs a test with an exporter with two simulated disks and these rules, and the first host.
+pub fn with_exporter<T>(more: &str, test: impl AsyncFnOnce(&Pool, &Exporter, &Identity) -> T) -> T {
+    let pool = Pool::new();
+    let exporter = pool.start(more);
+    let host = pool.identity("host-a");
+    run(test(&pool, &exporter, &host))
+}
+
 /// Everybody may do everything.
 pub const ALLOW_ALL: &str = "[[allow]]\ndevice = '*'\nvm = '*'\nhost = '*'\n";
 

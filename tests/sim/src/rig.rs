@@ -92,6 +92,36 @@ impl Default for RigOptions {
     }
 }
 
+impl RigOptions {
+    /// Puts a network that can be cut between the exporter and the hosts.
+    ///
+    /// # Errors
+    /// When there is no free port.
+    pub fn cuttable(&mut self) -> Result<Proxy> {
+        let proxy = self.proxy()?;
+        self.exporter_address = Some(proxy.address());
+        Ok(proxy)
+    }
+
+    /// The same for the second host alone.
+    ///
+    /// # Errors
+    /// When there is no free port.
+    pub fn second_host_cuttable(&mut self) -> Result<Proxy> {
+        let proxy = self.proxy()?;
+        self.second_host_address = Some(proxy.address());
+        Ok(proxy)
+    }
+
+    fn proxy(&mut self) -> Result<Proxy> {
+        let port = match self.exporter_port {
+            Some(port) => port,
+            None => *self.exporter_port.insert(free_port()?),
+        };
+        Proxy::start(port).context("no network to the exporter")
+    }
+}
+
 /// The running system. Everything ends when it is dropped.
 #[derive(Debug)]
 pub struct Rig {

@@ -99,10 +99,7 @@ fn before_a_suspend_is_cancelled(mode: ResumeMode) {
     let rig = rig();
     let mut guest = Reader::start(&rig, "guest", mode, 2);
     attach(&rig, &mut guest, "guest");
-    let failing = MigrateOptions {
-        failure: Some(Failure::BeforeGo),
-        ..MigrateOptions::default()
-    };
+    let failing = MigrateOptions::failing(Failure::BeforeGo);
     for _ in 0..3 {
         guest
             .migrate(&rig, 1, &failing, || press(&rig, &[7, 8]))
@@ -122,10 +119,7 @@ fn a_guest_that_does_not_come_back_leaves_nothing_to_the_next() {
     let rig = rig();
     let mut guest = Reader::start(&rig, "first", ResumeMode::Callback, 1);
     attach(&rig, &mut guest, "first");
-    let failing = MigrateOptions {
-        failure: Some(Failure::BeforeGo),
-        ..MigrateOptions::default()
-    };
+    let failing = MigrateOptions::failing(Failure::BeforeGo);
     guest
         .migrate(&rig, 1, &failing, || {
             press(&rig, &[7, 8]);

@@ -1,28 +1,21 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! The network between host and exporter is cut, and daemons are restarted, under load.
 
+use std::time::Duration;
+
 use sim_scenarios::programs;
-use sim_scenarios::rig::{Guest, GuestOptions, Proxy, Rig, RigOptions, free_port};
+use sim_scenarios::rig::{Guest, GuestOptions, Proxy, Rig, RigOptions};
 use xen_sim::toolstack::MigrateOptions;
 
 fn rig_with_proxy() -> (Rig, Proxy) {
     programs::build().unwrap();
-    let port = free_port().unwrap();
-    let proxy = Proxy::start(port).unwrap();
-    let options = RigOptions {
-        exporter_port: Some(port),
-        exporter_address: Some(proxy.address()),
-        ..RigOptions::default()
-    };
+    let mut options = RigOptions::default();
+    let proxy = options.cuttable().unwrap();
     (Rig::start(&options).unwrap(), proxy)
 }
 
 fn working(rig: &Rig) -> Guest {
-    let mut guest = Guest::start(rig, 0, &GuestOptions::new("guest")).unwrap();
-    rig.attach_disk(&guest).unwrap();
-    guest.wait_ready().unwrap();
-    guest.wait_commands(5).unwrap();
-    guest
+    Guest::start_working(rig, &GuestOptions::new("guest")).unwrap()
 }
 
 #[test]
@@ -46,10 +39,7 @@ fn a_network_that_is_away_for_a_while() {
     proxy.set_down(true);
     proxy.cut();
     // The guest waits; its URBs are neither answered nor lost.
-    let before = guest.report().unwrap().commands;
-    std::thread::sleep(std::time::Duration::from_millis(700));
-    let stalled = guest.report().unwrap().commands;
-    assert!(stalled <= before + 1, "{before} {stalled}");
+    guest.stands_still(Duration::from_millis(700)).unwrap();
     proxy.set_down(false);
     guest.wait_commands(20).unwrap();
     rig.end_unnoticed(guest);
@@ -63,7 +53,7 @@ fn a_migration_with_the_network_cut_in_the_middle() {
         let there = 1 - guest.host;
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                std::thread::sleep(std::time::Duration::from_millis(20 * round));
+                std::thread::sleep(Duration::from_millis(20 * round));
                 proxy.cut();
             });
             rig.migrate(&mut guest, there, &MigrateOptions::default())

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use frontend_shim::{Device, Target, TransferError, UrbHandle};
+use frontend_shim::{BufferId, Device, Target, TransferError, UrbHandle};
 use sim_scenarios::random::Seed;
 use sim_scenarios::scene::{LIMIT, Scene};
 use usbif::{DeviceAddress, Setup, Speed, UrbKind};
@@ -19,6 +19,18 @@ const STALL: TransferError = TransferError::Stall;
 fn set_configuration(scene: &mut Scene, target: Target, value: u8) {
     let setup = Setup::new(0, Setup::SET_CONFIGURATION, value.into(), 0, 0);
     assert_eq!(scene.control(target, setup).unwrap(), Ok(0));
+}
+
+/// Three transfers that nothing comes for.
+fn three_reads_wait(scene: &mut Scene, target: Target) -> BufferId {
+    set_configuration(scene, target, LOOP);
+    let buffer = scene.kernel.host().alloc_buffer(4096).unwrap();
+    for n in 0..3 {
+        let slice = buffer.slice(512 * n, 512);
+        scene.submit(target, BULK_IN, UrbKind::Bulk, slice).unwrap();
+    }
+    scene.wait_for_waiting("0-2", BULK_IN, 3).unwrap();
+    buffer
 }
 
 fn configuration(scene: &mut Scene, target: Target) -> u8 {
@@ -88,13 +100,7 @@ fn halts_and_what_ends_them() {
     assert_eq!(written.unwrap(), Ok(1));
 
     // Transfers that waited when the endpoint was halted are answered, too.
-    set_configuration(&mut scene, target, LOOP);
-    let buffer = scene.kernel.host().alloc_buffer(4096).unwrap();
-    for n in 0..3 {
-        let slice = buffer.slice(512 * n, 512);
-        scene.submit(target, BULK_IN, UrbKind::Bulk, slice).unwrap();
-    }
-    scene.wait_for_waiting("0-2", BULK_IN, 3).unwrap();
+    let buffer = three_reads_wait(&mut scene, target);
     let halt = endpoint_feature(true, BULK_IN);
     assert_eq!(scene.control(target, halt).unwrap(), Ok(0));
     for _ in 0..3 {
@@ -139,13 +145,7 @@ fn configurations_settings_and_a_port_reset() {
 
     // A port reset is seen by its first request to address 0: the device has no address and no
     // configuration then, and it is reset for true. What waits at the device is answered.
-    set_configuration(&mut scene, target, LOOP);
-    let buffer = scene.kernel.host().alloc_buffer(4096).unwrap();
-    for n in 0..3 {
-        let slice = buffer.slice(512 * n, 512);
-        scene.submit(target, BULK_IN, UrbKind::Bulk, slice).unwrap();
-    }
-    scene.wait_for_waiting("0-2", BULK_IN, 3).unwrap();
+    let buffer = three_reads_wait(&mut scene, target);
     let unaddressed = Target {
         address: DeviceAddress::DEFAULT,
         ..target

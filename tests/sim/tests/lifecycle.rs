@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sim_scenarios::guest::{Report, Said};
 use sim_scenarios::programs;
-use sim_scenarios::rig::{EXPORTER, Guest, GuestOptions, Proxy, Rig, RigOptions, free_port};
+use sim_scenarios::rig::{EXPORTER, Guest, GuestOptions, Rig, RigOptions};
 
 /// The exporter's `hold_seconds` where it is to run out.
 const HOLD: Duration = Duration::from_secs(1);
@@ -22,11 +22,7 @@ fn rig(hold_seconds: Option<u64>) -> Rig {
 }
 
 fn working(rig: &Rig, options: &GuestOptions) -> Guest {
-    let mut guest = Guest::start(rig, 0, options).unwrap();
-    rig.attach_disk(&guest).unwrap();
-    guest.wait_ready().unwrap();
-    guest.wait_commands(5).unwrap();
-    guest
+    Guest::start_working(rig, options).unwrap()
 }
 
 /// The same VM, started anew: its disk is there without anybody's doing.
@@ -66,14 +62,9 @@ fn wait_until_free(rig: &Rig) {
 #[test]
 fn a_host_loses_power_and_its_vm_starts_elsewhere() {
     programs::build().unwrap();
-    let port = free_port().unwrap();
-    let (first, second) = (Proxy::start(port).unwrap(), Proxy::start(port).unwrap());
-    let options = RigOptions {
-        exporter_port: Some(port),
-        exporter_address: Some(first.address()),
-        second_host_address: Some(second.address()),
-        ..RigOptions::default()
-    };
+    let mut options = RigOptions::default();
+    let first = options.cuttable().unwrap();
+    let _second = options.second_host_cuttable().unwrap();
     let mut rig = Rig::start(&options).unwrap();
     let options = GuestOptions::new("guest");
     let guest = working(&rig, &options);

@@ -6,10 +6,8 @@ use std::time::{Duration, Instant};
 
 use sim_scenarios::guest::Said;
 use sim_scenarios::programs;
-use sim_scenarios::rig::{Guest, GuestOptions, Proxy, Rig, RigOptions, free_port};
-use xen_sim::toolstack::{
-    Failure, MigrateError, MigrateOptions, Timeouts, Toolstack, ToolstackError,
-};
+use sim_scenarios::rig::{Guest, GuestOptions, Rig, RigOptions};
+use xen_sim::toolstack::{Failure, MigrateError, MigrateOptions, Timeouts, Toolstack};
 
 fn rig() -> Rig {
     programs::build().unwrap();
@@ -32,11 +30,7 @@ fn be_impatient(rig: &mut Rig) {
 }
 
 fn working(rig: &Rig) -> Guest {
-    let mut guest = Guest::start(rig, 0, &GuestOptions::new("guest")).unwrap();
-    rig.attach_disk(&guest).unwrap();
-    guest.wait_ready().unwrap();
-    guest.wait_commands(5).unwrap();
-    guest
+    Guest::start_working(rig, &GuestOptions::new("guest")).unwrap()
 }
 
 /// Moves it to the other host, where it must go on.
@@ -156,26 +150,15 @@ fn the_source_dies_after_the_suspend_and_has_the_guest_back() {
 #[test]
 fn the_exporter_is_out_of_the_targets_reach() {
     programs::build().unwrap();
-    let port = free_port().unwrap();
-    let proxy = Proxy::start(port).unwrap();
-    let options = RigOptions {
-        exporter_port: Some(port),
-        second_host_address: Some(proxy.address()),
-        ..RigOptions::default()
-    };
+    let mut options = RigOptions::default();
+    let proxy = options.second_host_cuttable().unwrap();
     let rig = Rig::start(&options).unwrap();
     let mut guest = working(&rig);
-    proxy.set_down(true);
-    proxy.cut();
+    proxy.take_down();
     let failed = rig.migrate(&mut guest, 1, &MigrateOptions::default());
     // By the target, not because it was silent.
-    let Err(MigrateError::ResumedAtSource {
-        cause: ToolstackError::BackendRemoved { .. },
-        ..
-    }) = failed
-    else {
-        panic!("{failed:?}");
-    };
+    let refused = failed.as_ref().is_err_and(MigrateError::is_refusal);
+    assert!(refused, "{failed:?}");
     assert!(guest.wait_resumed().unwrap().0);
     guest.wait_commands(10).unwrap();
     let log = rig.hosts[1].vusbd_log();
@@ -191,18 +174,14 @@ fn the_exporter_is_out_of_the_targets_reach() {
 #[test]
 fn the_exporter_is_out_of_the_targets_reach_and_the_guest_comes_all_the_same() {
     programs::build().unwrap();
-    let port = free_port().unwrap();
-    let proxy = Proxy::start(port).unwrap();
-    let options = RigOptions {
-        exporter_port: Some(port),
-        second_host_address: Some(proxy.address()),
+    let mut options = RigOptions {
         hand_off: "unreachable = \"go-on\"\n".into(),
         ..RigOptions::default()
     };
+    let proxy = options.second_host_cuttable().unwrap();
     let rig = Rig::start(&options).unwrap();
     let mut guest = working(&rig);
-    proxy.set_down(true);
-    proxy.cut();
+    proxy.take_down();
     rig.migrate(&mut guest, 1, &MigrateOptions::default())
         .unwrap_or_else(|e| panic!("{e:?}\n{}", rig.log_tails()));
     let unplugged = |said: &Said| *said == Said::Unplugged;

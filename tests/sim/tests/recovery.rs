@@ -30,11 +30,7 @@ fn working(rig: &Rig, seed: u64) -> Guest {
         seed,
         ..GuestOptions::new("guest")
     };
-    let mut guest = Guest::start(rig, 0, &options).unwrap();
-    rig.attach_disk(&guest).unwrap();
-    guest.wait_ready().unwrap();
-    guest.wait_commands(5).unwrap();
-    guest
+    Guest::start_working(rig, &options).unwrap()
 }
 
 /// Until a moment that nothing knows of.

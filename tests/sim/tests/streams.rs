@@ -12,7 +12,6 @@ use sim_scenarios::guest::{Keyboard, Player, Recorder, Serial, Shared, UnlinkedD
 use sim_scenarios::random::{Random, Seed};
 use sim_scenarios::rig::Devices;
 use sim_scenarios::scene::Scene;
-use xen_sim::toolstack::{Failure, MigrateError, MigrateOptions};
 
 const DEVICES: &str = "[[simulated]]\nkind = \"keyboard\"\n\
                        [[simulated]]\nkind = \"serial\"\n\
@@ -146,16 +145,7 @@ fn travel_along(mode: ResumeMode) {
                 rig.hosts[domain.host].restart_vusbd()?;
                 progress(1 + random.below(5))?;
             }
-            let fails = round % 4 == 3;
-            let options = MigrateOptions {
-                failure: fails.then_some(Failure::BeforeGo),
-                ..MigrateOptions::default()
-            };
-            match domain.migrate(&rig, 1 - domain.host, &options) {
-                Ok(_) => assert!(!fails),
-                Err(MigrateError::ResumedAtSource { .. }) if fails => (),
-                Err(e) => return Err(e.into()),
-            }
+            domain.travel(&rig, round % 4 == 3)?;
             workload.wait_until("the suspend was over", || shared.suspends() == round + 1)?;
         }
         progress(5)

@@ -11,7 +11,6 @@ use sim_scenarios::random::Seed;
 use sim_scenarios::scene::Scene;
 use usbif::{Setup, UrbKind};
 use xen_sim::SimGuest;
-use xen_sim::toolstack::{Failure, MigrateError, MigrateOptions};
 
 const PLACE: &str = "0-2";
 const BULK_OUT: u8 = 0x01;
@@ -144,16 +143,7 @@ fn no_byte_is_lost_or_doubled_and_no_driver_notices() {
         for round in 0..8_u64 {
             let goal = moved.lock().unwrap().urbs + 1 + random.below(40);
             workload.wait_until("it went on", || moved.lock().unwrap().urbs >= goal)?;
-            let fails = round % 4 == 3;
-            let options = MigrateOptions {
-                failure: fails.then_some(Failure::BeforeGo),
-                ..MigrateOptions::default()
-            };
-            match domain.migrate(&rig, 1 - domain.host, &options) {
-                Ok(_) => assert!(!fails),
-                Err(MigrateError::ResumedAtSource { .. }) if fails => (),
-                Err(e) => return Err(e.into()),
-            }
+            domain.travel(&rig, round % 4 == 3)?;
             workload.wait_until("the suspend was over", || shared.suspends() == round + 1)?;
         }
         shared.set_quiet(true);

@@ -46,6 +46,16 @@ impl Default for MigrateOptions {
     }
 }
 
+impl MigrateOptions {
+    /// One that fails like this.
+    pub fn failing(failure: Failure) -> MigrateOptions {
+        MigrateOptions {
+            failure: Some(failure),
+            ..MigrateOptions::default()
+        }
+    }
+}
+
 /// A migration that succeeded.
 #[derive(Clone, Debug)]
 pub struct Migration {
@@ -83,6 +93,17 @@ pub enum MigrateError {
     /// Not even resuming worked.
     #[error("migration failed and the source could not be resumed")]
     Lost(#[source] ToolstackError),
+}
+
+impl MigrateError {
+    /// Whether a backend at the target has removed its state node, by which it says at once that the
+    /// guest may not come. The guest runs on at the source.
+    pub fn is_refusal(&self) -> bool {
+        let Self::ResumedAtSource { cause, .. } = self else {
+            return false;
+        };
+        matches!(cause, ToolstackError::BackendRemoved { .. })
+    }
 }
 
 fn injected(what: &str) -> ToolstackError {

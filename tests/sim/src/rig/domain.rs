@@ -5,7 +5,7 @@ use anyhow::Result;
 use control::{Attachment, Response};
 use frontend_shim::ResumeMode;
 use xen::DomId;
-use xen_sim::toolstack::{DomainConfig, MigrateError, MigrateOptions, Migration};
+use xen_sim::toolstack::{DomainConfig, Failure, MigrateError, MigrateOptions, Migration};
 
 use super::{EXPORTER, Rig};
 use crate::guest::Kernel;
@@ -63,6 +63,23 @@ impl Domain {
         let migration = source.migrate(self.domid, &rig.hosts[to].xl, options)?;
         (self.host, self.domid) = (to, migration.domid);
         Ok(migration)
+    }
+
+    /// `xl migrate` to the other host. One that `fails` does so before "go", and the domain stays.
+    ///
+    /// # Errors
+    /// Those of the toolstack, or that it did not fail.
+    pub fn travel(&mut self, rig: &Rig, fails: bool) -> Result<()> {
+        let options = MigrateOptions {
+            failure: fails.then_some(Failure::BeforeGo),
+            ..MigrateOptions::default()
+        };
+        match self.migrate(rig, 1 - self.host, &options) {
+            Ok(_) if !fails => Ok(()),
+            Ok(_) => anyhow::bail!("a migration that was to fail did not"),
+            Err(MigrateError::ResumedAtSource { .. }) if fails => Ok(()),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Unloads its driver and destroys it. The backend must have done nothing wrong.

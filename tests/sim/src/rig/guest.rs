@@ -102,6 +102,17 @@ impl Guest {
         Ok(guest)
     }
 
+    /// Starts one at the first host, attaches the rig's disk to it, and waits until it works on it.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), or the message of `xl-vusb`.
+    pub fn start_working(rig: &Rig, options: &GuestOptions) -> Result<Self> {
+        let mut guest = Self::start(rig, 0, options)?;
+        rig.attach_disk(&guest)?;
+        guest.wait_working()?;
+        Ok(guest)
+    }
+
     /// The domain's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -158,6 +169,32 @@ impl Guest {
         let ready = |said: &Said| matches!(said, Said::Ready { .. });
         self.wait_for("finds its disk", Duration::from_secs(60), ready)
             .map(drop)
+    }
+
+    /// Waits until it has found the disk and worked on it.
+    ///
+    /// # Errors
+    /// As [`wait_for`](Self::wait_for).
+    pub fn wait_working(&mut self) -> Result<()> {
+        self.wait_ready()?;
+        self.wait_commands(5)
+    }
+
+    /// Looks for so long whether its workload stands still, apart from a command that was answered already.
+    ///
+    /// # Errors
+    /// When it goes on, or as [`wait_for`](Self::wait_for).
+    pub fn stands_still(&mut self, time: Duration) -> Result<()> {
+        let before = self.report()?.commands;
+        std::thread::sleep(time);
+        let after = self.report()?.commands;
+        if after > before + 1 {
+            bail!(
+                "guest {} went on from command {before} to {after}",
+                self.name
+            );
+        }
+        Ok(())
     }
 
     /// Waits until its workload has carried out so many commands more.

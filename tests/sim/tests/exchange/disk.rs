@@ -28,8 +28,7 @@ fn working(rig: &Rig, on_exchange: &str) -> Guest {
     let mut guest = Guest::start(rig, 0, &GuestOptions::new("guest")).unwrap();
     let attach = ["attach", "guest", NAME, "--on-exchange", on_exchange];
     rig.xl_vusb_json(0, &attach).unwrap();
-    guest.wait_ready().unwrap();
-    guest.wait_commands(5).unwrap();
+    guest.wait_working().unwrap();
     guest
 }
 

@@ -13,11 +13,9 @@ use std::time::{Duration, Instant};
 use sim_scenarios::random::Random;
 use sim_scenarios::rig::{EXPORTER, Guest, Rig, RigOptions};
 
-use crate::frontend::{Raw, RawFrontend, SLOT};
+use crate::frontend::{CONTROL, IN, Raw, RawFrontend, SLOT};
 use crate::scene::Scene;
 
-const IN: u32 = 0x80;
-const CONTROL: u32 = 2 << 30;
 /// A device for the hostile guest.
 const DEVICE: &str = "[[simulated]]\nkind = \"source-sink\"\n";
 /// How long harm is done before anything is measured: what is allowed in a burst is used up.
@@ -107,15 +105,7 @@ impl Deed {
                 Self::Reconnects => hostile.reconnect_blindly(),
                 Self::Revokes => {
                     let (page, gref) = hostile.page();
-                    hostile.push(&[Raw {
-                        id: 1,
-                        segment_count: 1,
-                        pipe: CONTROL | IN | 1,
-                        buffer_length: 18,
-                        special: [0x80, 6, 0, 1, 0, 0, 18, 0],
-                        segments: vec![(gref, 0, 18)],
-                        ..Raw::default()
-                    }]);
+                    hostile.push(&[Raw::descriptor(gref)]);
                     hostile.revoke(page);
                     while hostile.skip_answers() > 0 && !stop.load(Ordering::Relaxed) {
                         std::hint::spin_loop();

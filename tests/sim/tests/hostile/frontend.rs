@@ -19,6 +19,12 @@ const RSP_PROD: usize = 8;
 const RSP_EVENT: usize = 12;
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Direction and type bits of a request's `pipe`.
+pub const IN: u32 = 0x80;
+pub const CONTROL: u32 = 2 << 30;
+/// The SETUP packet that asks for the 18 bytes of a device descriptor.
+pub const GET_DEVICE_DESCRIPTOR: [u8; 8] = [0x80, 6, 0, 1, 0, 0, 18, 0];
+
 /// A request, field by field, to be filled in with anything.
 #[derive(Clone, Debug, Default)]
 pub struct Raw {
@@ -34,6 +40,19 @@ pub struct Raw {
 }
 
 impl Raw {
+    /// Asks the device at port 1, at address 0, for its descriptor.
+    pub fn descriptor(gref: u32) -> Self {
+        Self {
+            id: 1,
+            segment_count: 1,
+            pipe: CONTROL | IN | 1,
+            buffer_length: 18,
+            special: GET_DEVICE_DESCRIPTOR,
+            segments: vec![(gref, 0, 18)],
+            ..Self::default()
+        }
+    }
+
     fn encode(&self) -> [u8; SLOT] {
         let mut slot = [0; SLOT];
         slot[0..2].copy_from_slice(&self.id.to_le_bytes());

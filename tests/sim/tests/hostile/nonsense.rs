@@ -2,7 +2,7 @@
 //! A guest that writes nonsense into its ring, with another guest at work beside it: each piece of
 //! nonsense costs the hostile guest a request or its ring, and the other nothing.
 
-use crate::frontend::{Answer, Raw, RawFrontend};
+use crate::frontend::{Answer, CONTROL, GET_DEVICE_DESCRIPTOR, IN, Raw, RawFrontend};
 use crate::scene::Scene;
 
 const OK: i32 = 0;
@@ -10,11 +10,8 @@ const NODEV: i32 = -19;
 const INVAL: i32 = -22;
 const STALL: i32 = -32;
 
-const IN: u32 = 0x80;
-const CONTROL: u32 = 2 << 30;
 const BULK: u32 = 3 << 30;
 const UNLINK: u32 = 0x20;
-const GET_DEVICE_DESCRIPTOR: [u8; 8] = [0x80, 6, 0, 1, 0, 0, 18, 0];
 
 /// SET_ADDRESS or SET_CONFIGURATION.
 fn set(request: u8, value: u8) -> [u8; 8] {

@@ -39,12 +39,5 @@ fn a_hostile_guest_costs_little_of_a_processor() {
         }
     }
     assert!(costly.is_empty(), "{HEAD}\n{}", costly.join("\n"));
-    let report = neighbour.stop(&rig).unwrap();
-    assert_eq!(
-        (report.lost, report.duplicated, report.disconnects),
-        (0, 0, 0),
-        "{report:?}"
-    );
-    assert_eq!((report.mismatches, report.errors), (0, 0), "{report:?}");
-    assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
+    rig.end_unnoticed(neighbour);
 }

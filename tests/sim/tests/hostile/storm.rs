@@ -4,11 +4,9 @@
 
 use sim_scenarios::random::Random;
 
-use crate::frontend::{Raw, SLOT};
+use crate::frontend::{CONTROL, IN, Raw, SLOT};
 use crate::scene::Scene;
 
-const IN: u32 = 0x80;
-const CONTROL: u32 = 2 << 30;
 /// More than this is not noise of the allocator any more.
 const GROWTH_KIB: u64 = 8 * 1024;
 /// Lines that one guest may cause: a burst, what is refilled meanwhile, and everybody else's.
@@ -98,16 +96,7 @@ fn pages_revoked_while_they_are_used() {
     let bounds = Bounds::of(&scene);
     for _ in 0..2_000 {
         let (page, gref) = scene.hostile.page();
-        let request = Raw {
-            id: 1,
-            segment_count: 1,
-            pipe: CONTROL | IN | 1,
-            buffer_length: 18,
-            special: [0x80, 6, 0, 1, 0, 0, 18, 0],
-            segments: vec![(gref, 0, 18)],
-            ..Raw::default()
-        };
-        scene.hostile.push(&[request]);
+        scene.hostile.push(&[Raw::descriptor(gref)]);
         scene.hostile.revoke(page);
         assert_eq!(scene.hostile.answer().id, 1);
     }

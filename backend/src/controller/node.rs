@@ -74,7 +74,7 @@ impl StateNode {
     }
 }
 
-/// As [`write`], also where xenstored goes away meanwhile: the toolstack or the frontend waits for
+/// As [`write()`], also where xenstored goes away meanwhile: the toolstack or the frontend waits for
 /// this state, and nothing would make us write it again.
 async fn write_patiently(
     store: &XenStore,

@@ -4,7 +4,7 @@
 //! Every connection is authenticated at both ends with certificates of the pool's CA. A host's name
 //! is the first DNS name of its certificate; `xl-vusb pool issue HOST` makes both.
 //!
-//! - a backend: [`Identity::load`], [`connect`], [`greet`], then [`send`] and [`receive`] (or
+//! - a backend: [`Identity::load`], [`connect()`], [`greet`], then [`send`] and [`receive`] (or
 //!   [`MessageReader`] where other things are waited for at the same time);
 //! - an exporter: [`Identity::load`], [`Acceptor::new`], [`Acceptor::accept`] on every TCP
 //!   connection, [`greeted`].

@@ -215,7 +215,7 @@ impl DomainView {
     }
 
     /// Takes the table's lock. A holder that was killed is replaced by the host's process, see
-    /// [`DomainView::recover`].
+    /// [`TableGuard::recover`].
     pub(crate) fn lock(&self, who: Locker) -> TableGuard<'_> {
         let word = self.active.lock_word();
         let mut spins = 0u32;

@@ -368,14 +368,20 @@ fn a_migration_that_fails_leaves_the_disk_where_it_was() {
     }
 }
 
-#[test]
-fn a_frontend_follows_a_controller_that_is_taken_away() {
-    let serving = Serving::default();
-    let machine = Machine::start(1, &serving);
+/// A new domain, as its kernel sees it before it has a driver.
+fn bare(machine: &Machine) -> (DomId, SimGuest, Endpoint) {
     let domid = machine.xl.create(&DomainConfig::new("vm")).unwrap();
     machine.xl.unpause(domid).unwrap();
     let sim = SimGuest::boot(&machine.dir, domid).unwrap();
     let endpoint = Endpoint::Socket(sim.xenstore_path());
+    (domid, sim, endpoint)
+}
+
+#[test]
+fn a_frontend_follows_a_controller_that_is_taken_away() {
+    let serving = Serving::default();
+    let machine = Machine::start(1, &serving);
+    let (domid, sim, endpoint) = bare(&machine);
     let mut frontend = Frontend::connect(sim, &endpoint, FrontendOptions::default()).unwrap();
     let port = PortNumber::new(2).unwrap();
     frontend.host().wait_for_device(port, LONG).unwrap();
@@ -396,10 +402,7 @@ fn a_frontend_follows_a_controller_that_is_taken_away() {
 fn a_controller_that_is_not_there_is_an_error() {
     let serving = Serving::default();
     let machine = Machine::start(1, &serving);
-    let domid = machine.xl.create(&DomainConfig::new("vm")).unwrap();
-    machine.xl.unpause(domid).unwrap();
-    let sim = SimGuest::boot(&machine.dir, domid).unwrap();
-    let endpoint = Endpoint::Socket(sim.xenstore_path());
+    let (_, sim, endpoint) = bare(&machine);
     let options = FrontendOptions {
         devid: 3,
         ..FrontendOptions::default()

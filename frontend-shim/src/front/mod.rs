@@ -10,9 +10,13 @@
 //! last is used first; an unlink takes an id of its own; an event whose speed is the known one is
 //! ignored; a broken protocol stops it for good.
 
+mod completion;
+mod counters;
 mod ids;
 mod ports;
 mod recall;
+mod submission;
+mod suspend;
 mod urbs;
 mod violation;
 
@@ -22,117 +26,20 @@ mod tests;
 use std::collections::VecDeque;
 
 use usbif::{
-    BadConnResponse, ConnResponse, PortNumber, RingCorrupt, Speed, UrbKind, UrbRequest,
-    UrbResponse, UrbStatus,
+    BadConnResponse, ConnResponse, PortNumber, RingCorrupt, Speed, UrbKind, UrbRequest, UrbResponse,
 };
 
+pub use completion::{Completion, TransferError};
+pub use counters::Counters;
 pub use ports::PortChange;
+pub use submission::{Submission, SubmitError};
 pub use urbs::UrbHandle;
 pub use violation::Violation;
 
+use completion::{Extent, translate};
 use ids::{IdTable, IdUse};
 use ports::Ports;
 use urbs::{Progress, Unlinking, Urbs};
-
-/// A URB to be carried out.
-#[derive(Clone, Copy, Debug)]
-pub struct Submission {
-    /// The controller's port that the device hangs on, directly or through hubs.
-    pub root_port: PortNumber,
-    /// What to send. Its id is set when it goes out.
-    pub request: UrbRequest,
-    /// Comes back in the completion.
-    pub tag: u64,
-}
-
-/// Why a URB is not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SubmitError {
-    /// Nothing is plugged into the port.
-    #[error("no device on port {0}")]
-    NoDevice(PortNumber),
-    /// The domain is being suspended.
-    #[error("the controller is frozen for a suspend")]
-    Frozen,
-    /// The backend broke the protocol, or the controller was shut down.
-    #[error("the controller is dead")]
-    Dead,
-}
-
-/// How a URB failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum TransferError {
-    /// No such device (`-ENODEV`).
-    #[error("no such device")]
-    NoDevice,
-    /// The backend found the request senseless (`-EINVAL`).
-    #[error("invalid request")]
-    Invalid,
-    /// The endpoint stalled (`-EPIPE`).
-    #[error("endpoint stalled")]
-    Stall,
-    /// The transfer failed on the bus (`-EPROTO`).
-    #[error("transfer failed")]
-    Io,
-    /// The device sent more than was asked for (`-EOVERFLOW`).
-    #[error("device sent too much")]
-    Babble,
-    /// Fewer bytes than asked for, where that is an error (`-EREMOTEIO`).
-    #[error("transfer too short")]
-    Short,
-    /// It was unlinked (`-ECONNRESET`).
-    #[error("unlinked")]
-    Unlinked,
-    /// The controller or the device is going away (`-ESHUTDOWN`).
-    #[error("controller shut down")]
-    Shutdown,
-}
-
-/// What became of a URB. Every URB that was taken gets exactly one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Completion {
-    /// Which.
-    pub urb: UrbHandle,
-    /// As submitted.
-    pub tag: u64,
-    /// How it went.
-    pub result: Result<(), TransferError>,
-    /// Bytes transferred, at most the buffer's length. Counts also after an error.
-    pub actual_length: usize,
-    /// Isochronous: packets that failed.
-    pub error_count: u32,
-    /// Isochronous: the frame in which it started.
-    pub start_frame: u16,
-}
-
-/// What a response says besides its status.
-#[derive(Clone, Copy, Debug, Default)]
-struct Extent {
-    actual_length: usize,
-    error_count: u32,
-    start_frame: u16,
-}
-
-/// What has been counted since the machine was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// URBs completed.
-    pub completed: u64,
-    /// URBs completed with an error other than having been unlinked.
-    pub failed: u64,
-    /// Unlink requests sent.
-    pub unlinks: u64,
-    /// URBs that the backend was asked for because of a suspend.
-    pub recalled: u64,
-    /// Devices plugged in.
-    pub connects: u64,
-    /// Devices pulled out.
-    pub disconnects: u64,
-    /// Events ignored because they told nothing new.
-    pub events_ignored: u64,
-    /// Breaches of the protocol by the backend.
-    pub violations: u64,
-}
 
 /// The frontend's machine. See the module.
 #[derive(Debug)]
@@ -398,51 +305,6 @@ impl Front {
         self.violations.pop_front()
     }
 
-    /// Before a suspend: takes no more URBs and asks for all of them back. Then wait until
-    /// [`in_flight`](Self::in_flight) is zero, as the USB core does; it does not wait for the
-    /// answers to the unlinks themselves.
-    pub fn freeze(&mut self) {
-        self.frozen = true;
-        self.unlink_all();
-    }
-
-    /// After a suspend, cancelled or not: takes URBs again.
-    pub fn thaw(&mut self) {
-        self.frozen = false;
-        self.held = false;
-    }
-
-    /// The rings are new, and the driver cleans its table, which `xen-hcd` does not: all ids are
-    /// free, and what was in flight on the old ring is given back as
-    /// [`TransferError::Shutdown`]. URBs that have not been sent yet go out on the new ring.
-    pub fn start_over(&mut self) {
-        self.to_unlink.clear();
-        self.recalled = 0;
-        for id in self.ids.release_all() {
-            if let IdUse::Urb(urb) = id
-                && let Some(entry) = self.urbs.get_mut(urb)
-            {
-                let error = match entry.unlinking {
-                    // Nobody knows what has become of it.
-                    Unlinking::No if entry.recalled => TransferError::Io,
-                    Unlinking::No => TransferError::Shutdown,
-                    Unlinking::Queued | Unlinking::Sent => TransferError::Unlinked,
-                };
-                self.complete(urb, Err(error), Extent::default());
-            }
-        }
-        self.in_flight = 0;
-    }
-
-    /// The controller goes away: gives everything back as [`TransferError::Shutdown`].
-    pub fn shut_down(&mut self) {
-        self.start_over();
-        while let Some(urb) = self.to_submit.pop_front() {
-            self.complete(urb, Err(TransferError::Shutdown), Extent::default());
-        }
-        self.dead = true;
-    }
-
     /// URBs that have been sent and not answered.
     pub fn in_flight(&self) -> u32 {
         self.in_flight
@@ -497,17 +359,4 @@ impl Front {
         self.dead |= violation.is_fatal();
         self.violations.push_back(violation);
     }
-}
-
-/// What `xenhcd_translate_status` makes of a status.
-fn translate(status: UrbStatus) -> Result<(), TransferError> {
-    Err(match status {
-        UrbStatus::OK => return Ok(()),
-        UrbStatus::NODEV => TransferError::NoDevice,
-        UrbStatus::INVAL => TransferError::Invalid,
-        UrbStatus::STALL => TransferError::Stall,
-        UrbStatus::IOERROR => TransferError::Io,
-        UrbStatus::BABBLE => TransferError::Babble,
-        _ => TransferError::Shutdown,
-    })
 }

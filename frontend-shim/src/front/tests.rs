@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 use usbif::{
     BadConnResponse, ConnResponse, DeviceAddress, Direction, Pipe, SHORT_NOT_OK, Segment,
-    TransferType,
+    TransferType, UrbStatus,
 };
 
 use super::*;

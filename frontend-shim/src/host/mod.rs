@@ -1,36 +1,34 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! A USB host controller: the machine with its rings, event channel and buffers.
 
+mod addresses;
 mod buffers;
 mod enumerate;
 mod isochronous;
 mod link;
 mod poll;
+mod suspend;
 mod transfer;
+mod urb;
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use usbif::{
-    DeviceAddress, Direction, Pipe, PortNumber, SHORT_NOT_OK, Segment, Setup, Speed, TransferType,
-    UrbKind, UrbRequest,
-};
+use usbif::{Direction, PortNumber, Segment, Setup, Speed};
 use xen::{DomId, EvtchnPort, GrantRef, Guest};
 
 pub use buffers::{BufferId, BufferSlice};
 pub use enumerate::{Device, DeviceDescriptor, Endpoint, Interface};
 pub use isochronous::IsochronousUrb;
 pub use transfer::ControlData;
+pub use urb::{Target, Urb};
 
 use crate::{
-    Completion, Counters, Front, HostError, PortChange, Submission, SubmitError, UrbHandle,
-    Violation,
+    Completion, Counters, Front, HostError, PortChange, SubmitError, UrbHandle, Violation,
 };
+use addresses::Addresses;
 use buffers::Buffers;
 use link::Link;
-
-/// How long control transfers, which cannot be done in halves, have to end by themselves at a suspend.
-const CONTROL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Is told of every breach of the protocol by the backend.
 pub type ViolationHook = Box<dyn FnMut(&Violation) + Send>;
@@ -63,33 +61,6 @@ pub struct RingGrants {
     pub conn_ring: GrantRef,
     /// `event-channel`.
     pub event_channel: EvtchnPort,
-}
-
-/// A device as URBs address it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Target {
-    /// The controller's port that it hangs on.
-    pub port: PortNumber,
-    /// Its address.
-    pub address: DeviceAddress,
-}
-
-/// A URB for [`UsbHost::submit`].
-#[derive(Clone, Copy, Debug)]
-pub struct Urb {
-    /// The device.
-    pub target: Target,
-    /// The endpoint's address, bit 7 set for IN. For a control URB the endpoint is 0 and bit 7
-    /// the direction of the data.
-    pub endpoint: u8,
-    /// What to do.
-    pub kind: UrbKind,
-    /// Where the data is.
-    pub data: Option<BufferSlice>,
-    /// Whether less data than asked for is an error.
-    pub short_not_ok: bool,
-    /// Comes back in the completion.
-    pub tag: u64,
 }
 
 /// A USB host controller in the guest.
@@ -157,26 +128,7 @@ impl<G: Guest> UsbHost<G> {
             Some(slice) => self.buffers.segments(slice, &mut segments)?,
             None => 0,
         };
-        let direction = if urb.endpoint & 0x80 != 0 {
-            Direction::In
-        } else {
-            Direction::Out
-        };
-        let transfer_type = match urb.kind {
-            UrbKind::Control { .. } => TransferType::Control,
-            UrbKind::Bulk | UrbKind::Unlink { .. } => TransferType::Bulk,
-            UrbKind::Interrupt { .. } => TransferType::Interrupt,
-            UrbKind::Isochronous { .. } => TransferType::Isochronous,
-        };
-        let Target { port, address } = urb.target;
-        let pipe = Pipe::new(port.get(), address, urb.endpoint, direction, transfer_type);
-        let flags = if urb.short_not_ok { SHORT_NOT_OK } else { 0 };
-        let request = UrbRequest::new(0, pipe, flags, urb.kind, &segments[..count])?;
-        let submission = Submission {
-            root_port: port,
-            request,
-            tag: urb.tag,
-        };
+        let submission = urb.submission(&segments[..count])?;
         let handle = self.front.submit(submission)?;
         if let Some(slice) = urb.data {
             self.buffers.use_by(slice.buffer, handle);
@@ -279,97 +231,6 @@ impl<G: Guest> UsbHost<G> {
         }
     }
 
-    /// Before a suspend: takes all URBs back and waits until the backend has answered them, as
-    /// the USB core does. They complete as [`crate::TransferError::Unlinked`]. The answers to the
-    /// unlinks themselves are not waited for; how many are missing is returned.
-    ///
-    /// # Errors
-    /// [`HostError::TimedOut`]: a backend that does this blocks migrations.
-    pub fn freeze(&mut self, timeout: Duration) -> Result<u32, HostError> {
-        self.front.freeze();
-        let deadline = Instant::now() + timeout;
-        self.step()?;
-        while self.front.in_flight() > 0 {
-            if self.front.is_dead() {
-                return Err(SubmitError::Dead.into());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(HostError::TimedOut(timeout));
-            }
-            self.wait(left)?;
-        }
-        Ok(self.front.unlinks_unanswered())
-    }
-
-    /// Before a suspend that drivers do not notice: asks the backend for all URBs and waits until it
-    /// has answered. Those that were cancelled go on after the suspend.
-    ///
-    /// # Errors
-    /// [`HostError::TimedOut`]: what is not answered by then fails when the domain has moved.
-    pub fn recall(&mut self, timeout: Duration) -> Result<(), HostError> {
-        let begin = Instant::now();
-        let mut with_control = false;
-        self.front.recall(with_control);
-        self.step()?;
-        while self.front.in_flight() > 0 || self.front.unlinks_unanswered() > 0 {
-            if self.front.is_dead() {
-                return Err(SubmitError::Dead.into());
-            }
-            if begin.elapsed() > timeout {
-                return Err(HostError::TimedOut(timeout));
-            }
-            if begin.elapsed() > CONTROL_TIMEOUT && !with_control {
-                with_control = true;
-                self.front.recall(with_control);
-            }
-            self.wait(timeout.min(CONTROL_TIMEOUT))?;
-        }
-        Ok(())
-    }
-
-    /// A suspend will [recall](Self::recall) what is in flight.
-    pub fn set_recalls(&mut self, recalls: bool) {
-        self.front.set_recalls(recalls);
-    }
-
-    /// After a suspend that was cancelled: goes on with the old rings.
-    pub fn thaw(&mut self) {
-        self.front.thaw();
-    }
-
-    /// After a suspend that took place: the domain runs elsewhere, as `guest`, with the same
-    /// memory but without grants and event channels. The rings are dead; the buffers are granted
-    /// anew to `backend`, with their contents and under their old names.
-    ///
-    /// URBs are taken again. Until [`set_up_rings`](Self::set_up_rings) they go to the dead ring,
-    /// where a stock `xen-hcd` loses them.
-    ///
-    /// # Errors
-    /// [`HostError::Grant`].
-    pub fn moved(&mut self, guest: G, backend: DomId) -> Result<(), HostError> {
-        if let Some(link) = &mut self.link {
-            link.die(&mut self.front);
-        }
-        self.guest = guest;
-        self.backend = backend;
-        let anew = self.buffers.grant_again(&self.guest, backend)?;
-        self.front.granted_anew(|gref| {
-            let found = anew.iter().find(|(before, _)| before.0 == gref);
-            found.map_or(gref, |(_, now)| now.0)
-        });
-        self.front.thaw();
-        Ok(())
-    }
-
-    /// After a suspend that took place: forgets the dead rings and every request id, and gives
-    /// back the URBs that were in flight. `xen-hcd` does not do this.
-    pub fn forget_requests(&mut self) {
-        self.front.start_over();
-        self.link = None;
-        self.abandoned.clear();
-    }
-
     /// Gives every URB back and ends the rings. False: the backend still maps one of them, and
     /// its page leaks.
     pub fn disconnect(&mut self) -> bool {
@@ -452,32 +313,6 @@ impl<G: Guest> UsbHost<G> {
         let front = &mut self.front;
         self.buffers
             .grant_idle_again(&self.guest, self.backend, |_| front.handle_grant_in_use())
-    }
-}
-
-/// Which device addresses are in use, and on which port.
-#[derive(Debug)]
-struct Addresses([Option<PortNumber>; 128]);
-
-impl Default for Addresses {
-    fn default() -> Self {
-        Self([None; 128])
-    }
-}
-
-impl Addresses {
-    fn take(&mut self, port: PortNumber) -> Option<DeviceAddress> {
-        let free = (1..128).find(|n| self.0[*n].is_none())?;
-        self.0[free] = Some(port);
-        DeviceAddress::new(free as u8)
-    }
-
-    fn release(&mut self, port: PortNumber) {
-        for owner in &mut self.0 {
-            if *owner == Some(port) {
-                *owner = None;
-            }
-        }
     }
 }
 

@@ -65,17 +65,10 @@ impl<G: Guest> UsbHost<G> {
             self.write_buffer(buffer, 0, bytes)?;
         }
         let direction = setup.direction();
-        let done = self.transfer(
-            &Urb {
-                target,
-                endpoint: if direction == Direction::In { 0x80 } else { 0 },
-                kind: UrbKind::Control { setup },
-                data: buffer.map(|buffer| buffer.slice(0, data.len())),
-                short_not_ok: false,
-                tag: 0,
-            },
-            timeout,
-        )?;
+        let endpoint = if direction == Direction::In { 0x80 } else { 0 };
+        let slice = buffer.map(|buffer| buffer.slice(0, data.len()));
+        let urb = Urb::plain(target, endpoint, UrbKind::Control { setup }, slice);
+        let done = self.transfer(&urb, timeout)?;
         if let (ControlData::In(bytes), Some(buffer)) = (data, buffer) {
             self.read_buffer(buffer, 0, &mut bytes[..done])?;
         }
@@ -94,15 +87,8 @@ impl<G: Guest> UsbHost<G> {
         data: BufferSlice,
         timeout: Duration,
     ) -> Result<usize, HostError> {
-        let urb = Urb {
-            target,
-            endpoint,
-            kind: UrbKind::Bulk,
-            data: Some(data),
-            short_not_ok: false,
-            tag: 0,
-        };
-        self.transfer(&urb, timeout)
+        let kind = UrbKind::Bulk;
+        self.transfer(&Urb::plain(target, endpoint, kind, Some(data)), timeout)
     }
 
     /// An interrupt transfer to or from the endpoint with this address, polled every `interval`
@@ -118,15 +104,8 @@ impl<G: Guest> UsbHost<G> {
         data: BufferSlice,
         timeout: Duration,
     ) -> Result<usize, HostError> {
-        let urb = Urb {
-            target,
-            endpoint,
-            kind: UrbKind::Interrupt { interval },
-            data: Some(data),
-            short_not_ok: false,
-            tag: 0,
-        };
-        self.transfer(&urb, timeout)
+        let kind = UrbKind::Interrupt { interval };
+        self.transfer(&Urb::plain(target, endpoint, kind, Some(data)), timeout)
     }
 
     /// Submits a URB and waits for it; unlinks it when it takes too long.

@@ -32,8 +32,20 @@
 
 /* How long control transfers, which cannot be done in halves, have to end by themselves. */
 #define VUSB_CONTROL_MS	1000
-/* And how long the backend has to answer. It takes longer only when it has lost its exporter. */
-#define VUSB_ANSWER_MS	3000
+/*
+ * And how long the backend has to answer. It takes seconds only when it has lost its exporter: it then
+ * notices that, makes a new connection and asks again. It gives up after 10 s. An answer that
+ * is waited for is worth a longer pause: without it nobody knows what the device has done.
+ */
+#define VUSB_ANSWER_MS	12000
+/*
+ * Controllers wait one after the other, and the toolstack gives up after a minute. So that time is for all
+ * of them together; but this much each of them has.
+ */
+#define VUSB_ANSWER_MIN_MS	1000
+
+/* How much of VUSB_ANSWER_MS is left in this suspend. Written by the task that suspends. */
+static unsigned int patience_ms;
 
 /* The system goes to sleep or hibernates by itself, of which Xen knows nothing. */
 static bool own_transition;
@@ -104,6 +116,7 @@ static int vusb_pm_prepare(struct device *dev)
 		return 0;
 	vusb = hcd_to_vusb(hcd);
 	vusb->unseen = true;
+	patience_ms = VUSB_ANSWER_MS;
 	hide_devices(hcd, true);
 	return 0;
 }
@@ -197,6 +210,8 @@ static bool is_quiet(struct vusb *vusb, unsigned int ms)
 int vusb_suspend(struct xenbus_device *dev)
 {
 	struct usb_hcd *hcd = dev_get_drvdata(&dev->dev);
+	unsigned int waited_ms;
+	unsigned long start;
 	struct vusb *vusb;
 
 	if (!hcd)
@@ -209,9 +224,12 @@ int vusb_suspend(struct xenbus_device *dev)
 	if (is_quiet(vusb, VUSB_CONTROL_MS))
 		return 0;
 	recall(vusb, true);
+	start = jiffies;
 	/* What is not answered by the time of the resume is an error then: nobody knows about it. */
-	if (!is_quiet(vusb, VUSB_ANSWER_MS))
+	if (!is_quiet(vusb, max(patience_ms, (unsigned int)VUSB_ANSWER_MIN_MS)))
 		dev_warn(&dev->dev, "the backend has not answered %u requests\n",
 			 READ_ONCE(vusb->slots_used));
+	waited_ms = jiffies_to_msecs(jiffies - start);
+	patience_ms -= min(patience_ms, waited_ms);
 	return 0;
 }

@@ -14,6 +14,9 @@ use crate::controller::unlinks::Unlinked;
 /// A cancelled transfer is answered without the exporter after this time: the guest's USB core
 /// waits for it, and with it a suspend.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same for a frontend that recalls its transfers itself, and uses what it is answered: better late
+/// than not known. In this time a dead connection is noticed and replaced.
+const RECALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Nothing in flight for this long while quiescing: the guest has unlinked what it had.
 pub(super) const IDLE_FOR: Duration = Duration::from_millis(20);
 /// A ring that stays full for this long while quiescing waits for unlinks that will not come.
@@ -25,12 +28,16 @@ impl<B: Backend> Actor<B> {
         let serving = self.serving.borrow();
         let finish = Duration::from_millis(self.hand_off.quiesce_ms);
         let finish = serving.is_quiescing().then_some(finish);
+        let patience = match serving.recalls() {
+            true => RECALL_TIMEOUT,
+            false => CANCEL_TIMEOUT,
+        };
         // One time for all, so that they are cancelled in the order in which the guest has asked. Whoever
         // unlinks the newest first would else see a transfer done that comes after one that is not.
         let now = Instant::now();
         for &(port, number) in &outcome.unlinked {
             let which = (port, number, serving.epoch(port));
-            let unlinked = Unlinked::new(which, now, finish, CANCEL_TIMEOUT);
+            let unlinked = Unlinked::new(which, now, finish, patience);
             self.unlinks.add(unlinked, |u| is_waited_for(&serving, u));
         }
     }

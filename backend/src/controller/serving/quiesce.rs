@@ -51,6 +51,11 @@ impl Recent {
 }
 
 impl<B: Backend> Serving<B> {
+    /// Whether the frontend takes its transfers back itself (`feature-recall`).
+    pub fn recalls(&self) -> bool {
+        self.recalls
+    }
+
     /// Whether the guest is being suspended.
     pub fn is_quiescing(&self) -> bool {
         self.quiescing

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What a program has sent and received so far, or did.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
     /// Records, keys or audio frames that it sent.
     pub sent: u64,
@@ -29,6 +29,12 @@ pub struct Tally {
     pub errors: Vec<String>,
     /// How many of these there were.
     pub error_count: u64,
+    /// The first few gaps and torn records, in words: what is to be looked for in a kernel's log at that time.
+    #[serde(default)]
+    pub gaps: Vec<String>,
+    /// Seconds of the machine's uptime, where the program keeps it.
+    #[serde(skip)]
+    pub now: f64,
     /// The program has ended by itself.
     pub finished: bool,
 }
@@ -39,6 +45,12 @@ impl Tally {
         self.error_count += 1;
         if self.errors.len() < 10 {
             self.errors.push(what.to_owned());
+        }
+    }
+
+    fn gap(&mut self, what: impl FnOnce() -> String) {
+        if self.gaps.len() < 10 {
+            self.gaps.push(format!("at {:.1} s: {}", self.now, what()));
         }
     }
 
@@ -56,6 +68,10 @@ impl Tally {
                 // Behind and ahead look the same in a cycle: the nearer one it is.
                 _ => Some((number + cycle - expected) % cycle).filter(|ahead| *ahead < cycle / 2),
             };
+            let last = self.last;
+            if ahead != Some(0) {
+                self.gap(|| format!("{number} after {last}"));
+            }
             match ahead {
                 Some(ahead) => self.lost += ahead,
                 None => {
@@ -111,7 +127,10 @@ impl Records {
                     self.seen_any = true;
                     tally.arrived(number, 0, first);
                 }
-                None => tally.malformed += 1,
+                None => {
+                    tally.malformed += 1;
+                    tally.gap(|| format!("{:?}", String::from_utf8_lossy(&self.line)));
+                }
             }
             self.line.clear();
         }

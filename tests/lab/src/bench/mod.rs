@@ -122,6 +122,17 @@ impl Kind {
         )
     }
 
+    /// The serial numbers of those that are given one.
+    pub fn serial(self) -> Option<&'static str> {
+        match self {
+            Self::SuperStick => Some("LAB0002"),
+            Self::UasStick | Self::UasOnlyStick => Some("LAB0003"),
+            Self::Keyboard => Some("LAB0004"),
+            Self::Serial => Some("LAB0005"),
+            _ => None,
+        }
+    }
+
     /// Bus and port of the machine's controllers, which every device has for itself.
     fn port(self) -> (&'static str, &'static str) {
         match self {
@@ -148,6 +159,15 @@ pub struct Plugged {
 }
 
 impl Plugged {
+    /// The same, whatever port it is in: `exporter/0627:0001:LAB0004`.
+    pub fn identity(&self, bench: &Bench) -> Result<String> {
+        let ids = bench.agent.must(&format!(
+            "cd /sys/bus/usb/devices/{} && echo $(cat idVendor):$(cat idProduct):$(cat serial)",
+            self.place
+        ))?;
+        Ok(format!("exporter/{}", ids.trim()))
+    }
+
     /// Its name for `xl-vusb attach`.
     pub fn device(&self) -> String {
         format!("exporter/{}", self.place)
@@ -160,6 +180,7 @@ pub struct Bench {
     pub agent: Agent,
     machine: Machine,
     run: PathBuf,
+    headset_slowness: u32,
 }
 
 impl Bench {
@@ -170,27 +191,60 @@ impl Bench {
             agent: lab.agent(machine.name)?,
             machine,
             run: lab.run_directory().to_owned(),
+            headset_slowness: HEADSET_SLOWNESS,
         };
         install(&bench.agent)?;
         Ok(bench)
     }
 
+    /// A headset whose bus is so many times slower still: where much else is going on.
+    pub fn with_slower_headset(mut self, times: u32) -> Self {
+        self.headset_slowness *= times;
+        self
+    }
+
     /// Plug a device in; the same one twice is an error.
     pub fn plug(&self, lab: &Lab, kind: Kind) -> Result<Plugged> {
-        let before = self.places()?;
-        match kind {
-            Kind::Stick => stack::plug_stick(lab)?,
+        self.appears(kind, || match kind {
+            Kind::Stick => stack::plug_stick(lab),
             Kind::AcmGadget | Kind::HidGadget | Kind::StorageGadget | Kind::SourceSinkGadget => {
-                gadget::plug(&self.agent, kind)?
+                gadget::plug(&self.agent, kind)
             }
             Kind::Headset => {
-                let device = format!("--slow {HEADSET_SLOWNESS} audio");
-                served::attach(lab, &self.agent, &device, 1)?;
+                let device = format!("--slow {} audio", self.headset_slowness);
+                served::attach(lab, &self.agent, &device, 1)
             }
-            Kind::SimulatedSourceSink => served::attach(lab, &self.agent, "source-sink", 2)?,
-            Kind::SuperUasStick => served::attach(lab, &self.agent, "super-disk:32", 3)?,
-            _ => self.plug_emulated(kind)?,
+            Kind::SimulatedSourceSink => served::attach(lab, &self.agent, "source-sink", 2),
+            Kind::SuperUasStick => served::attach(lab, &self.agent, "super-disk:32", 3),
+            _ => self.plug_emulated(kind),
+        })
+    }
+
+    /// Pull one of QEMU's devices out. What is behind it stays: a disk's bytes, a line's far end.
+    pub fn pull(&self, plugged: &Plugged) -> Result<()> {
+        self.qmp("device_del", json!({ "id": plugged.kind.name() }))?;
+        let start = Instant::now();
+        while self.places()?.contains(&plugged.place) {
+            if start.elapsed() > Duration::from_secs(20) {
+                bail!(
+                    "the exporter machine still sees its {}",
+                    plugged.kind.name()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(300));
         }
+        Ok(())
+    }
+
+    /// Plug one that was pulled out into another port of its controller.
+    pub fn plug_again(&self, kind: Kind, port: &str) -> Result<Plugged> {
+        self.appears(kind, || self.add(kind, port))
+    }
+
+    /// Make a device appear, and wait until the machine sees it.
+    fn appears(&self, kind: Kind, how: impl FnOnce() -> Result<()>) -> Result<Plugged> {
+        let before = self.places()?;
+        how()?;
         let start = Instant::now();
         loop {
             if let Some(place) = self.places()?.difference(&before).next() {
@@ -249,47 +303,21 @@ impl Bench {
         )
     }
 
+    /// What is behind one of QEMU's devices, and the device.
     fn plug_emulated(&self, kind: Kind) -> Result<()> {
         let name = kind.name();
-        let (bus, port) = kind.port();
-        let add = |driver: &str, more: Value| {
-            let mut device = json!({ "driver": driver, "id": name, "bus": bus, "port": port });
-            merge(&mut device, more);
-            self.qmp("device_add", device)
-        };
         match kind {
-            Kind::Keyboard => add("usb-kbd", json!({})),
-            Kind::Tablet => add("usb-tablet", json!({})),
-            Kind::Serial => {
-                self.socket_device(name)?;
-                add(
-                    "usb-serial",
-                    json!({ "chardev": name, "always-plugged": true }),
-                )
-            }
-            Kind::Reader => {
-                self.socket_device(name)?;
-                add("usb-ccid", json!({}))?;
-                self.qmp(
-                    "device_add",
-                    json!({ "driver": "ccid-card-passthru", "id": "card", "bus": format!("{name}.0"), "chardev": name }),
-                )
-            }
-            // A second's worth of buffer: an emulator runs in bursts.
-            Kind::Speaker => add(
-                "usb-audio",
-                json!({ "audiodev": "sound", "buffer": 192_000 }),
+            Kind::Serial | Kind::Reader => self.socket_device(name)?,
+            Kind::SuperStick | Kind::UasStick | Kind::UasOnlyStick => self.disk(name)?,
+            _ => (),
+        }
+        self.add(kind, kind.port().1)?;
+        match kind {
+            Kind::Reader => self.qmp(
+                "device_add",
+                json!({ "driver": "ccid-card-passthru", "id": "card", "bus": format!("{name}.0"), "chardev": name }),
             ),
-            Kind::SuperStick => {
-                self.disk(name)?;
-                add(
-                    "usb-storage",
-                    json!({ "drive": name, "serial": "LAB0002", "removable": true }),
-                )
-            }
             Kind::UasStick | Kind::UasOnlyStick => {
-                self.disk(name)?;
-                add("usb-uas", json!({ "serial": "LAB0003" }))?;
                 self.qmp(
                     "device_add",
                     json!({ "driver": "scsi-hd", "id": format!("{name}-disk"), "bus": format!("{name}.0"), "drive": name }),
@@ -300,8 +328,38 @@ impl Bench {
                     json!({ "path": format!("/machine/peripheral/{name}"), "property": "attached", "value": true }),
                 )
             }
-            _ => bail!("{name} is no device of QEMU's"),
+            _ => Ok(()),
         }
+    }
+
+    /// One of QEMU's devices alone. Of itself QEMU makes a serial number from the port, which says
+    /// of a device in another port that it is another device: those that are plugged in again have theirs.
+    fn add(&self, kind: Kind, port: &str) -> Result<()> {
+        let name = kind.name();
+        let (driver, more) = match kind {
+            Kind::Keyboard => ("usb-kbd", json!({})),
+            Kind::Tablet => ("usb-tablet", json!({})),
+            Kind::Serial => (
+                "usb-serial",
+                json!({ "chardev": name, "always-plugged": true }),
+            ),
+            Kind::Reader => ("usb-ccid", json!({})),
+            // A second's worth of buffer: an emulator runs in bursts.
+            Kind::Speaker => (
+                "usb-audio",
+                json!({ "audiodev": "sound", "buffer": 192_000 }),
+            ),
+            Kind::SuperStick => ("usb-storage", json!({ "drive": name, "removable": true })),
+            Kind::UasStick | Kind::UasOnlyStick => ("usb-uas", json!({})),
+            _ => bail!("{name} is no device of QEMU's"),
+        };
+        let mut device =
+            json!({ "driver": driver, "id": name, "bus": kind.port().0, "port": port });
+        if let Some(serial) = kind.serial() {
+            merge(&mut device, json!({ "serial": serial }));
+        }
+        merge(&mut device, more);
+        self.qmp("device_add", device)
     }
 
     /// What the speaker has played so far: the samples of its recording.
@@ -361,11 +419,22 @@ pub fn attach_to(
     plugged: &Plugged,
     controller: usize,
 ) -> Result<job::User> {
+    attach_as(lab, host, guest, &plugged.device(), controller, "")
+}
+
+/// The same by any of its names, with other options of `xl-vusb attach`.
+pub fn attach_as(
+    lab: &Lab,
+    host: &str,
+    guest: &Agent,
+    device: &str,
+    controller: usize,
+    options: &str,
+) -> Result<job::User> {
     let start = Instant::now();
     let command = format!(
-        "attach {} {} --controller {controller}",
+        "attach {} {device} --controller {controller} {options}",
         crate::guest::NAME,
-        plugged.device()
     );
     let answer = loop {
         // The exporter hears of a new device a moment after the machine's kernel does.

@@ -61,6 +61,7 @@ impl Score {
             doubled: arrived.doubled,
             unit,
             errors,
+            notes: arrived.gaps.clone(),
             ..Self::default()
         }
     }

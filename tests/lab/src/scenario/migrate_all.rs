@@ -39,8 +39,12 @@ fn controller(kind: Kind) -> usize {
 
 /// How often each of them is used. A key is two reports, a report a round trip, and thirteen busy devices
 /// make that most of a second here; what is typed faster than it is fetched overflows in the keyboard, and
-/// what is typed in a long pause in what an exporter keeps.
-const EVERY: Duration = Duration::from_secs(2);
+/// what is typed in a long pause in what an exporter keeps. With fewer devices the pace is quicker.
+const EVERY_MS: usize = 2000;
+
+/// A round trip takes that much longer beside the others: it is to be again shorter than what the audio driver
+/// has in flight.
+const HEADSET_SLOWER: u32 = 5;
 
 /// A device with what keeps it busy.
 struct Busy {
@@ -120,7 +124,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
 }
 
 fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, Vec<Line>)> {
-    let bench = Bench::open(lab)?;
+    let bench = Bench::open(lab)?.with_slower_headset(HEADSET_SLOWER);
     let step = Step::start("guest with USB controllers");
     let guest = guest::create_with(lab, "host-a", CONTROLLERS, options.guest)?;
     disk::load_frontend(lab, &guest, options.guest, Frontend::Ours)?;
@@ -147,6 +151,8 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, 
     start_ticker(&guest)?;
     // File systems first: made beside everything else, they take minutes.
     attached.sort_by_key(|(plugged, _): &(Plugged, User)| !plugged.kind.is_disk());
+    let every = EVERY_MS * attached.len() / Kind::USEFUL.len();
+    let every = Duration::from_millis(every as u64).max(Duration::from_millis(300));
     let mut busy = Vec::new();
     for (plugged, user) in attached {
         let kind = plugged.kind;
@@ -154,7 +160,7 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, 
         let job = if kind.is_disk() {
             start_writer(&plugged, &user).map(|()| None)
         } else {
-            Job::start_every(&bench, &plugged, &user, EVERY).map(Some)
+            Job::start_every(&bench, &plugged, &user, every).map(Some)
         };
         match job {
             Ok(job) => {

@@ -13,6 +13,7 @@ pub mod chaos;
 pub mod devices;
 pub mod disk_migrate;
 pub mod dkms;
+pub mod exchange;
 pub mod kernels;
 pub mod migrate_all;
 pub mod plain_migrate;
@@ -102,6 +103,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "migrate-all",
         purpose: "every kind of device, all busy, stays through live migrations",
         run: migrate_all::run,
+    },
+    Scenario {
+        name: "exchange",
+        purpose: "devices pulled out and plugged in elsewhere come back to the guest's same ports",
+        run: exchange::run,
     },
     Scenario {
         name: "save-restore",

@@ -31,6 +31,7 @@ impl Reporter {
 
     /// Saves now and then; true when it is time to stop.
     pub fn poll(&mut self) -> io::Result<bool> {
+        self.tally.now = uptime();
         if self.saved.elapsed() < Duration::from_secs(1) {
             return Ok(false);
         }
@@ -50,4 +51,15 @@ impl Reporter {
         fs::write(&temporary, serde_json::to_vec(&self.tally)?)?;
         fs::rename(&temporary, &self.path)
     }
+}
+
+/// Seconds, by the clock of the kernel's log.
+fn uptime() -> f64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the call writes the one structure that is borrowed for it.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Devices that never pause, and a guest that is migrated meanwhile.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Result;
 use frontend_shim::ResumeMode;
-use sim_scenarios::guest::{Keyboard, Player, Recorder, Serial, Shared, UnlinkedData, Workload};
+use sim_scenarios::guest::{
+    Keyboard, Player, Recorder, Serial, Shared, Typed, UnlinkedData, Workload,
+};
 use sim_scenarios::random::{Random, Seed};
-use sim_scenarios::rig::Devices;
+use sim_scenarios::rig::{Devices, Proxy, RigOptions};
 use sim_scenarios::scene::Scene;
 
 const DEVICES: &str = "[[simulated]]\nkind = \"keyboard\"\n\
@@ -26,6 +28,12 @@ const UNLINKED: UnlinkedData = UnlinkedData::Dropped;
 /// Time on the audio device's bus that passes in one blackout.
 const BLACKOUT_STEPS: u32 = 20;
 
+/// Keys that are typed and were not read.
+const MOST_WAITING: usize = 200;
+
+/// How long the network is away.
+const AWAY: Duration = Duration::from_secs(3);
+
 /// What goes on outside of the guest: somebody types, and time passes on the headset's bus. While
 /// the guest runs, time passes only as far as URBs are queued for it, so that no machine is too slow
 /// for the streams; while the guest is on its way through a suspend, time does not wait for it.
@@ -35,14 +43,25 @@ struct World {
 }
 
 impl World {
-    fn start(mut devices: Devices, shared: Arc<Shared>, mut random: Random) -> Self {
+    fn start(
+        mut devices: Devices,
+        shared: Arc<Shared>,
+        arrived: Arc<Mutex<Typed>>,
+        mut random: Random,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             let mut typed = Vec::new();
             let mut steps = 0;
             while !stopped.load(Ordering::SeqCst) {
-                if random.below(3) == 0 {
+                // A keyboard has a buffer, too.
+                let waiting = {
+                    let arrived = arrived.lock().expect("no holder panics");
+                    let over = arrived.keys.len() + arrived.dropped as usize;
+                    typed.len().saturating_sub(over)
+                };
+                if random.below(3) == 0 && waiting < MOST_WAITING {
                     // A, B, C … one after the other.
                     let key = 4 + (typed.len() % 26) as u8;
                     devices.tell(KEYBOARD, &format!("stroke {key:02x}"))?;
@@ -78,18 +97,31 @@ impl World {
 /// With our frontend nothing is lost: what drivers do not take back is not lost with it.
 #[test]
 fn a_keyboard_a_serial_line_and_a_headset_travel_along() {
-    travel_along(ResumeMode::Recall);
+    travel_along(ResumeMode::Recall, Scene::start(DEVICES).unwrap(), None);
+}
+
+/// The network is away while the guest is being suspended, for less than it takes to give up what is
+/// recalled: that is answered when the network is back, and nothing of it is lost or done again.
+#[test]
+fn they_travel_along_while_the_network_is_away() {
+    let options = RigOptions {
+        devices: DEVICES.to_owned(),
+        ..RigOptions::default()
+    };
+    let (scene, proxy) = Scene::behind_proxy(options).unwrap();
+    travel_along(ResumeMode::Recall, scene, Some(&proxy));
 }
 
 /// With the resume callback alone, what comes with an unlinked URB is.
 #[test]
 fn they_travel_along_with_a_resume_callback() {
-    travel_along(ResumeMode::Callback);
+    let scene = Scene::start_as(DEVICES, ResumeMode::Callback).unwrap();
+    travel_along(ResumeMode::Callback, scene, None);
 }
 
-fn travel_along(mode: ResumeMode) {
+/// With a proxy the network is away in every suspend.
+fn travel_along(mode: ResumeMode, mut scene: Scene, proxy: Option<&Proxy>) {
     let seed = Seed::new();
-    let mut scene = Scene::start_as(DEVICES, mode).unwrap();
     let keyboard = scene.plug(KEYBOARD, 1).unwrap();
     let serial = scene.plug("0-3", 2).unwrap();
     let audio = scene.plug(AUDIO, 3).unwrap();
@@ -120,6 +152,7 @@ fn travel_along(mode: ResumeMode) {
     let world = World::start(
         rig.exporter.devices().unwrap(),
         shared.clone(),
+        typed.clone(),
         seed.random(6),
     );
 
@@ -145,7 +178,16 @@ fn travel_along(mode: ResumeMode) {
                 rig.hosts[domain.host].restart_vusbd()?;
                 progress(1 + random.below(5))?;
             }
-            domain.travel(&rig, round % 4 == 3)?;
+            std::thread::scope(|scope| {
+                if let Some(proxy) = proxy {
+                    proxy.take_down();
+                    scope.spawn(|| {
+                        std::thread::sleep(AWAY);
+                        proxy.set_down(false);
+                    });
+                }
+                domain.travel(&rig, round % 4 == 3)
+            })?;
             workload.wait_until("the suspend was over", || shared.suspends() == round + 1)?;
         }
         progress(5)
@@ -156,7 +198,8 @@ fn travel_along(mode: ResumeMode) {
         Ok(keys) => (keys, Ok(())),
         Err(e) => (Vec::new(), Err(e)),
     };
-    let settled = travelled.and(typed_all).and_then(|()| {
+    // What goes on outside comes first: without it nothing goes on inside.
+    let settled = typed_all.and(travelled).and_then(|()| {
         let so_far = || typed.lock().unwrap().keys.len() as u64;
         workload.wait_while("every key had arrived", so_far, || {
             let typed = typed.lock().unwrap();

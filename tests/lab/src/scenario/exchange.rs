@@ -52,12 +52,7 @@ struct Row {
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     lab.fresh()?;
     stack::deploy(lab)?;
-    let rows = attempt(lab, options).map_err(|error| {
-        error.context(format!(
-            "the daemons' logs end in\n{}",
-            stack::logs(lab, 25)
-        ))
-    })?;
+    let rows = stack::with_logs(lab, 25, attempt(lab, options))?;
     if options.json {
         println!(
             "{}",

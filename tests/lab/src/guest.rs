@@ -83,7 +83,7 @@ fn config(kind: Kind, boot: &str, controllers: usize) -> String {
     let mut text = format!(
         "name = \"{NAME}\"\nuuid = \"{UUID}\"\ntype = \"{}\"\n\
          kernel = \"{boot}/vmlinux\"\nramdisk = \"{boot}/guest.cpio\"\n\
-         memory = 160\nvcpus = 1\nextra = \"console=hvc0 lab.name=guest lab.ip={a}.{b}.{c}.{d}\"\n\
+         memory = 160\nvcpus = 1\nextra = \"console=hvc0 sysrq_always_enabled lab.name=guest lab.ip={a}.{b}.{c}.{d}\"\n\
          vif = ['mac=00:16:3e:00:09:0a,script=vif-lab']\n\
          # Kept for a look when it dies.\non_crash = \"preserve\"\n",
         kind.name()

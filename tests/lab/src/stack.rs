@@ -211,8 +211,11 @@ fn logs(lab: &Lab, lines: usize) -> String {
     text
 }
 
-/// Where a guest is that does not answer: what runs, where its processor is, what its kernel said.
+/// Where a guest is that does not answer: what runs, where its processor is, what its kernel said. Its
+/// console takes ^O and w for a SysRq, after which the kernel says which tasks wait, and where.
 const DOMAINS: &str = "xl vcpu-list; \
-    for log in /var/log/xen/console/guest-*.log; do echo \"$log\"; tail -n 40 \"$log\"; done; \
+    for id in $(xl list | awk 'NR > 2 { print $2 }'); do \
+        printf '\\017w' > \"$(xenstore-read /local/domain/$id/console/tty)\"; done; sleep 3; \
+    for log in /var/log/xen/console/guest-*.log; do echo \"$log\"; tail -n 150 \"$log\"; done; \
     for id in $(xl list | awk 'NR > 2 { print $2 }'); do \
         echo \"domain $id\"; /usr/lib/xen-4.20/bin/xenctx \"$id\" 2>&1 | head -n 60; done";

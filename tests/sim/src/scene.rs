@@ -13,7 +13,7 @@ use xen::PAGE_SIZE;
 
 use crate::guest::Kernel;
 use crate::programs;
-use crate::rig::{Devices, Domain, Proxy, Rig, RigOptions, free_port};
+use crate::rig::{Devices, Domain, Rig, RigOptions};
 
 /// Long enough for the slowest machine; only what has failed waits for it.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -62,18 +62,6 @@ impl Scene {
     /// What did not start.
     pub fn with(options: &RigOptions) -> Result<Self> {
         Self::begin(options, ResumeMode::default())
-    }
-
-    /// Starts such a rig, whose exporter is reached through a proxy, and a guest.
-    ///
-    /// # Errors
-    /// What did not start.
-    pub fn behind_proxy(mut options: RigOptions) -> Result<(Self, Proxy)> {
-        let port = free_port()?;
-        let proxy = Proxy::start(port)?;
-        options.exporter_port = Some(port);
-        options.exporter_address = Some(proxy.address());
-        Ok((Self::with(&options)?, proxy))
     }
 
     fn begin(options: &RigOptions, mode: ResumeMode) -> Result<Self> {

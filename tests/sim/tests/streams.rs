@@ -104,12 +104,13 @@ fn a_keyboard_a_serial_line_and_a_headset_travel_along() {
 /// recalled: that is answered when the network is back, and nothing of it is lost or done again.
 #[test]
 fn they_travel_along_while_the_network_is_away() {
-    let options = RigOptions {
+    let mut options = RigOptions {
         devices: DEVICES.to_owned(),
         ..RigOptions::default()
     };
-    let (scene, proxy) = Scene::behind_proxy(options).unwrap();
-    travel_along(ResumeMode::Recall, scene, Some(&proxy));
+    let network = options.cuttable().unwrap();
+    let scene = Scene::with(&options).unwrap();
+    travel_along(ResumeMode::Recall, scene, Some(&network));
 }
 
 /// With the resume callback alone, what comes with an unlinked URB is.

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 use proptest::prelude::*;
 use session::Speed;
+use session::frame::ISO_PACKET_LEN;
 
 use super::*;
+use crate::standard;
 use crate::testing::{Bus, iso, ms};
 use crate::{
     Audio, Descriptors, Device, Disk, Hub, Keyboard, MemoryStorage, Pattern, SerialLoop, SourceSink,

@@ -14,6 +14,7 @@ mod keyboard;
 mod machine;
 mod meter;
 mod model;
+mod patience;
 mod serial;
 mod workload;
 

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use frontend_shim::ResumeMode;
@@ -26,6 +27,9 @@ struct Arguments {
     /// Behave like the stock driver, which has no resume callback.
     #[arg(long)]
     stock: bool,
+    /// Give a command up that goes nowhere for so long, in milliseconds, and reset the disk.
+    #[arg(long, value_name = "MS")]
+    patience_ms: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
         port: arguments.port,
         seed: arguments.seed,
         mode,
+        patience: arguments.patience_ms.map(Duration::from_millis),
     };
     match Machine::boot(&options).and_then(Machine::run) {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,6 +16,7 @@ use super::driver::{self, Data, Driver};
 use super::kernel::{FREEZE_TIMEOUT, Kernel};
 use super::meter::Meter;
 use super::model::{Model, Operation};
+use super::patience::Patience;
 use super::{Report, Said, Told};
 use crate::random::Random;
 
@@ -40,6 +41,8 @@ pub struct Options {
     pub seed: u64,
     /// What the frontend does on resume.
     pub mode: ResumeMode,
+    /// How long a command may go nowhere before it is given up and its device reset; for ever without.
+    pub patience: Option<Duration>,
 }
 
 /// The running guest.
@@ -62,6 +65,7 @@ pub struct Machine {
     /// A transfer failed, and with it the command: the device is reset and the command repeated, as
     /// Linux's usb-storage does.
     broken: bool,
+    patience: Patience,
 }
 
 impl Machine {
@@ -86,6 +90,7 @@ impl Machine {
             stopping: false,
             gone: None,
             broken: false,
+            patience: Patience::new(options.patience, Instant::now()),
         })
     }
 
@@ -124,6 +129,7 @@ impl Machine {
             }
             self.kernel.host().wait(LOOK_AROUND)?;
             self.take_completions()?;
+            self.look_stuck();
             if self.kernel.host().front().is_dead() {
                 bail!(
                     "the backend broke the protocol: {:?}",
@@ -173,8 +179,8 @@ impl Machine {
     fn advance(&mut self) -> Result<bool> {
         let Some(driver) = &mut self.driver else {
             let plugged = self.kernel.host().front().speed(self.port) != Speed::None;
-            if plugged {
-                self.open_disk()?;
+            if plugged && let Err(e) = self.open_disk() {
+                self.patience.failed(e)?;
             }
             return Ok(self.stopping && !plugged);
         };
@@ -185,7 +191,7 @@ impl Machine {
             if let Some(driver) = self.driver.take() {
                 driver.close(self.kernel.host());
             }
-            self.open_disk()?;
+            // The next look finds it, and begins with it.
             return Ok(false);
         }
         if let Some(operation) = self.operation {
@@ -310,6 +316,7 @@ impl Machine {
     fn take_completions(&mut self) -> Result<()> {
         let now = Instant::now();
         while let Some(completion) = self.kernel.host().next_completion() {
+            self.patience.moved(now);
             match completion.result {
                 Ok(()) => self.meter.completed(now),
                 Err(TransferError::Unlinked) => self.report.unlinked += 1,
@@ -323,7 +330,7 @@ impl Machine {
             if let Err(e) = driver.completed(&completion) {
                 match completion.result {
                     Err(TransferError::NoDevice) => drop(self.gone.get_or_insert((now, e))),
-                    Err(TransferError::Io) if !self.broken => {
+                    Err(error) if !self.broken && self.patience.resets_after(error) => {
                         self.broken = true;
                         driver.unlink(self.kernel.host());
                     }
@@ -351,6 +358,21 @@ impl Machine {
             return Err(error);
         }
         Ok(())
+    }
+
+    /// A command that goes nowhere is given up, and its device reset.
+    fn look_stuck(&mut self) {
+        let now = Instant::now();
+        match &self.driver {
+            Some(driver) if driver.in_flight() > 0 && !self.broken => {
+                if self.patience.is_over(now) {
+                    self.broken = true;
+                    self.report.errors += 1;
+                    driver.unlink(self.kernel.host());
+                }
+            }
+            _ => self.patience.moved(now),
+        }
     }
 
     /// The device is gone: waits until everything is given back.
@@ -383,7 +405,8 @@ impl Machine {
         }
         self.kernel.freeze()?;
         self.take_completions()?;
-        let driver = &mut self.driver;
+        // A command that has failed does not go on.
+        let driver = self.driver.as_mut().filter(|_| !self.broken);
         let mut submitted = Ok(0);
         let mut resumed_at = None;
         let cancelled = self.kernel.suspend(|host| {
@@ -393,6 +416,7 @@ impl Machine {
             }
         })?;
         self.report.urbs += submitted?;
+        self.patience.moved(Instant::now());
         self.meter
             .resumed(resumed_at.unwrap_or_else(Instant::now), cancelled);
         Ok(())

@@ -26,6 +26,9 @@ pub struct GuestOptions {
     pub stock: bool,
     /// The port of its disk.
     pub port: u8,
+    /// How long a command may go nowhere before its driver resets the disk, which counts as an error; for
+    /// ever without.
+    pub patience: Option<Duration>,
 }
 
 impl GuestOptions {
@@ -36,6 +39,7 @@ impl GuestOptions {
             seed: 1,
             stock: false,
             port: 1,
+            patience: None,
         }
     }
 }
@@ -71,6 +75,9 @@ impl Guest {
         command.args(["--port", &options.port.to_string()]);
         if options.stock {
             command.arg("--stock");
+        }
+        if let Some(patience) = options.patience {
+            command.args(["--patience-ms", &patience.as_millis().to_string()]);
         }
         command.stdout(Stdio::piped());
         let log = rig.logs().join(format!("guest-{name}.log"));

@@ -16,6 +16,7 @@ use session::server::{Event, ServerError};
 use session::{DeviceId, Epoch};
 use slog::{Logger, info, o, warn};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 use transport::{Error, MessageReader, TlsStream, send};
 
@@ -198,6 +199,7 @@ impl Serving<'_> {
                 Event::Cancel { request } => session.executor.cancel(&mut session.server, request),
                 Event::Reset { request } => session.executor.reset(&mut session.server, request),
                 Event::Cookie(cookie) => self.hub.save_cookie(device, epoch, cookie),
+                Event::Save { request } => self.answer_saved(request),
                 Event::Freeze => self.hub.apply(device, epoch, Change::Freeze),
                 Event::Thaw => {
                     self.hub.apply(device, epoch, Change::Thaw);
@@ -212,6 +214,17 @@ impl Serving<'_> {
             session.carry_out();
         }
         Ok(thawed)
+    }
+
+    /// Answers a request when the leases are on the disk as they are now.
+    fn answer_saved(&self, request: u64) {
+        let (hub, session, epoch) = (self.hub.clone(), self.session.clone(), self.epoch);
+        spawn_local(async move {
+            // A disk that fails is in the log. It is no reason to keep the guest from its device: whoever
+            // serves it next asks us, and we know the address as long as we live.
+            let _ = hub.save().await;
+            session.borrow_mut().answer(epoch, request);
+        });
     }
 
     fn write(&mut self, cx: &mut Context<'_>, stream: &mut TlsStream) -> Result<(), Ended> {
@@ -246,6 +259,8 @@ impl Serving<'_> {
         }
         self.hub
             .disconnected(self.device, self.epoch, &self.session, &self.connection);
+        // Who closes in order after its last words may take our answer for their receipt.
+        let _ = self.hub.save().await;
         if matches!(ended, Ended::Dismissed) {
             let farewell = self.connection.take_farewell().unwrap_or_default();
             let say = async {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use session::Epoch;
 use session::frame::Transfer;
 use session::frame::TransferStatus;
-use session::server::{self, Order, Server, ServerError};
+use session::server::{self, Order, Outcome, Server, ServerError};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::sleep;
@@ -150,6 +150,15 @@ impl Session {
         let endpoint = self.server.endpoint_of(request);
         let packet_len = endpoint.and_then(|e| self.executor.packet_len(e));
         self.server.recall(request, packet_len);
+    }
+
+    /// A request of `epoch` that was not for the device is done. Nothing happens where nobody waits for
+    /// it any more.
+    pub(crate) fn answer(&mut self, epoch: Epoch, request: u64) {
+        let done = Outcome::new(TransferStatus::Completed, 0);
+        if self.server.complete(epoch, request, done, |_| ()) {
+            self.wake.notify_one();
+        }
     }
 
     /// Before a request goes to the device: whether it makes worthless what is kept.

@@ -188,6 +188,16 @@ pub struct Transfer {
 }
 
 impl Transfer {
+    /// See [`Transfer::is_set_address`].
+    pub const SET_ADDRESS: Self = Self {
+        transfer_type: TransferType::Control,
+        endpoint: 0,
+        flags: 0,
+        length: 0,
+        interval: 0,
+        setup: [0, 5, 0, 0, 0, 0, 0, 0],
+    };
+
     /// Whether data flows from the device to the guest.
     pub fn is_in(&self) -> bool {
         self.endpoint & 0x80 != 0
@@ -200,6 +210,13 @@ impl Transfer {
                 self.transfer_type,
                 TransferType::Bulk | TransferType::Interrupt
             )
+    }
+
+    /// Whether it is the standard request SET_ADDRESS (USB 2.0 §9.4.6). It is for no device: an
+    /// exporter completes it when the cookie that came before it, and what else it was told, is on its
+    /// disk.
+    pub fn is_set_address(&self) -> bool {
+        self.transfer_type == TransferType::Control && self.setup[..2] == [0, 5]
     }
 
     /// Number of isochronous packets; 0 for other types.

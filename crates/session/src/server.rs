@@ -163,8 +163,11 @@ impl Server {
             } => {
                 self.acknowledge(ack)?;
                 self.accept(Executing::transfer(request, &transfer))?;
-                match self.is_away() && self.take_charge(request, &transfer) {
-                    true => Event::Handled,
+                match transfer.is_set_address() {
+                    true => Event::Save { request },
+                    false if self.is_away() && self.take_charge(request, &transfer) => {
+                        Event::Handled
+                    }
                     false => Event::Submit {
                         request,
                         transfer,

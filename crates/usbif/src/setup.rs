@@ -64,7 +64,7 @@ impl Setup {
     }
 
     /// Whether this is the standard SET_ADDRESS request to the device. It never reaches a device
-    /// from a guest: the backend answers it.
+    /// from a guest.
     pub const fn is_set_address(self) -> bool {
         self.0[0] == 0 && self.0[1] == Self::SET_ADDRESS
     }

@@ -75,16 +75,22 @@ impl Controller {
         let Some(transfer) = transfer_of(&request) else {
             return Verdict::answer(request.id, UrbStatus::INVAL);
         };
-        if let UrbKind::Control { setup } = request.kind
-            && setup.is_set_address()
+        let new_address = match request.kind {
+            UrbKind::Control { setup } if setup.is_set_address() => Some(setup.value()),
+            _ => None,
+        };
+        if let Some(value) = new_address
+            && !self.take_set_address(port, value)
         {
-            return self.take_set_address(port, request.id, setup.value());
+            return Verdict::answer(request.id, UrbStatus::STALL);
         }
         let Some(slot) = self.add(request, port, transfer) else {
             // Cannot happen: the ring has as many slots. An answer is right all the same.
             return Verdict::answer(request.id, UrbStatus::INVAL);
         };
-        let was_reset = request.pipe.device().is_default() && self.port(port).address.is_some();
+        let was_reset = new_address.is_none()
+            && request.pipe.device().is_default()
+            && self.port(port).address.is_some();
         if was_reset {
             self.forget_address(port);
         }
@@ -125,22 +131,23 @@ impl Controller {
         }
     }
 
-    /// SET_ADDRESS (USB 2.0 §9.4.6) never reaches the device, which has an address on its
-    /// exporter's bus already.
-    fn take_set_address(&mut self, port: PortNumber, id: u16, value: u16) -> Verdict {
+    /// SET_ADDRESS (USB 2.0 §9.4.6): whether the device may have this address, which it then has from
+    /// now on. The request goes to the exporter, but not to the device, which has an address on the bus
+    /// there: its completion says that the new one is saved for whoever serves the guest next.
+    fn take_set_address(&mut self, port: PortNumber, value: u16) -> bool {
         let address = u8::try_from(value).ok().and_then(DeviceAddress::new);
         let Some(address) = address else {
-            return Verdict::answer(id, UrbStatus::STALL);
+            return false;
         };
         match self.addresses[usize::from(address.get())] {
-            Some(other) if other != port => return Verdict::answer(id, UrbStatus::STALL),
+            Some(other) if other != port => return false,
             _ => {}
         }
         self.forget_address(port);
         if !address.is_default() {
             self.set_address(port, address);
         }
-        Verdict::answer(id, UrbStatus::OK)
+        true
     }
 
     /// The port that a request is for. Port bits count for address 0 only: else they are the port

@@ -66,8 +66,15 @@ fn with_device() -> Controller {
     let mut c = Controller::new(4);
     c.plug(port(2), Speed::High, None).unwrap();
     c.release(port(2));
-    let _ = c.take(Ok(set_address(0, 2, 5)));
+    give_address(&mut c, 2, 5);
     c
+}
+
+fn give_address(c: &mut Controller, port_bits: u8, value: u16) {
+    let slot = slot_of(c.take(Ok(set_address(0, port_bits, value))));
+    c.submitted(slot, 1);
+    let done = c.complete(slot, UrbResult::new(UrbStatus::OK, 0)).unwrap();
+    assert_eq!(done.urb, UrbResponse::with_status(0, UrbStatus::OK));
 }
 
 fn slot_of(verdict: Verdict) -> Slot {
@@ -119,14 +126,43 @@ fn two_devices_never_share_an_address() {
         c.take(Ok(set_address(1, 3, 5))),
         answered(1, UrbStatus::STALL)
     );
-    assert_eq!(c.take(Ok(set_address(1, 3, 6))), answered(1, UrbStatus::OK));
+    give_address(&mut c, 3, 6);
 }
 
 #[test]
 fn address_zero_takes_the_address_away() {
     let mut c = with_device();
-    assert_eq!(c.take(Ok(set_address(1, 2, 0))), answered(1, UrbStatus::OK));
+    give_address(&mut c, 2, 0);
     assert_eq!(c.take(Ok(bulk(2, 5))), answered(2, UrbStatus::NODEV));
+}
+
+/// Its answer is the exporter's to give, when the address is known to whoever serves the guest next. What
+/// is asked of the port meanwhile is no reset.
+#[test]
+fn an_address_is_answered_by_the_exporter() {
+    let mut c = Controller::new(4);
+    c.plug(port(2), Speed::High, None).unwrap();
+    let Verdict::Hold(held) = c.take(Ok(set_address(1, 2, 5))) else {
+        panic!("the lease is not claimed");
+    };
+    assert!(c.urb(held).unwrap().sets_address());
+    assert_eq!(c.port_state(port(2)).address, Some(address(5)));
+    // Taken back, and asked for again, as it is where a guest is suspended.
+    let taken_back = c.take(Ok(unlink(2, 1)));
+    assert!(
+        matches!(taken_back, Verdict::AnswerBoth(_, a) if a.urb.status == UrbStatus::SHUTDOWN),
+        "{taken_back:?}"
+    );
+    c.release(port(2));
+    let again = slot_of(c.take(Ok(set_address(3, 2, 5))));
+    c.submitted(again, 1);
+    // Before it is answered the guest does not know whether it is 5 or 0; the one is a transfer, the
+    // other is a reset.
+    assert!(matches!(c.take(Ok(bulk(4, 5))), Verdict::Submit(_)));
+    assert!(matches!(
+        c.take(Ok(get_descriptor(5, 2, 0))),
+        Verdict::Reset(_)
+    ));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! A request that has not been answered.
 
 use session::frame::Transfer;
-use usbif::{PortNumber, UrbRequest};
+use usbif::{PortNumber, UrbKind, UrbRequest};
 
 /// Where a [`Urb`] is kept until it is answered: 0 to 15, the ring has no more slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,4 +29,11 @@ pub struct Urb {
     pub submitted: Option<u64>,
     /// The id of the request that unlinks it.
     pub unlinked_by: Option<u16>,
+}
+
+impl Urb {
+    /// Whether it is a SET_ADDRESS, which no device sees.
+    pub fn sets_address(&self) -> bool {
+        matches!(self.request.kind, UrbKind::Control { setup } if setup.is_set_address())
+    }
 }

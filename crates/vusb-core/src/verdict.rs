@@ -12,6 +12,8 @@ pub enum Verdict {
     /// Answer at once.
     Answer(UrbResponse),
     /// Submit it to the device of its port, then say so with [`Controller::submitted`](crate::Controller::submitted).
+    /// Where it [sets the address](crate::Urb::sets_address), what a hand-off carries over is to be saved
+    /// before.
     Submit(Slot),
     /// Keep it: [`Controller::release`](crate::Controller::release) will name it again.
     Hold(Slot),

@@ -291,3 +291,31 @@ fn a_device_that_is_not_lent_cannot_be_opened() {
         assert_refused!(opened, Opened, NoLease);
     });
 }
+
+/// SET_ADDRESS is not for the device. Its completion says that the cookie before it would survive a crash.
+#[test]
+fn an_address_is_answered_when_its_cookie_is_on_the_disk() {
+    with_exporter(ALLOW_ALL, async |pool, exporter, host| {
+        let lease = exporter.acquire(host).await;
+        let mut device = exporter.claim(host, &lease).await;
+        for address in 1..100 {
+            device.client.save_cookie(&[1, address, 3]);
+            let set_address = control_transfer([0, 5, address, 0, 0, 0, 0, 0]);
+            let (done, _) = device.transfer(&set_address, &[]).await;
+            assert_eq!(done.status, TransferStatus::Completed);
+            let saved = std::fs::read_to_string(pool.dir.join("state/leases.json")).unwrap();
+            let saved: serde_json::Value = serde_json::from_str(&saved).unwrap();
+            let cookie = saved["leases"][0]["cookie"].clone();
+            assert_eq!(cookie, serde_json::json!([1, address, 3]));
+        }
+        // What comes behind it does not wait for it.
+        let first = device.submit(&control_transfer([0, 5, 9, 0, 0, 0, 0, 0]), &[]);
+        let second = device.submit(&control_transfer([0x80, 6, 0, 1, 0, 0, 18, 0]), &[]);
+        let mut done = [
+            device.completion().await.0.request,
+            device.completion().await.0.request,
+        ];
+        done.sort_unstable();
+        assert_eq!(done, [first, second]);
+    });
+}

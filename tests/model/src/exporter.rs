@@ -57,7 +57,7 @@ pub(crate) struct Exporter {
     /// The connection that the session is on.
     current: Option<u8>,
     /// What survives a crash.
-    pub(crate) saved: Saved,
+    saved: Saved,
     saved_changes: u64,
     /// Answers that wait until the table is saved.
     opening: Vec<(u8, Epoch, Opened)>,
@@ -68,8 +68,13 @@ pub(crate) struct Exporter {
     pending: VecDeque<Pending>,
     /// What an IN transfer brings next.
     next_in: u16,
+    /// Requests that are answered when the table is saved.
+    saving: Vec<(Epoch, u64)>,
     /// Whether transfers of any epoch are executed: a planted bug.
     unfenced: bool,
+    /// Whether those of `saving` are answered at once, another; and the cookie that waits meanwhile.
+    hasty: bool,
+    unsaved_cookie: Option<(Epoch, Vec<u8>)>,
 }
 
 /// What is to be sent on a connection.
@@ -118,7 +123,10 @@ impl Exporter {
             opened: Vec::new(),
             pending: VecDeque::new(),
             next_in: 1,
+            saving: Vec::new(),
             unfenced: limits.planted_unfenced,
+            hasty: limits.planted_hasty,
+            unsaved_cookie: None,
         }
     }
 
@@ -200,13 +208,22 @@ impl Exporter {
     }
 
     pub(crate) fn must_save(&self) -> bool {
-        self.up && (!self.opening.is_empty() || self.saved_changes != self.table.changes())
+        let waited_for = !self.opening.is_empty() || !self.saving.is_empty();
+        let changed = self.saved_changes != self.table.changes() || self.unsaved_cookie.is_some();
+        self.up && (waited_for || changed)
     }
 
     /// The table is saved: what waited for that is answered.
     pub(crate) fn save(&mut self) -> Vec<Say> {
+        if let Some((epoch, cookie)) = self.unsaved_cookie.take() {
+            self.table.save_cookie(&device(), epoch, &cookie);
+        }
         self.saved = self.table.saved();
         self.saved_changes = self.table.changes();
+        let done = Outcome::new(TransferStatus::Completed, 0);
+        for (epoch, request) in std::mem::take(&mut self.saving) {
+            self.server.complete(epoch, request, done, |_| ());
+        }
         let mut said = Vec::new();
         for (connection, epoch, opened) in std::mem::take(&mut self.opening) {
             self.opened.push((connection, epoch));
@@ -254,7 +271,15 @@ impl Exporter {
                     let outcome = Outcome::new(TransferStatus::Completed, 0);
                     self.server.complete(epoch, request, outcome, |_| ());
                 }
+                Event::Cookie(cookie) if self.hasty => {
+                    self.unsaved_cookie = Some((epoch, cookie.to_vec()));
+                }
                 Event::Cookie(cookie) => drop(self.table.save_cookie(&id, epoch, cookie)),
+                Event::Save { request } if self.hasty => {
+                    let done = Outcome::new(TransferStatus::Completed, 0);
+                    self.server.complete(epoch, request, done, |_| ());
+                }
+                Event::Save { request } => self.saving.push((epoch, request)),
                 Event::Freeze => drop(self.table.apply(&id, epoch, Change::Freeze, now_ms)),
                 Event::Thaw => drop(self.table.apply(&id, epoch, Change::Thaw, now_ms)),
                 Event::Orphan => drop(self.table.apply(&id, epoch, Change::Orphan, now_ms)),
@@ -392,6 +417,8 @@ impl Exporter {
         self.opening.clear();
         self.dismissed.clear();
         self.opened.clear();
+        self.saving.clear();
+        self.unsaved_cookie = None;
         self.server.disconnected();
     }
 

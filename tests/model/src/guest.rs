@@ -252,7 +252,8 @@ impl Guest {
     }
 
     /// Begins to suspend: everything is unlinked, and waited for. Where the driver does not notice,
-    /// newest first, and control transfers have time to end.
+    /// newest first, and control transfers have time to end. A device that is just being enumerated is
+    /// waited for (`hub_wq` is freezable).
     pub(crate) fn freeze(&mut self, history: &mut History) {
         self.mode = Mode::Suspending;
         if self.recalls {
@@ -266,7 +267,8 @@ impl Guest {
             return self.publish();
         }
         for at in 0..self.in_flight.len() {
-            if self.in_flight[at].unlink.is_none() && !self.in_flight[at].answered {
+            let urb = &self.in_flight[at];
+            if urb.unlink.is_none() && !urb.answered && urb.kind != Kind::SetAddress {
                 self.unlink(at, history);
             }
         }
@@ -324,6 +326,10 @@ impl Guest {
             }
             return;
         }
+        self.set_address();
+    }
+
+    fn set_address(&mut self) {
         let id = self.free_id();
         let setup = Setup([0, 5, ADDRESS, 0, 0, 0, 0, 0]);
         let pipe = pipe(0, 0, Direction::Out, TransferType::Control);
@@ -349,9 +355,11 @@ impl Guest {
             urb.answered = true;
             match urb.kind {
                 Kind::SetAddress if ok => self.addressed = self.speed != Speed::None,
-                Kind::SetAddress if !history.excused && !history.released => {
-                    history.violate("no address")
+                // Taken back by the driver, which tries again (`hub_port_init`).
+                Kind::SetAddress if urb.unlink.is_some() && self.speed != Speed::None => {
+                    self.set_address();
                 }
+                Kind::SetAddress if !history.released => history.violate("no address"),
                 Kind::SetAddress => {}
                 Kind::Transfer(value) if urb.recalled && status == UrbStatus::SHUTDOWN => {
                     let at = self.again.partition_point(|&earlier| earlier < value);

@@ -77,6 +77,8 @@ pub struct Limits {
     /// Another: what a `vusbd` stores last before it ends is not in its journal, as if it were written
     /// after the ring.
     pub planted_late_journal: bool,
+    /// Another: the exporter answers a SET_ADDRESS at once, and saves the address afterwards.
+    pub planted_hasty: bool,
 }
 
 impl Limits {
@@ -105,6 +107,7 @@ impl Limits {
             planted_lost_signal: false,
             planted_claims: false,
             planted_late_journal: false,
+            planted_hasty: false,
         }
     }
 }

@@ -95,3 +95,19 @@ fn a_journal_that_comes_late_is_found() {
     let failure = check::check(&limits, 1_000_000).failure.unwrap();
     assert!(!failure.steps.is_empty(), "{}", failure.what);
 }
+
+/// A guest is told its device's address before anybody else could know it: it arrives at its next host
+/// with a device that nobody finds.
+#[test]
+fn an_address_that_is_answered_before_it_is_saved_is_found() {
+    let limits = Limits {
+        planted_hasty: true,
+        ..Limits::calm(1, 1)
+    };
+    let failure = check::check(&limits, 1_000_000).failure.unwrap();
+    assert!(
+        failure.what.contains("and nothing had happened to it"),
+        "{}",
+        failure.what
+    );
+}

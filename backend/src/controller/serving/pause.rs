@@ -106,7 +106,7 @@ impl<B: Backend> Serving<B> {
     }
 
     /// Nothing came of it: it waits as if it had just been submitted, or is over as one that was cancelled.
-    fn wait_again(&mut self, port: PortNumber, slot: Slot) {
+    pub(super) fn wait_again(&mut self, port: PortNumber, slot: Slot) {
         if !self.core.take_back(slot) {
             self.finish(slot, UrbResult::failed(UrbStatus::SHUTDOWN));
         } else if let Some(record) = self.records[slot.index()].0 {

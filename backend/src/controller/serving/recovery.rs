@@ -8,8 +8,8 @@ use journal::{Decision, Identity, Pending, Resumed, Stage};
 use session::Epoch;
 use session::client::Client;
 use slog::{info, warn};
-use usbif::{BackRing, Conn, PortNumber, Urb, UrbRequest, UrbResponse, UrbStatus};
-use vusb_core::{ConnEvent, UrbResult, transfer_of};
+use usbif::{BackRing, Conn, PortNumber, UrbRequest, UrbResponse, UrbStatus};
+use vusb_core::{ConnEvent, Urb, UrbResult, transfer_of};
 use xen::{Backend, RingPage};
 
 use super::{Outcome, RingDetails, RingError, Rings, Serving};
@@ -49,7 +49,7 @@ impl<B: Backend> Serving<B> {
             conn: details.conn.0,
             channel: details.channel.0,
         };
-        let shared = BackRing::<_, Urb>::shared_indices(&urb);
+        let shared = BackRing::<_, usbif::Urb>::shared_indices(&urb);
         let decision = match std::mem::take(&mut self.recovering) {
             true => self.journal.recover(&identity, shared)?,
             false => Decision::Fresh,
@@ -202,8 +202,11 @@ impl<B: Backend> Serving<B> {
             );
         }
         if number.is_some() && submitted.is_none() {
-            // Of an epoch that is over: whether the device saw it is unknown.
-            self.finish(slot, UrbResult::failed(UrbStatus::IOERROR));
+            match self.core.urb(slot).is_some_and(Urb::sets_address) {
+                true => self.wait_again(port, slot),
+                // Of an epoch that is over: whether the device saw it is unknown.
+                false => self.finish(slot, UrbResult::failed(UrbStatus::IOERROR)),
+            }
         }
     }
 

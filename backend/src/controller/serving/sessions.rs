@@ -12,8 +12,8 @@ use session::frame::{Completion, Transfer, TransferStatus, TransferType};
 use session::open::Attempt;
 use slog::warn;
 use tokio::sync::Notify;
-use usbif::{PortNumber, RingKind, Speed, Urb, UrbStatus};
-use vusb_core::{Slot, UrbResult, urb_status};
+use usbif::{PortNumber, RingKind, Speed, UrbStatus};
+use vusb_core::{Slot, Urb, UrbResult, urb_status};
 use xen::Backend;
 
 use super::{Attached, Serving, Unanswered};
@@ -228,7 +228,11 @@ impl<B: Backend> Serving<B> {
             .filter(|&slot| self.core.urb(slot).is_some_and(|u| u.submitted.is_some()))
             .collect();
         for slot in submitted {
-            self.finish(slot, UrbResult::failed(UrbStatus::IOERROR));
+            match self.core.urb(slot).is_some_and(Urb::sets_address) {
+                // No device sees that, however often it is sent.
+                true => self.wait_again(port, slot),
+                false => self.finish(slot, UrbResult::failed(UrbStatus::IOERROR)),
+            }
         }
     }
 
@@ -245,14 +249,16 @@ impl<B: Backend> Serving<B> {
             return;
         };
         let unsent: arrayvec::ArrayVec<u64, 32> = client.unsent(requests_received).collect();
+        if let Some(attached) = self.at_mut(port) {
+            attached.saved = None;
+        }
+        // In this order: a SET_ADDRESS is answered when what came before it is saved.
+        self.save_cookies();
         for number in unsent {
             self.resend(port, number);
         }
-        if let Some(attached) = self.at_mut(port) {
-            attached.saved = None;
-            if let Some(client) = &mut attached.client {
-                client.resend_cancels();
-            }
+        if let Some(client) = self.client(port) {
+            client.resend_cancels();
         }
         self.flush();
     }
@@ -313,7 +319,7 @@ impl<B: Backend> Serving<B> {
             body,
         );
         // A device has done it; where the guest has no page for its data, in vain.
-        match copied.is_ok() {
+        match copied.is_ok() && !urb.sets_address() {
             true => self.spent.useful += 1,
             false => self.spent.useless += 1,
         }
@@ -358,7 +364,7 @@ impl<B: Backend> Serving<B> {
     /// Whether every slot of the URB ring waits for an answer.
     pub fn is_full(&self) -> bool {
         let rings = self.rings.as_ref();
-        rings.is_some_and(|r| r.urb.unanswered() >= <Urb as RingKind>::SLOTS)
+        rings.is_some_and(|r| r.urb.unanswered() >= <usbif::Urb as RingKind>::SLOTS)
     }
 
     pub(super) fn release(&mut self, port: PortNumber) {
@@ -374,6 +380,11 @@ impl<B: Backend> Serving<B> {
     }
 
     pub(super) fn submit(&mut self, slot: Slot) {
+        if self.core.urb(slot).is_some_and(Urb::sets_address) {
+            // Before it: it is answered when that is saved, so that a guest that knows its device's address
+            // does not come to a host that does not.
+            self.save_cookies();
+        }
         let Some(urb) = self.core.urb(slot) else {
             return;
         };

@@ -38,6 +38,13 @@ pub enum Event<'a> {
     },
     /// Save this as the lease's cookie.
     Cookie(&'a [u8]),
+    /// Call [`Server::complete`](super::Server::complete) when the leases are on the disk as they are now.
+    /// The guest has given its device an address, which is the cookie's business and not the device's; or
+    /// the backend asks for a receipt.
+    Save {
+        /// Its number.
+        request: u64,
+    },
     /// The guest is suspended.
     Freeze,
     /// It is not, after all.

@@ -477,6 +477,38 @@ fn what_is_said_about_the_guest_comes_out() {
 }
 
 #[test]
+fn an_address_is_not_for_the_device() {
+    let mut server = connected();
+    let mut bytes = plain(Kind::Cookie, 0, 0, b"address 5");
+    let transfer = Transfer {
+        transfer_type: TransferType::Control,
+        endpoint: 0,
+        flags: 0,
+        length: 0,
+        interval: 0,
+        setup: [0, 5, 5, 0, 0, 0, 0, 0],
+    };
+    frame::encode_submit(&mut bytes, 1, 0, &transfer);
+    let (event, len) = server.next_event(&bytes).unwrap().unwrap();
+    assert_eq!(event, Event::Cookie(b"address 5"));
+    let (event, _) = server.next_event(&bytes[len..]).unwrap().unwrap();
+    assert_eq!(event, Event::Save { request: 1 });
+    // It counts like any other, and is answered once.
+    assert_eq!(server.executing(), 1);
+    complete(&mut server, 1, b"");
+    assert_eq!(server.executing(), 0);
+    // A class's request of this number is the device's.
+    let class = Transfer {
+        setup: [0x21, 5, 5, 0, 0, 0, 0, 0],
+        ..transfer
+    };
+    bytes.clear();
+    frame::encode_submit(&mut bytes, 2, 0, &class);
+    let (event, _) = server.next_event(&bytes).unwrap().unwrap();
+    assert!(matches!(event, Event::Submit { request: 2, .. }));
+}
+
+#[test]
 fn a_device_that_babbles_does_not_break_the_connection() {
     let mut server = connected();
     server.next_event(&submit(1, 0, 4)).unwrap();

@@ -107,17 +107,24 @@ impl World {
     }
 
     fn submit(&mut self, input: &mut Input<'_>) {
-        let is_in = input.byte() & 1 == 0;
+        let what = input.byte();
         self.value = self.value.wrapping_add(1);
+        let mut transfer = Transfer {
+            transfer_type: TransferType::Bulk,
+            endpoint: if what & 1 == 0 { 0x81 } else { 2 },
+            flags: 0,
+            length: 2,
+            interval: 0,
+            setup: [0; 8],
+        };
+        if what & 15 == 15 {
+            // SET_ADDRESS, which is not for the device.
+            transfer.transfer_type = TransferType::Control;
+            (transfer.endpoint, transfer.length) = (0, 0);
+            transfer.setup = [0, 5, self.value & 127, 0, 0, 0, 0, 0];
+        }
         let wanted = Wanted {
-            transfer: Transfer {
-                transfer_type: TransferType::Bulk,
-                endpoint: if is_in { 0x81 } else { 2 },
-                flags: 0,
-                length: 2,
-                interval: 0,
-                setup: [0; 8],
-            },
+            transfer,
             value: self.value,
         };
         let request = self.client.submit(&wanted.transfer, |out| wanted.fill(out));
@@ -152,11 +159,16 @@ impl World {
                     self.handed_out = request;
                     let value = body.first().copied().unwrap_or_default();
                     if let Some(wanted) = self.wanted.get(&request)
-                        && !wanted.transfer.is_in()
+                        && wanted.transfer.submit_body_len() > 0
                     {
                         assert_eq!(value, wanted.value, "its own data");
                     }
                     self.executing.push((request, value));
+                }
+                server::Event::Save { request } => {
+                    assert_eq!(request, self.handed_out + 1, "once, and in order");
+                    self.handed_out = request;
+                    self.executing.push((request, 0));
                 }
                 server::Event::Cancel { request } => {
                     let at = self.executing.iter().position(|e| e.0 == request).unwrap();

@@ -2,7 +2,6 @@
 //! The toolstack's script: start, `xl migrate`, and starting again after a crash.
 
 use backend::xenbus::XenbusState;
-use handoff::Cookie;
 
 use super::World;
 use crate::guest::Mode;
@@ -84,7 +83,6 @@ impl World {
                 self.left.migrations > 0
                     && self.guest.mode == Mode::Running
                     && self.guest.is_connected()
-                    && self.cookie_is_saved()
             }
             Phase::Asked { .. } => self.guest.mode == Mode::Suspended,
             Phase::Made { to } => answered(to),
@@ -92,14 +90,6 @@ impl World {
                 true
             }
         }
-    }
-
-    /// A migration takes longer than the word of a device's address takes to its exporter's disk. A guest
-    /// that suspends within that time loses its device: it is at an address that nobody knows.
-    fn cookie_is_saved(&self) -> bool {
-        let lease = self.exporter.saved.leases.first();
-        let cookie = lease.map(|l| Cookie::decode(&l.cookie));
-        matches!(cookie, Some(Ok(Some(Cookie { address: 1.., .. }))))
     }
 
     pub(super) fn toolstack(&mut self) {

@@ -15,6 +15,10 @@ pub(super) struct Device {
     executing: Vec<(u64, Option<Transfer>)>,
     /// How often each tag was executed.
     seen: BTreeMap<u64, u32>,
+    cookie: Vec<u8>,
+    /// The cookie that was there when a SET_ADDRESS was answered.
+    pub(super) saved: Vec<u8>,
+    saving: Vec<u64>,
 }
 
 /// What the guest puts into a transfer to know it again: OUT data, a setup packet's index, or the
@@ -31,6 +35,7 @@ impl Device {
     pub(super) fn claim(&mut self, epoch: Epoch) {
         self.server.claim(epoch);
         self.executing.clear();
+        self.saving.clear();
     }
 
     /// Takes whole frames off the input.
@@ -59,10 +64,15 @@ impl Device {
                 }
                 Event::Reset { request } => self.executing.push((request, None)),
                 Event::Cancel { request } => cancelled.push(request),
+                Event::Cookie(cookie) => cookie.clone_into(&mut self.cookie),
+                Event::Save { request } => self.saving.push(request),
                 _ => {}
             }
         }
         for request in cancelled {
+            if self.saving.contains(&request) {
+                continue;
+            }
             self.executing.retain(|(r, _)| *r != request);
             let outcome = Outcome::new(TransferStatus::Cancelled, 0);
             self.server
@@ -72,6 +82,9 @@ impl Device {
     }
 
     pub(super) fn work(&mut self, random: &mut Random) {
+        if random.below(2) == 0 {
+            self.save();
+        }
         for _ in 0..random.below(4) {
             if self.executing.is_empty() {
                 return;
@@ -81,7 +94,18 @@ impl Device {
         }
     }
 
+    /// The leases reach the disk.
+    fn save(&mut self) {
+        self.saved.clone_from(&self.cookie);
+        for request in std::mem::take(&mut self.saving) {
+            let done = Outcome::new(TransferStatus::Completed, 0);
+            self.server
+                .complete(self.server.epoch(), request, done, |_| ());
+        }
+    }
+
     pub(super) fn work_all(&mut self) {
+        self.save();
         while !self.executing.is_empty() {
             self.complete(0);
         }
@@ -100,7 +124,10 @@ impl Device {
     }
 
     pub(super) fn check_end(&self, what: &str) {
-        assert!(self.executing.is_empty(), "{what}");
+        assert!(
+            self.executing.is_empty() && self.saving.is_empty(),
+            "{what}"
+        );
         assert!(!self.seen.is_empty(), "{what}");
     }
 }

@@ -72,6 +72,11 @@ impl Guest {
         }
     }
 
+    /// The address that its device has for it; 0 for none.
+    pub(super) fn address(&self) -> u8 {
+        self.address
+    }
+
     pub(super) fn has_device(&self) -> bool {
         self.address != 0 && !self.enumerating
     }

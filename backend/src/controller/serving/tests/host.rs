@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use handoff::Cookie;
 use journal::{Journal, LEN_BYTES, Words};
 use session::open::How;
 use session::{Epoch, VmUuid};
@@ -432,6 +433,11 @@ impl Host {
     fn guest_looks(&mut self) {
         let signalled = self.xen.take_signal();
         self.guest.look(signalled, &self.what);
+        // Wherever it went now, its device would be known there.
+        if self.guest.has_device() {
+            let saved = Cookie::decode(&self.device.saved).unwrap().unwrap();
+            assert_eq!(saved.address, self.guest.address(), "{}", self.what);
+        }
     }
 
     fn serve(&mut self) {

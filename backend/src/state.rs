@@ -189,15 +189,16 @@ impl ControllerFiles {
         read(&self.devices).ok()
     }
 
-    /// Where the session of each port had come to, by the journal.
-    pub fn sessions(&self) -> Vec<(u8, Session)> {
+    /// Where the session of each port had come to, by the journal, and whether the guest was being
+    /// suspended.
+    pub fn left(&self) -> (Vec<(u8, Session)>, bool) {
         let memory = Memory::open(&self.journal).ok();
         let Some(journal) = memory.and_then(|m| Journal::open(m).ok()) else {
-            return Vec::new();
+            return (Vec::new(), false);
         };
-        PortNumber::first(PortNumber::MAX)
-            .filter_map(|port| Some((port.get(), journal.session(port)?)))
-            .collect()
+        let sessions = PortNumber::first(PortNumber::MAX)
+            .filter_map(|port| Some((port.get(), journal.session(port)?)));
+        (sessions.collect(), journal.is_quiescing())
     }
 
     /// Writes the list of devices, the whole of it or not at all.

@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 use handoff::{Action, Event, State, step};
 use session::VmUuid;
-use session::frame::Kind;
 use slog::{Logger, error, info};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -316,22 +315,20 @@ impl<B: Backend> Actor<B> {
             Action::SwitchToConnected => {}
             Action::StartQuiescing => self.serving.borrow_mut().set_quiescing(true),
             Action::StopQuiescing => {
-                self.serving.borrow_mut().set_quiescing(false);
+                let mut serving = self.serving.borrow_mut();
+                serving.set_quiescing(false);
                 // Also where it was never frozen: what is kept for it is not kept for ever.
-                self.say(Kind::Thaw);
+                serving.thaw();
             }
-            Action::Freeze => {
-                self.serving.borrow_mut().acknowledge_all();
-                self.say(Kind::Freeze);
-            }
-            Action::Thaw => self.say(Kind::Thaw),
+            Action::Freeze => self.serving.borrow_mut().freeze(),
+            Action::Thaw => self.serving.borrow_mut().thaw(),
             Action::UnmapRings => {
                 self.signal = None;
                 let mut serving = self.serving.borrow_mut();
                 serving.disconnect();
                 serving.set_quiescing(false);
             }
-            Action::Orphan => self.say(Kind::Orphan),
+            Action::Orphan => self.serving.borrow_mut().orphan(),
             Action::Close => self.switch(XenbusState::Closed),
         }
     }
@@ -348,18 +345,6 @@ impl<B: Backend> Actor<B> {
     fn switch(&mut self, state: XenbusState) {
         self.backend = state;
         self.node.switch(state);
-    }
-
-    fn say(&self, kind: Kind) {
-        let mut serving = self.serving.borrow_mut();
-        for port in serving.core.ports() {
-            if let Some(attached) = serving.at_mut(port)
-                && let Some(client) = &mut attached.client
-            {
-                client.say(kind);
-                attached.wake.notify_one();
-            }
-        }
     }
 }
 

@@ -11,6 +11,7 @@ mod recovery;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::state::ControllerJournal;
 use crate::totals::Totals;
 use quiesce::Recent;
 pub use sessions::End;
+use told::Told;
 
 pub use pause::Unanswered;
 
@@ -104,6 +106,8 @@ pub struct Serving<B: Backend> {
     recalls: bool,
     /// What was answered since then and may cross with an unlink.
     answered: Recent,
+    /// What the exporters were told of the guest.
+    told: Told,
     /// Requests taken since it was last asked.
     activity: bool,
     /// What the guest made of them since then.
@@ -155,6 +159,7 @@ impl<B: Backend> Serving<B> {
             polled: false,
             completions: Rc::default(),
             answered: Recent::default(),
+            told: Told::default(),
             activity: false,
             spent: Spent::default(),
         }

@@ -105,7 +105,7 @@ impl<B: Backend> Daemon<B> {
     /// exporters could not be told: tells them, however long that takes.
     pub(super) fn say_gone(&self, saved: Saved) {
         let files = self.state.files(saved.key());
-        let sessions = files.sessions();
+        let (sessions, suspended) = files.left();
         info!(self.log, "domain went away unnoticed"; "controller" => %saved.key(),
             "devices" => saved.devices.len());
         let tell = saved.devices.into_iter().filter_map(|device| {
@@ -117,6 +117,7 @@ impl<B: Backend> Daemon<B> {
                 exporter: exporter.config().clone(),
                 identity: self.identity.clone(),
                 domid: saved.domid,
+                suspended,
                 // Nobody comes after us.
                 attempt: session.map_or(Attempt::default(), |(_, session)| Attempt {
                     life: session.life,
@@ -155,6 +156,8 @@ struct Gone {
     identity: Identity,
     lease: Lease,
     domid: u16,
+    /// Whether the guest was suspended before: then it was saved.
+    suspended: bool,
     attempt: Attempt,
     how: How,
 }
@@ -208,13 +211,19 @@ impl Gone {
         let opened = transport::receive::<Opened>(&mut stream).await?;
         if let Opened::Ready { .. } = opened {
             let mut bytes = Vec::new();
+            if self.suspended {
+                encode_plain(&mut bytes, Kind::Freeze, 0, ack, &[]);
+            }
             encode_plain(&mut bytes, Kind::Orphan, 0, ack, &[]);
             let lost = |e| transport::Error::from_io(e, name);
             stream.write_all(&bytes).await.map_err(lost)?;
             stream.shutdown().await.map_err(lost)?;
-            // Until it has read everything.
+            // It closes in order when it has read and saved that.
             let mut rest = Vec::new();
-            let _ = timeout(CLOSE_TIMEOUT, stream.read_to_end(&mut rest)).await;
+            match timeout(CLOSE_TIMEOUT, stream.read_to_end(&mut rest)).await {
+                Ok(read) => drop(read.map_err(lost)?),
+                Err(_) => return Err(transport::Error::Closed),
+            }
         }
         Ok(opened)
     }

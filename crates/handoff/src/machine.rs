@@ -114,12 +114,13 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
         }
         // A guest that shuts down in order closes its frontend first.
         (S::Closed, E::DomainGone) => (S::Released, &[A::Orphan, A::Close]),
-        // Asked to suspend, silent since then, and gone: it was saved, and we were not quick enough.
-        (S::Quiescing, E::DomainGone) => (
+        // Asked to suspend, silent since then, and gone: it was saved, and perhaps we were not quick enough
+        // to say so. Said again, whoever did not hear it hears it with the rest.
+        (S::Quiescing | S::Frozen, E::DomainGone) => (
             S::Released,
             &[A::UnmapRings, A::Freeze, A::Orphan, A::Close],
         ),
-        (S::Claiming | S::Serving | S::Frozen, E::DomainGone) => {
+        (S::Claiming | S::Serving, E::DomainGone) => {
             (S::Released, &[A::UnmapRings, A::Orphan, A::Close])
         }
         (other, _) => (other, &[]),

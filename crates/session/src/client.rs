@@ -19,6 +19,7 @@ mod resume;
 mod tests;
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 
 use crate::Epoch;
 use crate::frame::{self, Completion, HEADER_LEN, Header, Kind, Transfer, TransferStatus};
@@ -185,6 +186,14 @@ impl Client {
     pub fn save_cookie(&mut self, cookie: &[u8]) {
         debug_assert!(cookie.len() <= frame::MAX_COOKIE_LEN);
         self.plain(Kind::Cookie, 0, cookie);
+    }
+
+    /// Asks for a receipt, which completes like a transfer: what was said before is on the exporter's disk
+    /// then. Needs [`Client::has_room`].
+    pub fn ask_for_receipt(&mut self) -> u64 {
+        let nothing = |_: &mut Vec<u8>| Ok::<_, Infallible>(());
+        let Ok(request) = self.submit(&Transfer::SET_ADDRESS, nothing);
+        request
     }
 
     /// Sends one of the kinds without fields: Freeze, Thaw, Orphan, Ping.

@@ -16,24 +16,18 @@ const GOODBYE: Duration = Duration::from_millis(500);
 
 impl<B: Backend> Actor<B> {
     /// Gives the last words to the exporters, and the last state, the time to leave. Whether every
-    /// exporter was there to hear them.
+    /// exporter was there to hear them, and has written them down.
     pub(super) async fn say_goodbye(&self) -> bool {
         // What is said without a connection is not said, also where one comes back meanwhile.
         let before = self.connections();
+        self.serving.borrow_mut().ask_for_receipts();
         let until = Instant::now() + GOODBYE;
-        while Instant::now() < until {
-            sleep(Duration::from_millis(5)).await;
-            let mut serving = self.serving.borrow_mut();
-            let silent = serving.core.ports().all(|port| {
-                let client = serving.client(port);
-                client.is_none_or(|c| !c.is_connected() || c.output().is_empty())
-            });
-            if silent {
-                break;
-            }
+        let mut silent = false;
+        while !silent && Instant::now() < until {
+            sleep(Duration::from_millis(2)).await;
+            silent = self.serving.borrow_mut().is_silent();
         }
-        sleep(Duration::from_millis(50)).await;
-        let said = before.is_some() && before == self.connections();
+        let said = silent && before.is_some() && before == self.connections();
         debug!(self.log, "last words said"; "to all" => said);
         said
     }

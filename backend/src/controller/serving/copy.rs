@@ -36,6 +36,7 @@ impl<B: Backend<Mapping: Clone>> Serving<B> {
             polled: self.polled,
             completions: std::rc::Rc::default(),
             answered: self.answered.clone(),
+            told: self.told,
             activity: self.activity,
             spent: self.spent,
         }
@@ -59,7 +60,7 @@ impl<B: Backend> Hash for Serving<B> {
             (rings.conn.indices(), rings.conn.unpublished()).hash(state);
         }
         self.attached.hash(state);
-        self.answered.hash(state);
+        (&self.answered, self.told).hash(state);
         (self.quiescing, self.recalls, self.activity).hash(state);
         self.rings.is_some().hash(state);
     }

@@ -64,6 +64,10 @@ impl<B: Backend> Serving<B> {
     /// The guest is being suspended, or not any more.
     pub fn set_quiescing(&mut self, quiescing: bool) {
         self.quiescing = quiescing;
+        if quiescing {
+            // Not yet.
+            self.told.begin_anew();
+        }
         self.journal.set_quiescing(quiescing);
         self.answered = Recent::default();
         for port in self.core.ports() {
@@ -73,8 +77,8 @@ impl<B: Backend> Serving<B> {
         }
     }
 
-    /// The guest is suspended: nothing can cross any more, and the exporter is to know what it has.
-    pub fn acknowledge_all(&mut self) {
+    /// Nothing can cross any more, and the exporter is to know what we have.
+    pub(super) fn acknowledge_all(&mut self) {
         self.answered = Recent::default();
         for port in self.core.ports() {
             if let Some(attached) = self.at_mut(port)

@@ -205,9 +205,10 @@ impl<B: Backend> Serving<B> {
 
     /// The lease is claimed: requests go to this session from now on, those held first.
     fn open(&mut self, port: PortNumber, client: Client) {
-        let epoch = client.epoch();
+        let (epoch, told) = (client.epoch(), self.told);
         if let Some(attached) = self.at_mut(port) {
-            attached.client = Some(client);
+            let client = attached.client.insert(client);
+            told.say_again(client);
             attached.saved = None;
             attached.reset = None;
             attached.fails_stages = false;
@@ -257,8 +258,10 @@ impl<B: Backend> Serving<B> {
         for number in unsent {
             self.resend(port, number);
         }
+        let told = self.told;
         if let Some(client) = self.client(port) {
             client.resend_cancels();
+            told.say_again(client);
         }
         self.flush();
     }

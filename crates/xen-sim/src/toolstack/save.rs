@@ -22,9 +22,20 @@ pub struct SavedDomain {
 impl Toolstack {
     /// `xl save`: suspends the guest, keeps its memory and destroys the domain.
     pub fn save(&self, domid: DomId) -> Result<SavedDomain, ToolstackError> {
+        self.save_while(domid, || ())
+    }
+
+    /// The same where writing the guest's memory takes as long as `during`: the guest is suspended, and
+    /// its domain is still there.
+    pub fn save_while(
+        &self,
+        domid: DomId,
+        during: impl FnOnce(),
+    ) -> Result<SavedDomain, ToolstackError> {
         let config = self.config(domid)?;
         self.request_shutdown(domid, "suspend", ShutdownReason::Suspend)?;
         let saved = self.take(domid, config);
+        during();
         match saved {
             Ok(saved) => {
                 self.destroy(domid)?;

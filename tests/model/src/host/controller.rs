@@ -12,7 +12,6 @@ use backend::watched::{Heard, adopted, heard};
 use backend::xenbus::XenbusState;
 use handoff::{Action, Event, Incoming, State, step, verdict};
 use journal::{Journal, Words};
-use session::frame::Kind;
 use session::open::{How, Open, Opened};
 use session::{Epoch, Holder, Lease};
 use tokio::sync::Notify;
@@ -281,20 +280,17 @@ impl Controller {
             Action::StartQuiescing => self.serving.set_quiescing(true),
             Action::StopQuiescing => {
                 self.serving.set_quiescing(false);
-                self.say(Kind::Thaw);
+                self.serving.thaw();
             }
-            Action::Freeze => {
-                self.serving.acknowledge_all();
-                self.say(Kind::Freeze);
-            }
-            Action::Thaw => self.say(Kind::Thaw),
+            Action::Freeze => self.serving.freeze(),
+            Action::Thaw => self.serving.thaw(),
             Action::UnmapRings => {
                 self.signal = false;
                 self.serving.disconnect();
                 self.serving.set_quiescing(false);
                 self.unlinked.clear();
             }
-            Action::Orphan => self.say(Kind::Orphan),
+            Action::Orphan => self.serving.orphan(),
             Action::Close => self.switch(Some(XenbusState::Closed), nodes),
         }
     }
@@ -348,12 +344,6 @@ impl Controller {
     }
 
     // ---- actor
-
-    fn say(&mut self, kind: Kind) {
-        if let Some(client) = self.serving.client(port()) {
-            client.say(kind);
-        }
-    }
 
     /// The event channel has fired.
     pub(crate) fn service(&mut self, nodes: &mut Nodes) -> Option<String> {

@@ -14,6 +14,7 @@ pub(crate) struct Gone {
     how: How,
     attempt: Attempt,
     lease: Lease,
+    suspended: bool,
     pub(crate) connection: Option<u8>,
 }
 
@@ -34,6 +35,7 @@ impl Gone {
                 number: u64::MAX,
             },
             lease,
+            suspended: journal.is_quiescing(),
             connection: None,
         })
     }
@@ -63,6 +65,9 @@ impl Gone {
         match (opened, self.how) {
             (Opened::Ready { .. }, _) => {
                 let mut bytes = Vec::new();
+                if self.suspended {
+                    encode_plain(&mut bytes, Kind::Freeze, 0, completions_received, &[]);
+                }
                 encode_plain(&mut bytes, Kind::Orphan, 0, completions_received, &[]);
                 Ok(Some(bytes))
             }

@@ -115,8 +115,24 @@ impl Exporter {
     /// # Errors
     /// When it does not start.
     pub fn restart(&mut self) -> Result<()> {
+        self.kill()?;
+        self.start_again()
+    }
+
+    /// Kills it as a crash would.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill(&mut self) -> Result<()> {
         self.process.signal(libc::SIGKILL);
-        self.process.wait()?;
+        self.process.wait().map(drop)
+    }
+
+    /// Starts it after it has ended.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_again(&mut self) -> Result<()> {
         self.process = run(&self.config, &self.log, self.port)?;
         Ok(())
     }
@@ -126,11 +142,9 @@ impl Exporter {
     /// # Errors
     /// When it does not start.
     pub fn reboot(&mut self) -> Result<()> {
-        self.process.signal(libc::SIGKILL);
-        self.process.wait()?;
+        self.kill()?;
         std::fs::write(self.state_dir.join("boot"), "another boot\n")?;
-        self.process = run(&self.config, &self.log, self.port)?;
-        Ok(())
+        self.start_again()
     }
 
     /// Stops it in its tracks (SIGSTOP), or lets it go on: an exporter that does not answer.

@@ -228,6 +228,24 @@ impl Rig {
         Ok(())
     }
 
+    /// Waits until nobody holds the exporter's device any more.
+    ///
+    /// # Errors
+    /// When somebody does after a while, with all logs.
+    pub fn wait_until_free(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let devices = self.xl_vusb(0, &["devices"])?;
+            if String::from_utf8_lossy(&devices.stdout).contains("free") {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("the device is not given back\n{}", self.log_tails());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// The rig's own directory, gone with it.
     pub fn dir(&self) -> &Path {
         self.scratch.path()

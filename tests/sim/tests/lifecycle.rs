@@ -45,18 +45,6 @@ fn check(report: &Report) {
     assert!(report.violations.is_empty(), "{report:?}");
 }
 
-fn wait_until_free(rig: &Rig) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let devices = rig.xl_vusb(0, &["devices"]).unwrap();
-        if String::from_utf8_lossy(&devices.stdout).contains("free") {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{}", rig.log_tails());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// Whoever looks from outside sees silence: nothing closes the connections of a machine without
 /// power. The VM's new domain elsewhere has the device at once, and the old epoch is fenced off.
 #[test]
@@ -118,7 +106,7 @@ fn a_saved_guest_is_waited_for_and_a_destroyed_one_is_not() {
     let domid = guest.domid;
     drop(guest);
     rig.hosts[1].xl.destroy(domid).unwrap();
-    wait_until_free(&rig);
+    rig.wait_until_free().unwrap();
     rig.attach_disk(&other).unwrap();
     other.wait_ready().unwrap();
     rig.end_unnoticed(other);
@@ -150,7 +138,7 @@ fn what_a_saved_guest_holds_is_taken_away() {
         assert!(Instant::now() < deadline, "{}", rig.log_tails());
         std::thread::sleep(Duration::from_millis(50));
     }
-    wait_until_free(&rig);
+    rig.wait_until_free().unwrap();
     let text = released(&rig).stderr;
     let text = String::from_utf8_lossy(&text);
     assert!(text.contains("nobody holds"), "{text}");
@@ -163,7 +151,7 @@ fn restored_after_the_device_was_given_to_somebody_else() {
     let rig = rig(Some(HOLD.as_secs()));
     let mut guest = working(&rig, &GuestOptions::new("guest"));
     let saved = rig.hosts[0].xl.save(guest.domid).unwrap();
-    wait_until_free(&rig);
+    rig.wait_until_free().unwrap();
     let mut other = Guest::start(&rig, 0, &GuestOptions::new("other")).unwrap();
     rig.attach_disk(&other).unwrap();
     other.wait_ready().unwrap();
@@ -206,7 +194,7 @@ fn crashed_and_kept_then_destroyed() {
     std::thread::sleep(HOLD * 2);
     assert_eq!(rig.status(0).unwrap().attachments.len(), 1);
     rig.hosts[0].xl.destroy(domid).unwrap();
-    wait_until_free(&rig);
+    rig.wait_until_free().unwrap();
     let guest = working(&rig, &GuestOptions::new("other"));
     rig.end_unnoticed(guest);
 }

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! The program itself, against a socket that speaks the daemon's types.
 
+#[path = "command/json.rs"]
+mod json;
+#[path = "command/migrate.rs"]
+mod migrate;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
@@ -323,132 +328,6 @@ fn a_quiet_check_prints_refusals_only() {
 }
 
 #[test]
-fn json_is_the_control_types_as_they_are() {
-    let host = Host::new();
-    let _daemon = host.daemon(Response::Attachments(vec![attachment()]));
-    let output = host.xl_vusb(&["list", "--json"]);
-    assert_eq!(status(&output), 0);
-    // Scripts read this: a change here is a change of the interface (docs/xl-vusb.md).
-    assert_eq!(
-        stdout(&output),
-        r#"{
-  "attachments": [
-    {
-      "exporter": "pi4",
-      "device": {
-        "id": "1-1.2",
-        "vendor": 2385,
-        "product": 5734,
-        "serial": null,
-        "name": "Kingston DataTraveler",
-        "speed": "high",
-        "classes": [
-          8
-        ],
-        "state": {
-          "leased": {
-            "vm": "6f7d3c1e-8b0a-4f0e-9d6e-2a1b3c4d5e6f",
-            "vm_name": "web"
-          }
-        }
-      },
-      "vm": "6f7d3c1e-8b0a-4f0e-9d6e-2a1b3c4d5e6f",
-      "domid": 5,
-      "vm_name": "web",
-      "controller": 0,
-      "port": 1,
-      "frontend_resumes": false,
-      "on_migrate": "refuse",
-      "phase": "serving",
-      "exchange": null,
-      "note": null,
-      "stash": {
-        "kept": 0,
-        "delivered": 0,
-        "discarded": 0,
-        "overflowed": 0
-      },
-      "counters": {
-        "urbs": 0,
-        "answered": 0,
-        "errors": 0,
-        "unlinked": 0,
-        "bytes_out": 0,
-        "bytes_in": 0,
-        "reconnects": 0
-      }
-    }
-  ]
-}
-"#
-    );
-}
-
-#[test]
-fn every_answer_has_its_documented_key() {
-    let attachment = || Box::new(attachment());
-    let everything = control::Status {
-        version: "0.1.0".into(),
-        host: "xen1".into(),
-        exporters: vec![],
-        controllers: vec![],
-        attachments: vec![],
-        totals: control::Counters::default(),
-    };
-    let answers = [
-        (vec!["exporters"], Response::Exporters(vec![]), "exporters"),
-        (
-            vec!["devices"],
-            Response::Devices {
-                devices: vec![],
-                unreachable: vec![],
-            },
-            "devices",
-        ),
-        (
-            vec!["attach", "web", "pi4/1-1"],
-            Response::Attached(attachment()),
-            "attached",
-        ),
-        (
-            vec!["detach", "web", "1"],
-            Response::Detached(attachment()),
-            "detached",
-        ),
-        (
-            vec!["status"],
-            Response::Status(Box::new(everything)),
-            "status",
-        ),
-        (vec!["check", "web"], check(Outcome::Replug), "check"),
-    ];
-    for (mut arguments, answer, key) in answers {
-        let host = Host::new();
-        let _daemon = host.daemon(answer.clone());
-        arguments.push("--json");
-        let output = host.xl_vusb(&arguments);
-        assert_eq!(status(&output), 0, "{}", stderr(&output));
-        let json: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
-        let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
-        assert_eq!(keys, [key]);
-        assert_eq!(serde_json::from_value::<Response>(json).unwrap(), answer);
-    }
-}
-
-#[test]
-fn errors_in_json_have_one_shape_whoever_found_them() {
-    let host = Host::new();
-    let missing = host.xl_vusb(&["list", "--json"]);
-    assert_eq!(status(&missing), 2);
-    let _daemon = host.daemon(Response::Error("no domain 'web'".into()));
-    let refused = host.xl_vusb(&["check", "web", "--json"]);
-    assert_eq!(status(&refused), 1);
-    assert_eq!(stdout(&refused), "{\n  \"error\": \"no domain 'web'\"\n}\n");
-    let missing: Response = serde_json::from_str(stdout(&missing)).unwrap();
-    assert!(matches!(missing, Response::Error(text) if text.starts_with("vusbd is not running")));
-}
-
-#[test]
 fn pool_commands_print_what_to_do_next() {
     let host = Host::new();
     let dir = host.0.join("pool");
@@ -476,92 +355,4 @@ fn pool_commands_print_what_to_do_next() {
     assert_eq!(json["issued"]["host"], "xen2");
     assert_eq!(json["issued"]["dir"], out);
     assert_eq!(json["issued"]["warnings"], serde_json::json!([]));
-}
-
-#[test]
-fn migrate_runs_plain_xl_when_nothing_refuses() {
-    let host = Host::new();
-    host.program(
-        "xl",
-        &format!("echo \"$@\" >{}/called; exit 7", host.0.display()),
-    );
-    let daemon = host.daemon(check(Outcome::Replug));
-    let output = host.xl_vusb(&["migrate", "web", "xen2", "--", "--debug", "-s", "ssh -p 2"]);
-    // xl's own status is passed on.
-    assert_eq!(status(&output), 7, "{}", stderr(&output));
-    assert!(matches!(daemon.join().unwrap(), Request::Check { domain } if domain == "web"));
-    let called = fs::read_to_string(host.0.join("called")).unwrap();
-    assert_eq!(called, "migrate --debug -s ssh -p 2 web xen2\n");
-    assert!(stderr(&output).contains("replug"));
-}
-
-#[test]
-fn migrate_does_not_start_what_a_device_refuses() {
-    let host = Host::new();
-    host.program("xl", &format!("touch {}/called", host.0.display()));
-    let _daemon = host.daemon(check(Outcome::Refused));
-    let output = host.xl_vusb(&["migrate", "web", "xen2"]);
-    assert_eq!(status(&output), 1);
-    assert_eq!(
-        stderr(&output),
-        "xl-vusb: web was not migrated; pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: \
-         its driver cannot resume: install xen-vusb-dkms in web\n"
-    );
-    assert!(!host.0.join("called").exists());
-}
-
-/// Runs a hook as XAPI does; `xl-vusb` on its path is ours with the test's socket.
-fn hook(host: &Host, name: &str) -> Output {
-    host.program(
-        "xl-vusb",
-        &format!(
-            "exec {} --socket {} \"$@\"",
-            env!("CARGO_BIN_EXE_xl-vusb"),
-            host.socket().display()
-        ),
-    );
-    let hook = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("xapi")
-        .join(name);
-    host.run(hook, &["-vmuuid", VM, "-reason", "source"])
-}
-
-#[test]
-fn the_pre_migrate_hook_aborts_only_what_is_refused() {
-    let host = Host::new();
-    let daemon = host.daemon(check(Outcome::Refused));
-    let output = hook(&host, "vm-pre-migrate");
-    assert_eq!(status(&output), 2);
-    assert!(
-        stdout(&output).starts_with("xen-vusb: pi4/1-1.2"),
-        "{}",
-        stdout(&output)
-    );
-    assert_eq!(daemon.join().unwrap(), Request::Check { domain: VM.into() });
-
-    let host = Host::new();
-    let _daemon = host.daemon(check(Outcome::Replug));
-    assert_eq!(status(&hook(&host, "vm-pre-migrate")), 0);
-
-    // Without vusbd: logged, and the migration goes on.
-    let output = hook(&Host::new(), "vm-pre-migrate");
-    assert_eq!(status(&output), 1);
-    assert!(stdout(&output).contains("systemctl start vusbd"));
-}
-
-#[test]
-fn the_post_migrate_hook_never_endangers_the_vm() {
-    for response in [None, Some(check(Outcome::Refused))] {
-        let host = Host::new();
-        host.program("logger", &format!("cat >{}/log", host.0.display()));
-        let daemon = response.map(|response| host.daemon(response));
-        assert_eq!(status(&hook(&host, "vm-post-migrate")), 0);
-        let log = fs::read_to_string(host.0.join("log")).unwrap();
-        let expected = if daemon.is_some() {
-            "pi4/1-1.2"
-        } else {
-            "not running"
-        };
-        assert!(log.contains(expected), "{log}");
-    }
 }

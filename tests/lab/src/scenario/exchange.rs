@@ -108,6 +108,7 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
             user,
         });
     }
+    xl_lists_the_controller(lab)?;
     step.done();
     let mut rows = Vec::new();
     // All stay on host-a; then all are away while the guest goes to host-b.
@@ -146,6 +147,22 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
     }
     guest::healthy(&guest)?;
     Ok(rows)
+}
+
+/// `xl usb-list` goes on working beside devices that `xl` knows nothing of.
+fn xl_lists_the_controller(lab: &Lab) -> Result<()> {
+    let list = lab
+        .agent("host-a")?
+        .must(&format!("xl usb-list {}", guest::NAME))?;
+    // Columns: Devid, Type, BE, state (4: connected), usb-ver, ports.
+    let connected = list.lines().any(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        matches!(columns[..], ["0", _, "0", "4", "2", _])
+    });
+    if !connected {
+        bail!("xl usb-list {}:\n{list}", guest::NAME);
+    }
+    Ok(())
 }
 
 /// The number that the guest has given the device.

@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use xen_vusb_lab::traffic::Tally;
 
+use crate::ioctl::{self, Plain};
 use crate::report::Reporter;
 
 /// Bytes of `struct input_event` on a 64-bit machine: two longs of time, type, code, value.
 const EVENT_BYTES: usize = 24;
 const EV_SYN: u16 = 0;
 const SYN_REPORT: u16 = 0;
+/// The kernel's buffer was full: events are missing that have arrived.
+const SYN_DROPPED: u16 = 3;
 const EV_KEY: u16 = 1;
 const EV_ABS: u16 = 3;
 const ABS_X: u16 = 0;
@@ -27,6 +30,15 @@ const LETTERS: [u16; 26] = [
 const STEP: u64 = 64;
 const POSITIONS: u64 = 32768 / STEP;
 
+/// `EVIOCSREP`: how long until a key that is held repeats itself, and how often, in milliseconds.
+const SET_REPEAT: u32 = ioctl::request::<Repeat>(ioctl::WRITE, b'E', 0x03);
+
+#[repr(C)]
+struct Repeat([u32; 2]);
+
+// SAFETY: two integers.
+unsafe impl Plain for Repeat {}
+
 struct Event {
     kind: u16,
     code: u16,
@@ -39,6 +51,8 @@ fn events(path: &str, report: &str, mut take: impl FnMut(&Event, &mut Tally)) ->
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)?;
+    // A key whose release is late would fill the buffer. What does not repeat has no such setting.
+    let _ = ioctl::with(&file, SET_REPEAT, &mut Repeat([0, 0]));
     // The report says that it has begun: from here on nothing is missed.
     let mut reporter = Reporter::new(report)?;
     let mut bytes = [0; 64 * EVENT_BYTES];
@@ -53,6 +67,11 @@ fn events(path: &str, report: &str, mut take: impl FnMut(&Event, &mut Tally)) ->
                         code: half(18),
                         value: i32::from_ne_bytes(value),
                     };
+                    if (event.kind, event.code) == (EV_SYN, SYN_DROPPED) {
+                        let now = reporter.tally.now;
+                        let full = format!("at {now:.1} s: evdev's buffer was full");
+                        reporter.tally.failed(&full);
+                    }
                     take(&event, &mut reporter.tally);
                 }
             }

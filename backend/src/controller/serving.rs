@@ -4,11 +4,14 @@
 //! Everything here runs on the controller's own thread, and nothing waits: a wake-up takes all that
 //! is on the rings, and what it leads to is sent and published in one go.
 
+mod answers;
+mod completion;
 mod copy;
 mod pause;
 mod quiesce;
 mod recovery;
 mod sessions;
+mod submission;
 #[cfg(test)]
 mod tests;
 mod told;
@@ -23,18 +26,18 @@ use session::VmUuid;
 use session::client::Client;
 use slog::{Logger, warn};
 use tokio::sync::Notify;
-use usbif::{BadRequest, ConnResponse, PortNumber, RingCorrupt, UrbRequest, UrbResponse};
-use vusb_core::{Answers, Controller, Slot, UrbResult, Verdict};
-use xen::{Access, Backend, DomId, EventChannel, GrantError, RingPage};
+use usbif::{BadRequest, PortNumber, RingCorrupt, UrbRequest};
+use vusb_core::{Controller, Slot, Verdict};
+use xen::{Access, Backend, DomId, GrantError, RingPage};
 
 use super::allowance::Spent;
 use super::rings::{RingDetails, RingError, Rings};
 use crate::state::ControllerJournal;
 use crate::totals::Totals;
 use quiesce::Recent;
-pub use sessions::End;
 use told::Told;
 
+pub use completion::End;
 pub use pause::Unanswered;
 
 /// Requests taken in one wake-up before others get their turn. A guest whose requests are answered
@@ -265,23 +268,6 @@ impl<B: Backend> Serving<B> {
         Ok(outcome)
     }
 
-    /// Shows the frontend what was answered, and signals it if it wants that.
-    pub fn publish(&mut self) {
-        let Some(rings) = &mut self.rings else { return };
-        let wants_signal = rings.urb.publish();
-        self.journal.published();
-        if wants_signal {
-            self.signal();
-        }
-    }
-
-    fn signal(&self) {
-        let Some(rings) = &self.rings else { return };
-        if let Err(e) = rings.channel.notify() {
-            warn!(self.place.log, "cannot signal the frontend: {}", e);
-        }
-    }
-
     /// Keeps in the journal what changed at the ports. Called before anything goes out that depends
     /// on it.
     pub fn note_ports(&mut self) {
@@ -290,38 +276,6 @@ impl<B: Backend> Serving<B> {
                 self.journal.save_port(port, &self.core.snapshot(port));
             }
         }
-    }
-
-    /// Pushes connection events, as far as the frontend has left requests for them.
-    fn tell_connections(&mut self) -> Result<(), RingCorrupt> {
-        let mut wants_signal = false;
-        while let Some(event) = self.core.next_event() {
-            let Some(rings) = &mut self.rings else {
-                return Ok(());
-            };
-            let Some(request) = rings.conn.next_request()? else {
-                if rings.conn.final_check() {
-                    continue;
-                }
-                break;
-            };
-            let response = ConnResponse {
-                id: request.id,
-                port: event.port,
-                speed: event.speed,
-            };
-            // One by one: whoever comes after us must know which event was told.
-            self.journal.telling(event.port, rings.conn.indices().rsp);
-            if rings.conn.push_response(&response).is_ok() {
-                wants_signal |= rings.conn.publish();
-                self.core.told(event);
-            }
-            self.note_ports();
-        }
-        if wants_signal {
-            self.signal();
-        }
-        Ok(())
     }
 
     fn decide(
@@ -399,55 +353,6 @@ impl<B: Backend> Serving<B> {
         self.records[slot.index()] = (record, None);
         if let (Some(record), Some(urb)) = (record, self.core.urb(slot)) {
             self.journal.placed(record, urb.port);
-        }
-    }
-
-    fn push(&mut self, record: Option<Record>, response: &UrbResponse) {
-        let Some(rings) = &mut self.rings else { return };
-        let index = rings.urb.indices().rsp;
-        if rings.urb.push_response(response).is_err() {
-            // Each answer belongs to a request taken from this very ring.
-            debug_assert!(false, "answer {response:?} without a request");
-            warn!(self.place.log, "answer without a request"; "id" => response.id);
-        } else if let Some(record) = record {
-            self.journal.answered(record, index, response);
-        }
-    }
-
-    fn answer(&mut self, slot: Slot, answers: Answers) {
-        let (urb, unlink) = std::mem::take(&mut self.records[slot.index()]);
-        // In this order: of a request whose unlink is answered nobody knows that it was cancelled,
-        // while an unlink of one that is answered is answered.
-        self.push(urb, &answers.urb);
-        if let Some(response) = answers.unlink {
-            self.push(unlink, &response);
-        }
-    }
-
-    fn finish(&mut self, slot: Slot, result: UrbResult) {
-        let Some(urb) = self.core.urb(slot) else {
-            return;
-        };
-        let urb = *urb;
-        self.note_answered(&urb, result.actual_length > 0);
-        if urb.submitted.is_some() {
-            let bytes = u64::from(result.actual_length);
-            let (bytes_in, bytes_out) = if urb.transfer.is_in() {
-                (bytes, 0)
-            } else {
-                (0, bytes)
-            };
-            let more = Counters {
-                answered: 1,
-                errors: u64::from(!result.status.is_ok()),
-                bytes_in,
-                bytes_out,
-                ..Counters::default()
-            };
-            self.count(urb.port, more);
-        }
-        if let Some(answers) = self.core.complete(slot, result) {
-            self.answer(slot, answers);
         }
     }
 }

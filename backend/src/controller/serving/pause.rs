@@ -32,12 +32,7 @@ impl<B: Backend> Serving<B> {
     pub fn pause(&mut self, port: PortNumber, unanswered: Unanswered) {
         self.core.hold(port);
         self.note_ports();
-        let submitted: arrayvec::ArrayVec<Slot, 16> = self
-            .core
-            .unanswered(port)
-            .filter(|&slot| self.core.urb(slot).is_some_and(|u| u.submitted.is_some()))
-            .collect();
-        for slot in submitted {
+        for slot in self.submitted(port) {
             // A bulk transfer is a part of its class's protocol, whose other parts the next device has not
             // seen: its driver is to know, and to begin again.
             let is_bulk = self.core.urb(slot).is_none_or(|urb| {

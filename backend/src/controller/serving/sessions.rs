@@ -1,44 +1,20 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! The sessions' side of [`Serving`]: what is submitted, and what completes.
+//! The devices of a controller, and their sessions: begun, claimed, resumed, and gone.
 
-use std::convert::Infallible;
 use std::rc::Rc;
 
+use arrayvec::ArrayVec;
 use control::Counters;
-use handoff::Cookie;
 use session::Epoch;
-use session::client::{Client, ClientError, Event};
-use session::frame::{Completion, Transfer, TransferStatus, TransferType};
+use session::client::{Client, ClientError};
 use session::open::Attempt;
 use slog::warn;
 use tokio::sync::Notify;
 use usbif::{PortNumber, RingKind, Speed, UrbStatus};
-use vusb_core::{Slot, Urb, UrbResult, urb_status};
+use vusb_core::{Slot, Urb, UrbResult};
 use xen::Backend;
 
-use super::{Attached, Serving, Unanswered};
-use crate::controller::data;
-
-/// How a session ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// Nobody is there to hear of it.
-    Gone,
-    /// The device is gone.
-    Unplugged,
-    /// Somebody else holds the lease.
-    Fenced,
-}
-
-/// A bulk transfer of no bytes on endpoint 0: invalid by USB 2.0 §5.8, so nothing happens.
-const NOTHING: Transfer = Transfer {
-    transfer_type: TransferType::Bulk,
-    endpoint: 0x80,
-    flags: 0,
-    length: 0,
-    interval: 0,
-    setup: [0; 8],
-};
+use super::{Attached, SLOTS, Serving};
 
 impl<B: Backend> Serving<B> {
     /// A device was plugged into the core at this port.
@@ -69,8 +45,7 @@ impl<B: Backend> Serving<B> {
         self.core.unplug(port);
         self.note_ports();
         self.journal.close_session(port);
-        let slots: arrayvec::ArrayVec<Slot, 16> = self.core.unanswered(port).collect();
-        for slot in slots {
+        for slot in self.unanswered(port) {
             self.finish(slot, UrbResult::failed(UrbStatus::NODEV));
         }
         let attached = self.attached[port.index()].take();
@@ -82,8 +57,7 @@ impl<B: Backend> Serving<B> {
     pub fn withdraw(&mut self, port: PortNumber) {
         self.core.unplug(port);
         self.note_ports();
-        let slots: arrayvec::ArrayVec<Slot, 16> = self.core.unanswered(port).collect();
-        for slot in slots {
+        for slot in self.unanswered(port) {
             if let Some(number) = self.core.urb(slot).and_then(|urb| urb.submitted) {
                 self.cancel(port, number);
             }
@@ -166,43 +140,6 @@ impl<B: Backend> Serving<B> {
         Ok(())
     }
 
-    /// Takes whole frames off the input, says how many bytes they were, and publishes what came of
-    /// them.
-    ///
-    /// # Errors
-    /// [`ClientError`]: the connection is of no more use.
-    pub fn receive(
-        &mut self,
-        port: PortNumber,
-        input: &[u8],
-    ) -> Result<(usize, Option<End>), ClientError> {
-        let mut taken = 0;
-        let mut end = None;
-        while end.is_none() {
-            let Some(client) = self.client(port) else {
-                end = Some(End::Gone);
-                break;
-            };
-            let Some((event, len)) = client.next_event(&input[taken..])? else {
-                break;
-            };
-            taken += len;
-            match event {
-                Event::Completed { completion, body } => self.completed(port, &completion, body),
-                Event::Gone => {
-                    if self.pauses(port) {
-                        self.pause(port, Unanswered::NotBegun);
-                    }
-                    end = Some(End::Unplugged);
-                }
-                Event::Fenced => end = Some(End::Fenced),
-                Event::Ping | Event::Pong => {}
-            }
-        }
-        self.flush();
-        Ok((taken, end))
-    }
-
     /// The lease is claimed: requests go to this session from now on, those held first.
     fn open(&mut self, port: PortNumber, client: Client) {
         let (epoch, told) = (client.epoch(), self.told);
@@ -220,15 +157,24 @@ impl<B: Backend> Serving<B> {
         }
     }
 
+    /// Every unanswered request to a port.
+    fn unanswered(&self, port: PortNumber) -> ArrayVec<Slot, SLOTS> {
+        self.core.unanswered(port).collect()
+    }
+
+    /// Those of them that were submitted.
+    pub(super) fn submitted(&self, port: PortNumber) -> ArrayVec<Slot, SLOTS> {
+        let is_submitted = |slot: &Slot| {
+            let urb = self.core.urb(*slot);
+            urb.is_some_and(|u| u.submitted.is_some())
+        };
+        self.core.unanswered(port).filter(is_submitted).collect()
+    }
+
     /// Answers what was submitted in an epoch that has ended with an error: whether the device saw
     /// it is unknown, and it must not see it twice.
     fn fail_submitted(&mut self, port: PortNumber) {
-        let submitted: arrayvec::ArrayVec<Slot, 16> = self
-            .core
-            .unanswered(port)
-            .filter(|&slot| self.core.urb(slot).is_some_and(|u| u.submitted.is_some()))
-            .collect();
-        for slot in submitted {
+        for slot in self.submitted(port) {
             match self.core.urb(slot).is_some_and(Urb::sets_address) {
                 // No device sees that, however often it is sent.
                 true => self.wait_again(port, slot),
@@ -249,7 +195,7 @@ impl<B: Backend> Serving<B> {
         let Some(client) = self.client(port) else {
             return;
         };
-        let unsent: arrayvec::ArrayVec<u64, 32> = client.unsent(requests_received).collect();
+        let unsent: ArrayVec<u64, 32> = client.unsent(requests_received).collect();
         if let Some(attached) = self.at_mut(port) {
             attached.saved = None;
         }
@@ -266,74 +212,6 @@ impl<B: Backend> Serving<B> {
         self.flush();
     }
 
-    /// A transfer is over. Call [`Serving::flush`] after the last of a batch, and before anything is
-    /// sent.
-    fn completed(&mut self, port: PortNumber, completion: &Completion, body: &[u8]) {
-        self.settle(port, completion, body);
-        if let Some(client) = self.client(port) {
-            let number = client.completions_received();
-            self.journal.completed(port, number);
-        }
-    }
-
-    fn settle(&mut self, port: PortNumber, completion: &Completion, body: &[u8]) {
-        if let Some(attached) = self.at_mut(port)
-            && attached.reset == Some(completion.request)
-        {
-            attached.reset = None;
-            if completion.status != TransferStatus::Completed {
-                warn!(self.place.log, "device reset failed"; "status" => ?completion.status);
-            }
-            self.core.release(port);
-            self.note_ports();
-            self.journal.reset_over(port);
-            self.submit_held(port);
-            return;
-        }
-        let Some(slot) = self.core.by_number(port, completion.request) else {
-            return;
-        };
-        if self.ended_by_unplugging(port, slot, completion) {
-            self.completions.notify_one();
-            return;
-        }
-        let Some(urb) = self.core.urb(slot) else {
-            return;
-        };
-        // Who asked for that may want to know it from a transfer that failed. Linux's xen-hcd does
-        // not look at the status of what it has unlinked.
-        let was_cancelled =
-            completion.status == TransferStatus::Cancelled && urb.unlinked_by.is_some();
-        let mut result = UrbResult {
-            status: match was_cancelled {
-                true => UrbStatus::SHUTDOWN,
-                false => urb_status(completion.status),
-            },
-            actual_length: completion.actual_length,
-            error_count: completion.error_count,
-            start_frame: completion.start_frame,
-        };
-        let copied = data::body_to_guest(
-            &self.place.platform,
-            self.place.domid,
-            &urb.request,
-            &urb.transfer,
-            completion.actual_length,
-            body,
-        );
-        // A device has done it; where the guest has no page for its data, in vain.
-        match copied.is_ok() && !urb.sets_address() {
-            true => self.spent.useful += 1,
-            false => self.spent.useless += 1,
-        }
-        if let Err(e) = copied {
-            warn!(self.place.log, "URB's data lost"; "id" => urb.request.id, "error" => %e);
-            result = UrbResult::failed(UrbStatus::INVAL);
-        }
-        self.finish(slot, result);
-        self.completions.notify_one();
-    }
-
     /// After a batch of completions: whatever they led to goes out.
     pub fn flush(&mut self) {
         if let Err(e) = self.tell_connections() {
@@ -341,27 +219,6 @@ impl<B: Backend> Serving<B> {
         }
         self.save_cookies();
         self.publish();
-    }
-
-    /// Cancels a transfer; its completion answers. Nothing happens when it is over.
-    pub fn cancel(&mut self, port: PortNumber, number: u64) {
-        if let Some(attached) = self.at_mut(port)
-            && let Some(client) = &mut attached.client
-        {
-            client.cancel(number);
-            attached.wake.notify_one();
-        }
-    }
-
-    /// Answers a transfer that was cancelled and has not completed for too long. Its completion,
-    /// if one comes, finds no request.
-    pub fn give_up(&mut self, port: PortNumber, number: u64) {
-        if let Some(slot) = self.core.by_number(port, number) {
-            warn!(self.place.log, "exporter did not answer a cancellation in time";
-                "port" => port.get(), "request" => number);
-            self.finish(slot, UrbResult::failed(UrbStatus::IOERROR));
-            self.publish();
-        }
     }
 
     /// Whether every slot of the URB ring waits for an answer.
@@ -374,139 +231,5 @@ impl<B: Backend> Serving<B> {
         self.core.release(port);
         self.note_ports();
         self.submit_held(port);
-    }
-
-    fn submit_held(&mut self, port: PortNumber) {
-        for slot in self.core.held_requests(port) {
-            self.submit(slot);
-        }
-    }
-
-    pub(super) fn submit(&mut self, slot: Slot) {
-        if self.core.urb(slot).is_some_and(Urb::sets_address) {
-            // Before it: it is answered when that is saved, so that a guest that knows its device's address
-            // does not come to a host that does not.
-            self.save_cookies();
-        }
-        let Some(urb) = self.core.urb(slot) else {
-            return;
-        };
-        let (port, request, transfer) = (urb.port, &urb.request, urb.transfer);
-        let attached = self.attached[port.index()].as_mut();
-        let Some(attached) = attached.filter(|a| a.client.as_ref().is_some_and(Client::has_room))
-        else {
-            // A device without a session is held; 16 slots fit into the session's window.
-            self.finish(slot, UrbResult::failed(UrbStatus::NODEV));
-            return;
-        };
-        let Some(client) = &mut attached.client else {
-            return;
-        };
-        let submitted = client.submit(&transfer, |out| {
-            data::body_from_guest(
-                &self.place.platform,
-                self.place.domid,
-                request,
-                &transfer,
-                out,
-            )
-        });
-        match submitted {
-            Ok(number) => {
-                attached.wake.notify_one();
-                let epoch = client.epoch();
-                self.core.submitted(slot, number);
-                if let Some(record) = self.records[slot.index()].0 {
-                    self.journal.submitted(record, port, epoch.0, number);
-                }
-                self.count(
-                    port,
-                    Counters {
-                        urbs: 1,
-                        ..Counters::default()
-                    },
-                );
-            }
-            Err(e) => {
-                self.spent.useless += 1;
-                warn!(self.place.log, "URB refused"; "id" => request.id, "error" => %e);
-                self.finish(slot, UrbResult::failed(UrbStatus::INVAL));
-            }
-        }
-    }
-
-    fn resend(&mut self, port: PortNumber, number: u64) {
-        let urb = self
-            .core
-            .by_number(port, number)
-            .and_then(|slot| self.core.urb(slot));
-        let Some(attached) = self.attached[port.index()].as_mut() else {
-            return;
-        };
-        let Some(client) = &mut attached.client else {
-            return;
-        };
-        if attached.reset == Some(number) {
-            client.resend_reset(number);
-            return;
-        }
-        let sent = urb.is_some_and(|urb| {
-            let (request, transfer) = (&urb.request, &urb.transfer);
-            let sent = client.resend(number, transfer, |out| {
-                data::body_from_guest(&self.place.platform, self.place.domid, request, transfer, out)
-            });
-            if let Err(e) = &sent {
-                warn!(self.place.log, "URB lost with its pages"; "id" => urb.request.id, "error" => %e);
-            }
-            sent.is_ok()
-        });
-        if !sent {
-            // Answered meanwhile, or its pages are gone. Numbers have no gaps, so its place is
-            // taken by a transfer that no device can carry out.
-            let Ok(()) = client.resend(number, &NOTHING, |_| Ok::<_, Infallible>(()));
-        }
-    }
-
-    pub(super) fn reset(&mut self, port: PortNumber) {
-        match self.at_mut(port) {
-            Some(Attached {
-                client: Some(client),
-                wake,
-                reset,
-                ..
-            }) if client.has_room() => {
-                let number = client.reset();
-                *reset = Some(number);
-                wake.notify_one();
-                self.journal.reset(port, number);
-            }
-            _ => self.release(port),
-        }
-    }
-
-    /// Saves what a hand-off needs as soon as it changes, so that it is true also when this host
-    /// dies without notice.
-    pub(super) fn save_cookies(&mut self) {
-        for port in self.core.ports() {
-            let state = self.core.port_state(port);
-            if state.speed == Speed::None {
-                continue;
-            }
-            let cookie = Cookie {
-                address: state.address.map_or(0, |a| a.get()),
-                speed: state.speed.to_wire(),
-            };
-            let Some(attached) = &mut self.attached[port.index()] else {
-                continue;
-            };
-            let Some(client) = &mut attached.client else {
-                continue;
-            };
-            if attached.saved != Some(cookie) && client.is_connected() {
-                client.save_cookie(&cookie.encode());
-                attached.saved = Some(cookie);
-                attached.wake.notify_one();
-            }
-        }
     }
 }

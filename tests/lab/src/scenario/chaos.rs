@@ -227,12 +227,18 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Outcome> {
             .one(fault)
             .with_context(|| format!("seed {seed}, fault {}: {fault:?}", number + 1))?;
     }
-    // The disk last: counters are read when nothing is in flight.
+    // The disk last: counters are read when nothing is in flight. The guest sees the others being detached, which is
+    // our doing.
+    let log = || Ok::<_, anyhow::Error>(kernel_log(&chaos.guest.must("dmesg")?));
+    let before = log()?.disconnects;
     let (keys, records) = chaos.company.finish(lab, chaos.here)?;
-    let account = disk::finish(&chaos.guest)?;
+    let detached = log()?.disconnects - before;
+    let mut account = disk::finish(&chaos.guest)?;
+    account.kernel.disconnects -= detached;
     guest::healthy(&chaos.guest)?;
     let counters = counters(lab)?;
     let good = right(&account, &chaos.effects, counters)
+        && detached == Company::DEVICES
         && chaos.tried == chaos.done
         && excused(&keys, explained_keys(&chaos.effects))
         && excused(

@@ -120,6 +120,9 @@ pub struct Company {
 }
 
 impl Company {
+    /// How many they are.
+    pub const DEVICES: usize = 2;
+
     /// Plugs both in and has them work for the guest, which is on `host-a`.
     pub fn start(lab: &Lab, guest: &Agent) -> Result<Self> {
         let step = Step::start("keyboard and serial line");

@@ -6,6 +6,7 @@ use session::control::{Event, Refusal, Reply, Request};
 use session::frame::{Kind, TransferStatus};
 use session::open::{How, Opened};
 use session::{Epoch, LeasePhase};
+use tokio::io::AsyncWriteExt;
 
 use crate::common::*;
 use crate::control_in_descriptor;
@@ -317,5 +318,33 @@ fn an_address_is_answered_when_its_cookie_is_on_the_disk() {
         ];
         done.sort_unstable();
         assert_eq!(done, [first, second]);
+    });
+}
+
+/// Who has said that its guest's domain is gone, and sees its connection closed in order, may forget it.
+#[test]
+fn last_words_are_on_the_disk_when_the_connection_is_closed() {
+    with_exporter(ALLOW_ALL, async |pool, exporter, host| {
+        let mut control = exporter.control(host).await;
+        let mut lease = control.acquire(wanted("0-1", vm(1), 1)).await;
+        for round in 0..20 {
+            let mut device = exporter.claim(host, &lease).await;
+            let suspended = round % 2 == 0;
+            if suspended {
+                device.client.say(Kind::Freeze);
+            }
+            device.client.say(Kind::Orphan);
+            device.flush().await;
+            device.stream.shutdown().await.unwrap();
+            assert_eq!(device.next().await, Said::Closed);
+            let saved = std::fs::read_to_string(pool.dir.join("state/leases.json")).unwrap();
+            let saved: session::lease::Saved = serde_json::from_str(&saved).unwrap();
+            let phase = match suspended {
+                true => LeasePhase::Saved,
+                false => LeasePhase::Orphaned,
+            };
+            assert_eq!(saved.leases[0].phase, phase, "round {round}");
+            lease = control.lease().await;
+        }
     });
 }

@@ -52,7 +52,12 @@ pub(crate) async fn serve(
     let open: Open = MessageReader::new().receive(&mut stream).await?;
     let (opened, session, connection) = match hub.open(&open, host).await {
         Ok(opened) => opened,
-        Err(refusal) => return refuse(log, &mut stream, host, refusal).await,
+        Err(refusal) => {
+            // It may say that a lease is over, and a lease that comes back with us after a crash would be
+            // nobody's: its guest has seen the device go.
+            let _ = hub.save().await;
+            return refuse(log, &mut stream, host, refusal).await;
+        }
     };
     let Opened::Ready { epoch, .. } = opened else {
         return Ok(());

@@ -17,7 +17,13 @@ impl Hub {
                     self.table.borrow().visible_devices(&devices, host),
                 ))
             }
-            Request::Leases { vm } => Ok(self.leases(vm, host)),
+            Request::Leases { vm } => {
+                let leases = self.leases(vm, host);
+                // What is not there any more must not come back with us after a crash: the guest of who asks
+                // sees its device go. A disk that fails keeps nobody from moving.
+                let _ = self.save().await;
+                Ok(leases)
+            }
             Request::Acquire(acquire) => self.acquire(&acquire, host).await,
             Request::Release { device, vm, epoch } => self.release(&device, vm, host, epoch).await,
             Request::Expect { vm, domid } => Ok(self.expect(vm, domid, host)),

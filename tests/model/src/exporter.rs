@@ -61,6 +61,7 @@ pub(crate) struct Exporter {
     saved_changes: u64,
     /// Answers that wait until the table is saved.
     opening: Vec<(u8, Epoch, Opened)>,
+    refused: Vec<(u8, Refusal)>,
     /// Connections that are told so when they were answered, with their last bytes.
     dismissed: Vec<(u8, Vec<u8>)>,
     /// The epoch of every connection that was opened.
@@ -83,6 +84,11 @@ pub(crate) enum Say {
     Frames(u8, Vec<u8>),
     /// Nothing follows.
     Close(u8),
+}
+
+fn refused(connection: u8, refusal: Refusal) -> [Say; 2] {
+    let refused = Opened::Refused(refusal);
+    [Say::Opened(connection, refused), Say::Close(connection)]
 }
 
 impl Exporter {
@@ -119,6 +125,7 @@ impl Exporter {
             server: Server::new(epoch),
             current: None,
             opening: Vec::new(),
+            refused: Vec::new(),
             dismissed: Vec::new(),
             opened: Vec::new(),
             pending: VecDeque::new(),
@@ -144,10 +151,11 @@ impl Exporter {
         };
         match self.try_open(connection, open, &claimant) {
             Ok(said) => said,
-            Err(refusal) => vec![
-                Say::Opened(connection, Opened::Refused(refusal)),
-                Say::Close(connection),
-            ],
+            Err(refusal) if self.is_saved() => refused(connection, refusal).into(),
+            Err(refusal) => {
+                self.refused.push((connection, refusal));
+                Vec::new()
+            }
         }
     }
 
@@ -207,9 +215,14 @@ impl Exporter {
         Ok(said)
     }
 
+    /// Whether what it knows is on its disk. Answers wait for that.
+    pub(crate) fn is_saved(&self) -> bool {
+        self.saved_changes == self.table.changes()
+    }
+
     pub(crate) fn must_save(&self) -> bool {
         let waited_for = !self.opening.is_empty() || !self.saving.is_empty();
-        let changed = self.saved_changes != self.table.changes() || self.unsaved_cookie.is_some();
+        let changed = !self.is_saved() || self.unsaved_cookie.is_some();
         self.up && (waited_for || changed)
     }
 
@@ -228,6 +241,9 @@ impl Exporter {
         for (connection, epoch, opened) in std::mem::take(&mut self.opening) {
             self.opened.push((connection, epoch));
             said.push(Say::Opened(connection, opened));
+        }
+        for (connection, refusal) in std::mem::take(&mut self.refused) {
+            said.extend(refused(connection, refusal));
         }
         for (connection, farewell) in std::mem::take(&mut self.dismissed) {
             said.push(Say::Frames(connection, farewell));
@@ -378,6 +394,7 @@ impl Exporter {
         let opening = self.opening.iter().find(|o| o.0 == connection).map(|o| o.1);
         self.opening.retain(|o| o.0 != connection);
         self.dismissed.retain(|d| d.0 != connection);
+        self.refused.retain(|r| r.0 != connection);
         if self.current == Some(connection) {
             self.current = None;
             self.server.disconnected();
@@ -416,6 +433,7 @@ impl Exporter {
         self.current = None;
         self.opening.clear();
         self.dismissed.clear();
+        self.refused.clear();
         self.opened.clear();
         self.saving.clear();
         self.unsaved_cookie = None;

@@ -317,7 +317,8 @@ impl World {
                     Step::Service(at, dom),
                     controller.state.has_rings() && signalled,
                 );
-                may(Step::Ask(at, dom), controller.asking && self.exporter.up);
+                let answers = self.exporter.up && self.exporter.is_saved();
+                may(Step::Ask(at, dom), controller.asking && answers);
                 may(Step::Decide(at, dom), controller.gathered.is_some());
                 may(Step::Connect(at, dom), down && self.exporter.up);
             }

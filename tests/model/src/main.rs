@@ -26,6 +26,8 @@ enum Command {
         /// Only the suites of the ordinary tests.
         #[arg(long)]
         small: bool,
+        /// Only these suites.
+        suites: Vec<String>,
     },
     /// Long runs in which chance decides, with faults
     Sim {
@@ -42,7 +44,11 @@ fn main() -> Result<ExitCode> {
     // Panics of the shipping code are reported with the way to them.
     std::panic::set_hook(Box::new(|_| ()));
     let good = match Arguments::parse().command {
-        Command::Model { max_states, small } => model(max_states, small),
+        Command::Model {
+            max_states,
+            small,
+            suites,
+        } => model(max_states, small, &suites),
         Command::Sim {
             seed: Some(seed), ..
         } => one(seed),
@@ -51,14 +57,20 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!good)))
 }
 
-fn model(max_states: usize, small: bool) -> bool {
+fn model(max_states: usize, small: bool, only: &[String]) -> bool {
+    let all = suites::SMALL.iter().chain(&suites::LARGE);
+    let names: Vec<&str> = all.clone().map(|s| s.name).collect();
+    if let Some(unknown) = only.iter().find(|n| !names.contains(&n.as_str())) {
+        eprintln!("no suite {unknown}; there are: {}", names.join(", "));
+        return false;
+    }
     let mut good = true;
-    let suites = suites::SMALL.iter().chain(&suites::LARGE);
-    for suite in suites.take(if small {
-        suites::SMALL.len()
-    } else {
-        usize::MAX
-    }) {
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|n| n == name);
+    let count = match small {
+        true => suites::SMALL.len(),
+        false => usize::MAX,
+    };
+    for suite in all.take(count).filter(|s| wanted(s.name)) {
         let outcome = check::check(&suite.limits(), max_states);
         println!(
             "{:<18} {:>9} states {:>10} steps, depth {:>4}, {:>6.1} s{}  {}",

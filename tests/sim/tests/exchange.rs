@@ -63,8 +63,21 @@ fn wait_for(rig: &Rig, host: usize, what: &str, is_so: impl Fn(&Attachment) -> b
     }
 }
 
+/// Waits until a host's vusbd waits for the device. Its exporter calls the lease absent a moment before
+/// that, and what the guest submits in between is in flight at the device that is gone.
 fn wait_until_waiting(rig: &Rig, host: usize) -> Attachment {
-    wait_for(rig, host, "waits", |a| a.phase == LeasePhase::Absent)
+    let waits = || {
+        let log = rig.hosts[host].vusbd_log();
+        let last = |texts: [&str; 2]| texts.iter().filter_map(|text| log.rfind(text)).max();
+        let waiting = last([
+            "device pulled out; waiting for it",
+            "waiting for a device that was pulled out",
+        ]);
+        waiting > last(["lease claimed", "taking over from an earlier vusbd"])
+    };
+    wait_for(rig, host, "waits", |a| {
+        a.phase == LeasePhase::Absent && waits()
+    })
 }
 
 /// Waits until the attachment serves from there.

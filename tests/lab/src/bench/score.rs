@@ -47,9 +47,10 @@ impl Score {
         }
         // The first may be missing without a gap that shows it.
         let lost = sent.saturating_sub(arrived.received);
+        let mut notes = arrived.gaps.clone();
         if lost > 0 {
-            // Of two ways, which: the last that came, and what was missing before it.
-            errors.push(format!(
+            // Of two ways, which: the last that came, and what was missing before it. That it is a failure `lost` says.
+            notes.push(format!(
                 "{lost} of {sent} {unit} did not arrive, {} of them before the last, {}",
                 arrived.lost, arrived.last
             ));
@@ -61,7 +62,7 @@ impl Score {
             doubled: arrived.doubled,
             unit,
             errors,
-            notes: arrived.gaps.clone(),
+            notes,
             ..Self::default()
         }
     }

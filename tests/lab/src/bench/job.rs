@@ -274,7 +274,7 @@ impl Job {
                 let tty = user.node("/dev", "ttyACM*")?;
                 let command = |tty: &str, report: &str| {
                     format!(
-                        "lab-usb stream {tty} /run/{report}.json {}",
+                        "lab-usb stream {tty} /run/{report}.json {} wait",
                         interval.as_millis()
                     )
                 };
@@ -283,6 +283,9 @@ impl Job {
                 far.background(&command("/dev/ttyGS0", "gs"), "gs")?;
                 far.started("gs")?;
                 user.background(&command(&tty, name), name)?;
+                user.started(name)?;
+                far.agent.must("touch /run/gs.json.go")?;
+                user.agent.must(&format!("touch /run/{name}.json.go"))?;
                 Self::GadgetLine
             }
             Kind::Reader => {

@@ -23,7 +23,8 @@ usbtest NODE CASE ITERATIONS LENGTH VARY SGLEN   one case of the kernel's usbtes
 keys EVENT REPORT                    counts keys typed a, b … z, a …
 touches EVENT REPORT                 counts positions of a tablet, numbered by their X
 type HIDG FIRST COUNT MILLISECONDS   types at a HID gadget: a, b … z, a …
-stream TTY REPORT MILLISECONDS       sends numbered records at this interval, checks those that arrive
+stream TTY REPORT MILLISECONDS [wait]  sends numbered records at this interval, checks those that arrive;
+                                     wait: begins when there is a file REPORT.go
 atr NODE                             powers the card in a CCID reader, prints what it answers
 card NODE REPORT                     the same, then numbered commands without pause
 play PCM CONTROL SECONDS|REPORT MILLISECONDS   plays numbered audio frames, at full volume, from a buffer that long
@@ -49,7 +50,10 @@ fn main() -> io::Result<()> {
             number(count)?,
             ms(interval)?,
         )?),
-        ["stream", tty, report, interval] => serial::stream(tty, report, ms(interval)?),
+        ["stream", tty, report, interval] => serial::stream(tty, report, ms(interval)?, true),
+        ["stream", tty, report, interval, "wait"] => {
+            serial::stream(tty, report, ms(interval)?, false)
+        }
         ["atr", node] => print(&card::Reader::open(node)?.power_on()?),
         ["card", node, report] => card::session(node, report),
         ["play", pcm, control, until, buffer] => pcm::play(pcm, control, until, number(buffer)?),

@@ -17,9 +17,11 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Begin; an old request to stop is void.
+    /// Begin; old requests to begin and to stop are void.
     pub fn new(path: &str) -> io::Result<Self> {
-        let _ = fs::remove_file(format!("{path}.stop"));
+        for old in ["stop", "go"] {
+            let _ = fs::remove_file(format!("{path}.{old}"));
+        }
         let reporter = Self {
             path: path.to_owned(),
             tally: Tally::default(),
@@ -38,6 +40,11 @@ impl Reporter {
         self.saved = Instant::now();
         self.save()?;
         Ok(Path::new(&format!("{}.stop", self.path)).exists())
+    }
+
+    /// Whether it was told to begin.
+    pub fn may_go(&self) -> bool {
+        Path::new(&format!("{}.go", self.path)).exists()
     }
 
     /// The last report.

@@ -14,18 +14,19 @@ use crate::report::Reporter;
 /// Before the first record.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// Send records, one in each `interval`, and check those that arrive.
-pub fn stream(path: &str, report: &str, interval: Duration) -> io::Result<()> {
-    let mut reporter = Reporter::new(report)?;
+/// Send records, one in each `interval`, and check those that arrive. There is a report when the line
+/// is raw. With `go` they are sent at once; else when the reporter is told to, since a line echoes what comes, or
+/// loses it, until both ends are raw.
+pub fn stream(path: &str, report: &str, interval: Duration, mut go: bool) -> io::Result<()> {
     let mut tty = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
         .open(path)?;
     raw(&tty)?;
+    let mut reporter = Reporter::new(report)?;
     let mut records = Records::default();
     let mut unsent: Vec<u8> = Vec::new();
-    // Until both ends are raw, one would echo what the other sends.
     let mut due = Instant::now() + QUIET;
     let mut buffer = [0; 4096];
     // After the stop, what is on its way still arrives.
@@ -37,7 +38,11 @@ pub fn stream(path: &str, report: &str, interval: Duration) -> io::Result<()> {
         if stopped.is_some_and(|at| at.elapsed() > Duration::from_secs(3)) {
             break;
         }
-        if stopped.is_none() && unsent.is_empty() && Instant::now() >= due {
+        if !go && reporter.may_go() {
+            go = true;
+            due = Instant::now();
+        }
+        if go && stopped.is_none() && unsent.is_empty() && Instant::now() >= due {
             due += interval;
             reporter.tally.sent += 1;
             unsent.extend_from_slice(&record(reporter.tally.sent));

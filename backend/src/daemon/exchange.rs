@@ -171,9 +171,36 @@ impl Seeker {
             }
             // It was fetched already, by whoever ended before it could say so.
             Some(_) => Command::Away(lease.port, Some(Box::new(lease.clone())), None),
-            None => Command::Ended(exporter.name().to_owned(), lease.device.id.clone()),
+            None => match self.is_elsewhere(lease).await {
+                // Fetched by the host that the guest has just left, which then ended this lease.
+                Some(true) => Command::Away(lease.port, Some(Box::new(lease.clone())), None),
+                Some(false) => Command::Ended(exporter.name().to_owned(), lease.device.id.clone()),
+                None => return,
+            },
         };
         follows.entry.handle.tell(command);
+    }
+
+    /// Whether an exporter has lent a device for this port of the guest. `None` when one that does not answer
+    /// may have.
+    async fn is_elsewhere(&self, lease: &Lease) -> Option<bool> {
+        let mut all_answered = true;
+        for exporter in self.admin.exporters.all() {
+            let request = Request::Leases { vm: Some(lease.vm) };
+            match ask(exporter, request).await {
+                Ok(Reply::Leases(leases)) => {
+                    let there = |l: &Lease| {
+                        l.is_at(lease.vm, lease.controller, lease.port)
+                            && l.phase != LeasePhase::Absent
+                    };
+                    if leases.iter().any(there) {
+                        return Some(true);
+                    }
+                }
+                _ => all_answered = false,
+            }
+        }
+        all_answered.then_some(false)
     }
 
     /// The devices of all exporters that answer.

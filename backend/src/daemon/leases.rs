@@ -192,10 +192,8 @@ impl<B: Backend> Daemon<B> {
             Some(Event::Released { device, vm, reason }) => {
                 info!(self.log, "lease ended: {}", reason;
                     "exporter" => exporter, "device" => %device, "vm" => %vm);
-                for (_, entry) in self.admin.controllers.of_vm(vm) {
-                    let ended = Command::Ended(exporter.to_owned(), device.clone());
-                    entry.handle.tell(ended);
-                }
+                // Of a device that is waited for here: is it over, or has another host fetched it?
+                self.look.notify_one();
             }
             Some(event) => debug!(self.log, "exporter"; "exporter" => exporter, "event" => ?event),
         }

@@ -145,3 +145,34 @@ fn whatever_happens_while_it_is_moved() {
     }
     assert_eq!(end(rig, guest).disconnects, 0);
 }
+
+/// The host that the guest is about to leave may have fetched the disk when the other one has just learnt that it
+/// is waited for: it is neither lost nor waited for in vain.
+#[test]
+fn it_is_moved_in_the_instant_in_which_the_guest_moves() {
+    let seed = Seed::new();
+    let mut random = seed.random(14);
+    let rig = rig();
+    let mut guest = working(&rig, "pause");
+    let mut places = [(EXPORTER, "0-1"), (SECOND_EXPORTER, "0-1")];
+    for round in 0..12 {
+        let target = 1 - guest.host;
+        let (before, between) = (random.below(60), random.below(10));
+        println!("round {round}: moved after {before} ms for {between} ms");
+        let [from, to] = places;
+        std::thread::scope(|scope| {
+            let (rig, guest) = (&rig, &mut guest);
+            let migration =
+                scope.spawn(move || rig.migrate(guest, target, &MigrateOptions::default()));
+            std::thread::sleep(Duration::from_millis(before));
+            tell(rig, from.0, from.1, "unplug");
+            std::thread::sleep(Duration::from_millis(between));
+            tell(rig, to.0, to.1, "plug");
+            migration.join().unwrap().unwrap();
+        });
+        wait_until_at(&rig, guest.host, to.0, to.1);
+        guest.wait_commands(10).unwrap();
+        places.reverse();
+    }
+    assert_eq!(end(rig, guest).disconnects, 0);
+}

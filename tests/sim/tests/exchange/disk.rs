@@ -85,6 +85,25 @@ fn replugged_it_is_disconnected_and_connected_once() {
     assert_eq!(end(rig, guest).disconnects, 1);
 }
 
+/// The guest goes to the other host; so many milliseconds later the disk is pulled out, and after so many more it
+/// is plugged in elsewhere.
+fn migrate_while_moved(
+    rig: &Rig,
+    guest: &mut Guest,
+    [from, to]: [(&str, &str); 2],
+    (before, between): (u64, u64),
+) {
+    let target = 1 - guest.host;
+    std::thread::scope(|scope| {
+        let migration = scope.spawn(move || rig.migrate(guest, target, &MigrateOptions::default()));
+        std::thread::sleep(Duration::from_millis(before));
+        tell(rig, from.0, from.1, "unplug");
+        std::thread::sleep(Duration::from_millis(between));
+        tell(rig, to.0, to.1, "plug");
+        migration.join().unwrap().unwrap();
+    });
+}
+
 /// At any moment the disk is somewhere else, the guest is elsewhere, or a daemon is another.
 #[test]
 fn whatever_happens_while_it_is_moved() {
@@ -108,16 +127,7 @@ fn whatever_happens_while_it_is_moved() {
             println!(
                 "round {round}: on its way to host {target}, moved after {before} ms for {between} ms"
             );
-            std::thread::scope(|scope| {
-                let (rig, guest) = (&rig, &mut guest);
-                let migration =
-                    scope.spawn(move || rig.migrate(guest, target, &MigrateOptions::default()));
-                std::thread::sleep(Duration::from_millis(before));
-                tell(rig, from.0, from.1, "unplug");
-                std::thread::sleep(Duration::from_millis(between));
-                tell(rig, next.0, next.1, "plug");
-                migration.join().unwrap().unwrap();
-            });
+            migrate_while_moved(&rig, &mut guest, [from, next], (before, between));
         } else {
             tell(&rig, from.0, from.1, "unplug");
         }
@@ -156,20 +166,10 @@ fn it_is_moved_in_the_instant_in_which_the_guest_moves() {
     let mut guest = working(&rig, "pause");
     let mut places = [(EXPORTER, "0-1"), (SECOND_EXPORTER, "0-1")];
     for round in 0..12 {
-        let target = 1 - guest.host;
         let (before, between) = (random.below(60), random.below(10));
         println!("round {round}: moved after {before} ms for {between} ms");
         let [from, to] = places;
-        std::thread::scope(|scope| {
-            let (rig, guest) = (&rig, &mut guest);
-            let migration =
-                scope.spawn(move || rig.migrate(guest, target, &MigrateOptions::default()));
-            std::thread::sleep(Duration::from_millis(before));
-            tell(rig, from.0, from.1, "unplug");
-            std::thread::sleep(Duration::from_millis(between));
-            tell(rig, to.0, to.1, "plug");
-            migration.join().unwrap().unwrap();
-        });
+        migrate_while_moved(&rig, &mut guest, [from, to], (before, between));
         wait_until_at(&rig, guest.host, to.0, to.1);
         guest.wait_commands(10).unwrap();
         places.reverse();

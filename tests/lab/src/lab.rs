@@ -58,9 +58,16 @@ impl Lab {
         Machine::named(name)?.agent(&self.run)
     }
 
-    /// Make what is missing and start what is not running.
+    /// Make what is missing and start what is not running: these machines, or the usual ones.
     pub fn up(&self, names: &[&str]) -> Result<()> {
         let start = Instant::now();
+        let machines = match names {
+            [] => MACHINES.to_vec(),
+            _ => names
+                .iter()
+                .map(|name| Machine::named(name))
+                .collect::<Result<_>>()?,
+        };
         host_tools::ensure()?;
         let apt = Apt::open(&self.cache)?;
         let tree = Tree::open(&self.cache, &apt)?;
@@ -71,10 +78,7 @@ impl Lab {
         step.done();
         let images = images::build(&self.cache, &tree, &kernel, &directory)?;
         self.start_switch(&directory)?;
-        for machine in MACHINES
-            .iter()
-            .filter(|machine| names.is_empty() || names.contains(&machine.name))
-        {
+        for machine in &machines {
             if machine.pid(&self.run).is_some() {
                 eprintln!("lab: {}: already running", machine.name);
                 continue;
@@ -153,7 +157,7 @@ impl Lab {
         let log = fs::File::create(self.run.join("switch.log"))?;
         let child = Command::new(programs.join("lab-switch"))
             .arg(&self.run)
-            .args(MACHINES.iter().map(|machine| machine.name))
+            .args(Machine::all().map(|machine| machine.name))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -176,7 +180,7 @@ impl Lab {
 
     /// Every machine as it was right after its first boot.
     pub fn fresh(&self) -> Result<()> {
-        for machine in MACHINES {
+        for machine in Machine::all() {
             machine.stop(&self.run)?;
         }
         self.up(&[])
@@ -184,7 +188,7 @@ impl Lab {
 
     /// Stop every machine and the switch.
     pub fn down(&self) -> Result<()> {
-        for machine in MACHINES {
+        for machine in Machine::all() {
             machine.stop(&self.run)?;
         }
         if let Some(pid) = self.switch_pid() {
@@ -197,7 +201,7 @@ impl Lab {
 
     /// Print machines and scenarios.
     pub fn list(&self) {
-        for machine in MACHINES {
+        for machine in Machine::all() {
             let state = match machine.pid(&self.run) {
                 Some(pid) => format!("running, process {pid}"),
                 None => "off".to_owned(),

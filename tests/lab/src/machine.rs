@@ -45,7 +45,14 @@ pub struct Machine {
     pub role: Role,
 }
 
-/// The lab's machines.
+/// A second exporter, which is started by the scenarios that need one.
+pub const SPARE: Machine = Machine {
+    name: "exporter-b",
+    number: 4,
+    role: Role::Exporter,
+};
+
+/// The machines that every scenario has.
 pub const MACHINES: &[Machine] = &[
     Machine {
         name: "host-a",
@@ -83,20 +90,17 @@ pub struct Boot<'a> {
 impl Machine {
     /// The machine of that name.
     pub fn named(name: &str) -> Result<Self> {
-        MACHINES
-            .iter()
+        Self::all()
             .find(|machine| machine.name == name)
-            .copied()
             .with_context(|| {
-                format!(
-                    "no machine {name:?}; there are {}",
-                    MACHINES
-                        .iter()
-                        .map(|machine| machine.name)
-                        .collect::<Vec<_>>()
-                        .join(", ")
-                )
+                let names: Vec<_> = Self::all().map(|machine| machine.name).collect();
+                format!("no machine {name:?}; there are {}", names.join(", "))
             })
+    }
+
+    /// Every machine that there can be.
+    pub fn all() -> impl Iterator<Item = Self> {
+        MACHINES.iter().copied().chain([SPARE])
     }
 
     /// Its address on the lab network.

@@ -12,8 +12,8 @@ use crate::machine::{MACHINES, Machine, Role};
 use crate::programs;
 use crate::progress::Step;
 
-const VUSBD_CONFIG: &str = include_str!("../config/vusbd.toml");
-const EXPORTER_CONFIG: &str = include_str!("../config/exporter.toml");
+/// Who may have an exporter's devices.
+const ALLOWED: &str = include_str!("../config/exporter.toml");
 
 /// The stick's name for `xl-vusb attach`.
 pub const STICK: &str = "exporter/1-1";
@@ -24,7 +24,6 @@ pub const STICK_BYTES: u64 = 64 << 20;
 struct Daemon {
     name: &'static str,
     config: &'static str,
-    contents: &'static str,
     role: Role,
 }
 
@@ -32,25 +31,43 @@ const DAEMONS: &[Daemon] = &[
     Daemon {
         name: "vusbd",
         config: "/etc/xen-vusb/vusbd.toml",
-        contents: VUSBD_CONFIG,
         role: Role::Host,
     },
     Daemon {
         name: "vusb-exporter",
         config: "/etc/xen-vusb/exporter.toml",
-        contents: EXPORTER_CONFIG,
         role: Role::Exporter,
     },
 ];
 
+/// What a machine's daemon is told, where these are the machines.
+fn config(machine: &Machine, machines: &[Machine]) -> String {
+    match machine.role {
+        Role::Host => {
+            let exporters = machines.iter().filter(|one| one.role == Role::Exporter);
+            let exporters = exporters.map(|one| {
+                let (name, ip) = (one.name, one.ip());
+                format!("[[exporter]]\nname = \"{name}\"\naddress = \"{ip}:7210\"\n")
+            });
+            exporters.collect()
+        }
+        Role::Exporter => format!("name = \"{}\"\n{ALLOWED}", machine.name),
+    }
+}
+
 /// Build the daemons, put them and their certificates into the machines, and start them.
 pub fn deploy(lab: &Lab) -> Result<()> {
+    deploy_to(lab, MACHINES, MACHINES)
+}
+
+/// The same for some of `machines`, or for other machines than the usual ones.
+pub fn deploy_to(lab: &Lab, some: &[Machine], machines: &[Machine]) -> Result<()> {
     let step = Step::start("building vusbd, vusb-exporter, xl-vusb");
     let directory = programs::build(&["backend", "exporter", "xl-hooks"])?;
     step.done();
     let mut step = Step::start("daemons into the machines");
     let xl_vusb = programs::stripped(&directory.join("xl-vusb"))?;
-    for machine in MACHINES {
+    for machine in some {
         let agent = lab.agent(machine.name)?;
         step.note(machine.name);
         for daemon in DAEMONS.iter().filter(|daemon| daemon.role == machine.role) {
@@ -60,16 +77,16 @@ pub fn deploy(lab: &Lab) -> Result<()> {
                 0o755,
                 &programs::stripped(&directory.join(daemon.name))?,
             )?;
-            agent.put(daemon.config, 0o644, daemon.contents.as_bytes())?;
+            agent.put(daemon.config, 0o644, config(machine, machines).as_bytes())?;
         }
         if machine.role == Role::Host {
             agent.put("/usr/sbin/xl-vusb", 0o755, &xl_vusb)?;
         }
     }
     step.note("certificates");
-    certificates(lab)?;
+    certificates(lab, some)?;
     // The exporter first: a daemon that finds its exporter at once says so in fewer lines.
-    for machine in MACHINES.iter().rev() {
+    for machine in some.iter().rev() {
         start(lab, machine)?;
     }
     step.done();
@@ -103,10 +120,10 @@ pub fn stop(agent: &Agent, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn certificates(lab: &Lab) -> Result<()> {
+fn certificates(lab: &Lab, machines: &[Machine]) -> Result<()> {
     let first = lab.agent("host-a")?;
     first.must("test -e /etc/xen-vusb/pool/ca.crt || xl-vusb pool init --name lab")?;
-    for machine in MACHINES {
+    for machine in machines {
         let name = machine.name;
         first.must(&format!(
             "test -e /etc/xen-vusb/pool/{name}/host.crt || xl-vusb pool issue {name}"
@@ -190,7 +207,7 @@ pub fn with_logs<T>(lab: &Lab, lines: usize, result: Result<T>) -> Result<T> {
 
 fn logs(lab: &Lab, lines: usize) -> String {
     let mut text = String::new();
-    for machine in MACHINES {
+    for machine in Machine::all().filter(|machine| machine.pid(lab.run_directory()).is_some()) {
         for daemon in DAEMONS.iter().filter(|daemon| daemon.role == machine.role) {
             let tail = lab
                 .agent(machine.name)

@@ -11,7 +11,6 @@ pub use super::score::Score;
 use super::typist::{Input, Typist};
 use super::{Bench, Kind, Plugged, audio, served};
 use crate::agent::Agent;
-use crate::machine::Machine;
 use crate::traffic::Tally;
 use anyhow::{Context, Result, bail};
 
@@ -225,7 +224,7 @@ impl Job {
     ) -> Result<Self> {
         let name = plugged.kind.name();
         let socket = bench.socket(name);
-        let qmp: PathBuf = Machine::named("exporter")?.monitor(bench.run_directory());
+        let qmp: PathBuf = bench.machine.monitor(bench.run_directory());
         user.agent.must(&format!("rm -f /run/{name}.json"))?;
         let job = match plugged.kind {
             Kind::Keyboard | Kind::Tablet | Kind::HidGadget => {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! Devices that are pulled out of the exporter machine and plugged into another of its ports: they
-//! come back to the same ports of the guest, as `--on-exchange` says, also when it was migrated meanwhile.
+//! Devices that are pulled out of an exporter machine and plugged into another of its ports or another
+//! machine, or whose machine is switched off and on again: they come back to the same ports of the guest,
+//! as `--on-exchange` says, also when it was migrated meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,12 @@ use crate::bench::{self, Bench, Kind, Plugged};
 use crate::disk::{self, Frontend};
 use crate::guest;
 use crate::lab::Lab;
+use crate::machine::{Machine, SPARE};
 use crate::progress::Step;
 use crate::stack;
+
+/// Where an exporter has its leases.
+const STATE: &str = "/var/lib/xen-vusb";
 
 /// Devices, what `--on-exchange` says of each, and the ports that they are moved to and from.
 const DEVICES: [(Kind, &str, [&str; 2]); 3] = [
@@ -35,12 +40,36 @@ struct One {
     guests: String,
 }
 
+/// Where a device comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Way {
+    /// Another port of the same machine.
+    Port,
+    /// Another machine.
+    Exporter,
+    /// Another machine, and the guest is on another host.
+    ExporterAndHost,
+    /// The same port: the machine was off.
+    Reboot,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Port => "another port",
+            Self::Exporter => "another exporter",
+            Self::ExporterAndHost => "another exporter, guest migrated",
+            Self::Reboot => "exporter rebooted",
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Row {
     device: &'static str,
     on: &'static str,
-    /// Whether the guest was migrated while the device was away.
-    migrated: bool,
+    way: Way,
     /// From when it was plugged in until it had done its job, in which `received` arrived.
     back_s: f64,
     received: u64,
@@ -51,7 +80,9 @@ struct Row {
 /// Run the scenario.
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     lab.fresh()?;
-    stack::deploy(lab)?;
+    lab.up(&[SPARE.name])?;
+    let machines: Vec<Machine> = Machine::all().collect();
+    stack::deploy_to(lab, &machines, &machines)?;
     let rows = stack::with_logs(lab, 25, attempt(lab, options))?;
     if options.json {
         println!(
@@ -59,13 +90,15 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
             serde_json::json!({ "scenario": "exchange", "result": "ok", "exchanges": rows })
         );
     } else {
-        println!("device       on exchange  migrated  guest saw  back after s  arrived");
+        println!(
+            "device       on exchange  came back                         guest saw  after s  arrived"
+        );
         for row in &rows {
             println!(
-                "{:<11}  {:<11}  {:<8}  {:<9}  {:>12.1}  {:>7}",
+                "{:<11}  {:<11}  {:<32}  {:<9}  {:>7.1}  {:>7}",
                 row.device,
                 row.on,
-                if row.migrated { "yes" } else { "no" },
+                row.way.name(),
                 if row.reconnected {
                     "a replug"
                 } else {
@@ -75,10 +108,13 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
                 row.received
             );
         }
-        let migrated = rows.iter().filter(|row| row.migrated).count();
+        let count = |ways: &[Way]| rows.iter().filter(|row| ways.contains(&row.way)).count();
         println!(
-            "RESULT ok exchanges={} while_migrated={migrated}",
-            rows.len()
+            "RESULT ok exchanges={} other_exporter={} while_migrated={} exporter_rebooted={}",
+            rows.len(),
+            count(&[Way::Exporter, Way::ExporterAndHost]),
+            count(&[Way::ExporterAndHost]),
+            count(&[Way::Reboot]),
         );
     }
     guest::destroy(lab)
@@ -86,6 +122,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
 
 fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
     let bench = Bench::open(lab)?;
+    let other = Bench::open_on(lab, SPARE)?;
     let step = Step::start("guest with devices that are followed");
     let guest = guest::create_as(lab, "host-a", true, options.guest)?;
     disk::load_frontend(lab, &guest, options.guest, Frontend::Ours)?;
@@ -111,19 +148,57 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
     xl_lists_the_controller(lab)?;
     step.done();
     let mut rows = Vec::new();
-    // All stay on host-a; then all are away while the guest goes to host-b.
-    for (one, (_, on, ports)) in devices.iter_mut().zip(DEVICES) {
-        let step = Step::start(format!("{} exchanged ({on})", one.plugged.kind.name()));
+    for (one, (kind, on, ports)) in devices.iter_mut().zip(DEVICES) {
+        let step = Step::start(format!("{} into another port ({on})", kind.name()));
         bench.pull(&one.plugged)?;
         is_away(lab, "host-a", one, on)?;
-        rows.push(returns(&bench, one, on, ports[0], false)?);
+        let plugged = bench.plug_again(kind, ports[0], None)?;
+        rows.push(returns(&bench, one, plugged, on, Way::Port)?);
+        step.done();
+    }
+    for (one, (kind, on, _)) in devices.iter_mut().zip(DEVICES) {
+        let step = Step::start(format!("{} into another exporter ({on})", kind.name()));
+        bench.pull(&one.plugged)?;
+        is_away(lab, "host-a", one, on)?;
+        let contents = bench.contents(kind)?;
+        let plugged = other.plug_moved(kind, contents.as_deref())?;
+        rows.push(returns(&other, one, plugged, on, Way::Exporter)?);
         step.done();
     }
     let step = Step::start("migration with all of them away");
     for (one, (_, on, _)) in devices.iter().zip(DEVICES) {
-        bench.pull(&one.plugged)?;
+        other.pull(&one.plugged)?;
         is_away(lab, "host-a", one, on)?;
     }
+    let guest = migrate(lab)?;
+    step.done();
+    for (one, (kind, on, ports)) in devices.iter_mut().zip(DEVICES) {
+        let step = Step::start(format!("{} comes back to host-b ({on})", kind.name()));
+        one.user.agent = guest.clone();
+        is_away(lab, "host-b", one, on)?;
+        let contents = other.contents(kind)?;
+        let plugged = bench.plug_again(kind, ports[1], contents.as_deref())?;
+        rows.push(returns(&bench, one, plugged, on, Way::ExporterAndHost)?);
+        step.done();
+    }
+    let disks: Vec<_> = DEVICES
+        .iter()
+        .map(|(kind, ..)| bench.contents(*kind))
+        .collect::<Result<_>>()?;
+    let bench = reboot(lab)?;
+    for ((one, contents), (kind, on, _)) in devices.iter_mut().zip(disks).zip(DEVICES) {
+        let step = Step::start(format!("{} is there again ({on})", kind.name()));
+        is_away(lab, "host-b", one, on)?;
+        let plugged = bench.plug_moved(kind, contents.as_deref())?;
+        rows.push(returns(&bench, one, plugged, on, Way::Reboot)?);
+        step.done();
+    }
+    guest::healthy(&guest)?;
+    Ok(rows)
+}
+
+/// The guest goes to host-b.
+fn migrate(lab: &Lab) -> Result<Agent> {
     let (output, _) = guest::migrate(lab, "host-a", "host-b")?;
     if output.status != 0 {
         bail!(
@@ -134,19 +209,27 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
     }
     let guest = guest::agent_through(lab, "host-b")?;
     guest.wait_ready(Duration::from_secs(120))?;
+    Ok(guest)
+}
+
+/// The exporter machine is switched off as if by a power cut, and comes back with its leases as they were on its
+/// disk, and with no device plugged in: it has no disk here, so they are carried over.
+fn reboot(lab: &Lab) -> Result<Bench> {
+    const CARRIED: &str = "/tmp/state.tar";
+    let step = Step::start("exporter off and on again");
+    let exporter = Machine::named("exporter")?;
+    let agent = lab.agent(exporter.name)?;
+    agent.must(&format!("tar -cf {CARRIED} {STATE}"))?;
+    let state = agent.get(CARRIED)?;
+    exporter.stop(lab.run_directory())?;
+    lab.up(&[exporter.name])?;
+    let agent = lab.agent(exporter.name)?;
+    agent.put(CARRIED, 0o600, &state)?;
+    agent.must(&format!("tar -xf {CARRIED} -C /"))?;
+    let machines: Vec<Machine> = Machine::all().collect();
+    stack::deploy_to(lab, &[exporter], &machines)?;
     step.done();
-    for (one, (_, on, ports)) in devices.iter_mut().zip(DEVICES) {
-        let step = Step::start(format!(
-            "{} comes back to host-b ({on})",
-            one.plugged.kind.name()
-        ));
-        one.user.agent = guest.clone();
-        is_away(lab, "host-b", one, on)?;
-        rows.push(returns(&bench, one, on, ports[1], true)?);
-        step.done();
-    }
-    guest::healthy(&guest)?;
-    Ok(rows)
+    Bench::open(lab)
 }
 
 /// `xl usb-list` goes on working beside devices that `xl` knows nothing of.
@@ -217,15 +300,15 @@ fn has(guest: &Agent, device: &str) -> Result<bool> {
     Ok(found.status == 0)
 }
 
-/// Plugged into that port it is back, and does its job.
+/// Plugged in there it is back, and does its job.
 fn returns(
     bench: &Bench,
     one: &mut One,
+    plugged: Plugged,
     on: &'static str,
-    port: &str,
-    migrated: bool,
+    way: Way,
 ) -> Result<Row> {
-    one.plugged = bench.plug_again(one.plugged.kind, port)?;
+    one.plugged = plugged;
     let start = Instant::now();
     one.user.wait_configured()?;
     let received = work(bench, &one.plugged, &one.user)?;
@@ -243,7 +326,7 @@ fn returns(
     Ok(Row {
         device: one.plugged.kind.name(),
         on,
-        migrated,
+        way,
         back_s: back.as_secs_f64(),
         received,
         reconnected,

@@ -48,7 +48,10 @@ impl Admin {
         info!(self.log, "device detached"; "controller" => %key, "port" => port);
         let released = self.exporters.release(&exporter, &lease).await;
         released.map_err(|e| {
-            format!("the guest no longer has the device, but it was not given back: {e}")
+            format!(
+                "the guest no longer has the device, but it was not given back, and comes back to the \
+                 guest when its exporter answers; detach it again then: {e}"
+            )
         })?;
         Ok(attachment)
     }

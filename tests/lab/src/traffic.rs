@@ -48,7 +48,8 @@ impl Tally {
         }
     }
 
-    fn gap(&mut self, what: impl FnOnce() -> String) {
+    /// Take note of a gap or a torn record.
+    pub fn gap(&mut self, what: impl FnOnce() -> String) {
         if self.gaps.len() < 10 {
             self.gaps.push(format!("at {:.1} s: {}", self.now, what()));
         }

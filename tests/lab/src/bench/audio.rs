@@ -103,7 +103,7 @@ pub(super) fn headset(
         doubled: recorded.doubled,
         unit: FRAMES,
         errors,
-        notes: Vec::new(),
+        notes: recorded.gaps.clone(),
     };
     let mut score = output.and(input);
     for (key, what) in [

@@ -266,9 +266,9 @@ pub fn play(pcm: &str, control: &str, until: &str, buffer_ms: u32) -> io::Result
         }
     }
     until.tally().sent += finish(&pcm, &mut chunk[(chunk_len - left) * FRAME_LEN..]);
-    // Whole periods are played: behind the last frame of the last one there must be silence, or what
-    // the buffer had there before is played again.
-    finish(&pcm, &mut vec![0; 2 * chunk_len * FRAME_LEN]);
+    // A driver goes on for a moment after the last frame, through what the buffer had there before: that
+    // is to be silence, however long it does.
+    finish(&pcm, &mut vec![0; PERIODS as usize * chunk_len * FRAME_LEN]);
     drain(&pcm);
     until.finish()
 }
@@ -335,7 +335,16 @@ pub fn record(pcm: &str, until: &str, buffer_ms: u32) -> io::Result<()> {
                 }
             }
         }
-        account(&check.counts(), standstill.recent(), until.tally());
+        let lost = until.tally().lost;
+        let stood_still = standstill.recent();
+        account(&check.counts(), stood_still, until.tally());
+        let lost = until.tally().lost - lost;
+        if lost > 0 && !stood_still {
+            let ago = standstill.ago().map_or(0, |ago| ago.as_secs());
+            until
+                .tally()
+                .gap(|| format!("{lost} frames, {ago} s after a standstill"));
+        }
     }
     until.finish()
 }

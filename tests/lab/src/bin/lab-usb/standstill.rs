@@ -29,6 +29,11 @@ impl Standstill {
 
     /// Whether it stood still just now, or not long ago.
     pub fn recent(&mut self) -> bool {
+        self.ago().is_some_and(|ago| ago < AFTERWARDS)
+    }
+
+    /// How long ago it stood still last, if it ever did.
+    pub fn ago(&mut self) -> Option<Duration> {
         let (monotonic, realtime) = clocks();
         let ran = monotonic - self.monotonic;
         let passed = realtime.duration_since(self.realtime).unwrap_or_default();
@@ -36,7 +41,7 @@ impl Standstill {
         if passed > ran + SHORTEST {
             self.last = Some(monotonic);
         }
-        self.last.is_some_and(|at| monotonic - at < AFTERWARDS)
+        self.last.map(|at| monotonic - at)
     }
 }
 

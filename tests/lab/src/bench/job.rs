@@ -23,8 +23,6 @@ const PLAY_TIME: Duration = Duration::from_secs(4);
 const HEADSET_TIME: Duration = Duration::from_secs(20);
 /// Of the speaker's stream: an emulator runs in bursts.
 const SPEAKER_BUFFER_MS: u32 = 500;
-/// Of the headset's streams, on the clock of its slow bus. It is played to its end.
-pub const HEADSET_BUFFER_MS: u32 = 100;
 
 /// A machine that uses a device.
 #[derive(Debug, Clone)]
@@ -311,15 +309,16 @@ impl Job {
                 let before = served::stats(&bench.agent, 1)?;
                 let playback = user.node("/dev/snd", "pcmC*p")?;
                 let capture = user.node("/dev/snd", "pcmC*c")?;
+                let buffer_ms = bench.headset_buffer_ms();
                 user.background(
                     &format!(
-                        "lab-usb play {playback} {} /run/{name}.json {HEADSET_BUFFER_MS}",
+                        "lab-usb play {playback} {} /run/{name}.json {buffer_ms}",
                         control(&playback)
                     ),
                     name,
                 )?;
                 user.background(
-                    &format!("lab-usb record {capture} /run/{name}-in.json {HEADSET_BUFFER_MS}"),
+                    &format!("lab-usb record {capture} /run/{name}-in.json {buffer_ms}"),
                     "record",
                 )?;
                 Self::Headset(before)

@@ -96,6 +96,11 @@ impl Bench {
         self
     }
 
+    /// Of the headset's streams, on the clock of its slow bus: it is played to its end.
+    pub fn headset_buffer_ms(&self) -> u32 {
+        (5_000 / self.headset_slowness).max(40)
+    }
+
     /// Plug a device in; the same one twice is an error.
     pub fn plug(&self, lab: &Lab, kind: Kind) -> Result<Plugged> {
         self.appears(kind, || match kind {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Options;
 use crate::agent::Agent;
-use crate::bench::job::{self, HEADSET_BUFFER_MS, User};
+use crate::bench::job::{self, User};
 use crate::bench::{self, Bench, Kind, Plugged};
 use crate::disk::{self, Frontend};
 use crate::guest;
@@ -108,7 +108,7 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<Vec<Round>> {
     for number in 1..=count {
         let step = Step::start(format!("migration {number}/{count} {from} -> {to}"));
         for (plugged, user) in &devices {
-            keep_busy(plugged, user)?;
+            keep_busy(&bench, plugged, user)?;
         }
         let (output, wall) = guest::migrate(lab, from, to)?;
         if output.status != 0 {
@@ -131,7 +131,7 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<Vec<Round>> {
     for number in 1..=SAVES {
         let step = Step::start(format!("save and restore {number}/{SAVES} on {from}"));
         for (plugged, user) in &devices {
-            keep_busy(plugged, user)?;
+            keep_busy(&bench, plugged, user)?;
         }
         let save = guest::save(lab, from, FILE)?;
         let (_, restore) = guest::restore(lab, from, FILE)?;
@@ -185,15 +185,16 @@ fn after(
 
 /// Something of the device is in flight when the guest is suspended; how that ends is up to the
 /// driver.
-fn keep_busy(plugged: &Plugged, user: &User) -> Result<()> {
+fn keep_busy(bench: &Bench, plugged: &Plugged, user: &User) -> Result<()> {
     let command = match plugged.kind {
         Kind::Serial => format!(
             "lab-usb stream {} /run/busy-serial.json 100",
             user.node("/dev", "ttyUSB*")?
         ),
         Kind::Headset => format!(
-            "lab-usb record {} /run/busy-headset.json {HEADSET_BUFFER_MS}",
-            user.node("/dev/snd", "pcmC*c")?
+            "lab-usb record {} /run/busy-headset.json {}",
+            user.node("/dev/snd", "pcmC*c")?,
+            bench.headset_buffer_ms()
         ),
         _ => format!(
             "lab-usb keys {} /run/busy-keyboard.json",

@@ -150,9 +150,20 @@ impl Lab {
             .then_some(pid)
     }
 
+    /// One that was started before there was a machine has no link for it.
+    fn switch_knows_all(&self, pid: u32) -> bool {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = command.split(|byte| *byte == 0).collect();
+        Machine::all().all(|machine| words.contains(&machine.name.as_bytes()))
+    }
+
     fn start_switch(&self, programs: &Path) -> Result<()> {
-        if self.switch_pid().is_some() {
-            return Ok(());
+        if let Some(pid) = self.switch_pid() {
+            if self.switch_knows_all(pid) {
+                return Ok(());
+            }
+            let _ = Command::new("kill").arg(pid.to_string()).status();
+            end_process(pid, || self.switch_pid().is_some())?;
         }
         let log = fs::File::create(self.run.join("switch.log"))?;
         let child = Command::new(programs.join("lab-switch"))

@@ -19,6 +19,9 @@ use crate::machine::{Machine, SPARE};
 use crate::progress::Step;
 use crate::stack;
 
+/// How long a host may take to notice.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Where an exporter has its leases.
 const STATE: &str = "/var/lib/xen-vusb";
 
@@ -153,7 +156,14 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
         bench.pull(&one.plugged)?;
         is_away(lab, "host-a", one, on)?;
         let plugged = bench.plug_again(kind, ports[0], None)?;
-        rows.push(returns(&bench, one, plugged, on, Way::Port)?);
+        rows.push(returns(
+            (lab, "host-a"),
+            &bench,
+            one,
+            plugged,
+            on,
+            Way::Port,
+        )?);
         step.done();
     }
     for (one, (kind, on, _)) in devices.iter_mut().zip(DEVICES) {
@@ -162,7 +172,14 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
         is_away(lab, "host-a", one, on)?;
         let contents = bench.contents(kind)?;
         let plugged = other.plug_moved(kind, contents.as_deref())?;
-        rows.push(returns(&other, one, plugged, on, Way::Exporter)?);
+        rows.push(returns(
+            (lab, "host-a"),
+            &other,
+            one,
+            plugged,
+            on,
+            Way::Exporter,
+        )?);
         step.done();
     }
     let step = Step::start("migration with all of them away");
@@ -178,7 +195,14 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
         is_away(lab, "host-b", one, on)?;
         let contents = other.contents(kind)?;
         let plugged = bench.plug_again(kind, ports[1], contents.as_deref())?;
-        rows.push(returns(&bench, one, plugged, on, Way::ExporterAndHost)?);
+        rows.push(returns(
+            (lab, "host-b"),
+            &bench,
+            one,
+            plugged,
+            on,
+            Way::ExporterAndHost,
+        )?);
         step.done();
     }
     let disks: Vec<_> = DEVICES
@@ -190,7 +214,14 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
         let step = Step::start(format!("{} is there again ({on})", kind.name()));
         is_away(lab, "host-b", one, on)?;
         let plugged = bench.plug_moved(kind, contents.as_deref())?;
-        rows.push(returns(&bench, one, plugged, on, Way::Reboot)?);
+        rows.push(returns(
+            (lab, "host-b"),
+            &bench,
+            one,
+            plugged,
+            on,
+            Way::Reboot,
+        )?);
         step.done();
     }
     guest::healthy(&guest)?;
@@ -264,19 +295,10 @@ fn work(bench: &Bench, plugged: &Plugged, user: &User) -> Result<u64> {
 
 /// The host lists the device as waiting, and the guest sees what it is to see.
 fn is_away(lab: &Lab, host: &str, one: &One, on: &str) -> Result<()> {
-    let (_, port) = one.user.plug;
     let wanted = ["absent", if on == "pause" { "there" } else { "gone" }];
     let start = Instant::now();
     loop {
-        let list = stack::xl_vusb(lab, host, "list")?;
-        let phase = list["attachments"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|attachment| attachment["port"] == port)
-            .and_then(|attachment| attachment["phase"].as_str())
-            .unwrap_or("none")
-            .to_owned();
+        let phase = phase(lab, host, one)?;
         let seen = if has(&one.user.agent, &one.user.device)? {
             "there"
         } else {
@@ -285,7 +307,7 @@ fn is_away(lab: &Lab, host: &str, one: &One, on: &str) -> Result<()> {
         if [phase.as_str(), seen] == wanted {
             return Ok(());
         }
-        if start.elapsed() > Duration::from_secs(60) {
+        if start.elapsed() > PATIENCE {
             bail!(
                 "{}, pulled out: phase {phase}, to the guest {seen}; expected {wanted:?}",
                 one.plugged.kind.name()
@@ -295,6 +317,36 @@ fn is_away(lab: &Lab, host: &str, one: &One, on: &str) -> Result<()> {
     }
 }
 
+/// The host has it again: a guest that is to see only a pause does not say so.
+fn is_back(lab: &Lab, host: &str, one: &One) -> Result<()> {
+    let start = Instant::now();
+    while phase(lab, host, one)? != "serving" {
+        if start.elapsed() > PATIENCE {
+            bail!(
+                "{}, plugged in again: phase {}",
+                one.plugged.kind.name(),
+                phase(lab, host, one)?
+            );
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    Ok(())
+}
+
+/// The attachment's, as the host lists it.
+fn phase(lab: &Lab, host: &str, one: &One) -> Result<String> {
+    let (_, port) = one.user.plug;
+    let list = stack::xl_vusb(lab, host, "list")?;
+    let phase = list["attachments"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|attachment| attachment["port"] == port)
+        .and_then(|attachment| attachment["phase"].as_str())
+        .unwrap_or("none");
+    Ok(phase.to_owned())
+}
+
 fn has(guest: &Agent, device: &str) -> Result<bool> {
     let found = guest.exec(&format!("test -e /sys/bus/usb/devices/{device}"))?;
     Ok(found.status == 0)
@@ -302,6 +354,7 @@ fn has(guest: &Agent, device: &str) -> Result<bool> {
 
 /// Plugged in there it is back, and does its job.
 fn returns(
+    (lab, host): (&Lab, &str),
     bench: &Bench,
     one: &mut One,
     plugged: Plugged,
@@ -310,6 +363,7 @@ fn returns(
 ) -> Result<Row> {
     one.plugged = plugged;
     let start = Instant::now();
+    is_back(lab, host, one)?;
     one.user.wait_configured()?;
     let received = work(bench, &one.plugged, &one.user)?;
     let back = start.elapsed();

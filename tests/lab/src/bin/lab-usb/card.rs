@@ -6,32 +6,24 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use xen_vusb_lab::traffic::Tally;
 
-use crate::ioctl::{self, Plain, READ, WRITE};
+use crate::ioctl::{self, Plain, READ};
 use crate::report::Reporter;
+use crate::usbfs;
 
-/// `struct usbdevfs_bulktransfer`.
-#[repr(C)]
-struct Bulk {
-    endpoint: u32,
-    length: u32,
-    timeout_ms: u32,
-    data: *mut u8,
-}
+/// How long a card may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[repr(C)]
 struct Interface(u32);
 
-// SAFETY: integers, and an address that is never read here.
-unsafe impl Plain for Bulk {}
 // SAFETY: an integer.
 unsafe impl Plain for Interface {}
 
-const USBDEVFS_BULK: u32 = ioctl::request::<Bulk>(READ | WRITE, b'U', 2);
 const USBDEVFS_CLAIMINTERFACE: u32 = ioctl::request::<Interface>(READ, b'U', 15);
 
 /// Message types of the CCID specification, 6.1 and 6.2.
@@ -93,15 +85,10 @@ impl Reader {
         })
     }
 
-    fn bulk(&self, endpoint: u8, data: &mut [u8], timeout_ms: u32) -> io::Result<usize> {
-        let mut transfer = Bulk {
-            endpoint: endpoint.into(),
-            length: data.len() as u32,
-            timeout_ms,
-            data: data.as_mut_ptr(),
-        };
-        let length = ioctl::with(&self.file, USBDEVFS_BULK, &mut transfer)?;
-        Ok(length.unsigned_abs() as usize)
+    /// A transfer as libusb, and so `pcscd`, does one: submitted, and then reaped. One that is waited for in a
+    /// single call is cancelled when the task is frozen for a migration, and nobody can say whether it was sent.
+    fn bulk(&self, endpoint: u8, data: &mut [u8]) -> io::Result<usize> {
+        usbfs::transfer(&self.file, usbfs::BULK, endpoint, data, PATIENCE)
     }
 
     fn send(&mut self, kind: u8, data: &[u8]) -> io::Result<()> {
@@ -110,29 +97,16 @@ impl Reader {
         message.extend_from_slice(&(data.len() as u32).to_le_bytes());
         message.extend_from_slice(&[0, self.sequence, 0, 0, 0]);
         message.extend_from_slice(data);
-        match self.bulk(self.bulk_out, &mut message, 5000) {
-            // A task that is frozen for a migration is woken so, and the message was sent or
-            // will never be: the answer, or its absence, tells.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            result => result.map(|_| ()),
-        }
+        self.bulk(self.bulk_out, &mut message).map(drop)
     }
 
     /// The answer to the last message; `None` when nothing came in time.
     fn receive(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let start = Instant::now();
         let mut buffer = [0; 512];
-        while start.elapsed() < Duration::from_secs(5) {
-            let length = match self.bulk(self.bulk_in, &mut buffer, 2000) {
+        loop {
+            let length = match self.bulk(self.bulk_in, &mut buffer) {
                 Ok(length) => length,
-                Err(error)
-                    if matches!(
-                        error.raw_os_error(),
-                        Some(libc::EINTR | libc::ETIMEDOUT | libc::ESHUTDOWN)
-                    ) =>
-                {
-                    continue;
-                }
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(None),
                 Err(error) => return Err(error),
             };
             let message = &buffer[..length];
@@ -170,7 +144,6 @@ impl Reader {
             }
             return Ok(Some(data.to_vec()));
         }
-        Ok(None)
     }
 
     /// Power the card; its answer to reset.

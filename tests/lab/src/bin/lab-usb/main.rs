@@ -16,6 +16,7 @@ mod pcm;
 mod report;
 mod serial;
 mod standstill;
+mod usbfs;
 mod usbtest;
 
 const USAGE: &str = "usage: lab-usb COMMAND

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Transfers of a program through usbfs (`include/uapi/linux/usbdevice_fs.h`), submitted and reaped.
+
+use std::fs::File;
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::ioctl::{self, Plain, READ, WRITE};
+
+/// USBDEVFS_URB_TYPE_BULK
+pub const BULK: u8 = 3;
+
+/// How long to wait between two looks; processes that poll are dear under emulation.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// `struct usbdevfs_urb` without isochronous packets.
+#[repr(C)]
+struct Urb {
+    transfer_type: u8,
+    endpoint: u8,
+    status: i32,
+    flags: u32,
+    buffer: *mut u8,
+    buffer_length: i32,
+    actual_length: i32,
+    start_frame: i32,
+    stream_id: u32,
+    error_count: i32,
+    signal: u32,
+    context: *mut u8,
+}
+
+/// Address of the [`Urb`] that is over.
+#[repr(C)]
+struct Reaped(*mut Urb);
+
+// SAFETY: integers, and addresses that are never read here.
+unsafe impl Plain for Urb {}
+// SAFETY: an address that is never read here.
+unsafe impl Plain for Reaped {}
+
+const SUBMITURB: u32 = ioctl::request::<Urb>(READ, b'U', 10);
+const DISCARDURB: u32 = ioctl::request::<()>(0, b'U', 11);
+const REAPURBNDELAY: u32 = ioctl::request::<Reaped>(WRITE, b'U', 13);
+
+/// Carry out one transfer, and wait for it for so long. How many bytes were transferred; an error of the
+/// kind [`io::ErrorKind::TimedOut`] if it was taken back. There must be no other transfer on the file.
+pub fn transfer(
+    device: &File,
+    transfer_type: u8,
+    endpoint: u8,
+    data: &mut [u8],
+    patience: Duration,
+) -> io::Result<usize> {
+    let mut urb = Urb {
+        transfer_type,
+        endpoint,
+        status: 0,
+        flags: 0,
+        buffer: data.as_mut_ptr(),
+        buffer_length: i32::try_from(data.len()).map_err(io::Error::other)?,
+        actual_length: 0,
+        start_frame: 0,
+        stream_id: 0,
+        error_count: 0,
+        signal: 0,
+        context: std::ptr::null_mut(),
+    };
+    ioctl::with(device, SUBMITURB, &mut urb)?;
+    let start = Instant::now();
+    let mut discarded = false;
+    // The kernel writes to it, and to the buffer, only in the call that says that it is over.
+    while let Err(error) = ioctl::with(device, REAPURBNDELAY, &mut Reaped(std::ptr::null_mut())) {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EINTR) => thread::sleep(PAUSE),
+            _ => return Err(error),
+        }
+        if !discarded && start.elapsed() > patience {
+            discarded = true;
+            // It may be over by now.
+            let _ = ioctl::with(device, DISCARDURB, &mut urb);
+        }
+    }
+    // SAFETY: a live structure. The kernel has written to it behind the compiler's back.
+    let (status, length) = unsafe {
+        (
+            std::ptr::read_volatile(&raw const urb.status),
+            std::ptr::read_volatile(&raw const urb.actual_length),
+        )
+    };
+    match -status {
+        0 => Ok(usize::try_from(length).unwrap_or(0).min(data.len())),
+        libc::ENOENT => Err(io::ErrorKind::TimedOut.into()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structures_have_the_kernels_sizes() {
+        assert_eq!(size_of::<Urb>(), 56);
+        assert_eq!(SUBMITURB, 0x8038_550a);
+        assert_eq!(DISCARDURB, 0x550b);
+        assert_eq!(REAPURBNDELAY, 0x4008_550d);
+    }
+}

@@ -35,6 +35,9 @@ pub struct Tally {
     /// Seconds of the machine's uptime, where the program keeps it.
     #[serde(skip)]
     pub now: f64,
+    /// The same when the last record arrived.
+    #[serde(skip)]
+    pub last_at: f64,
     /// The program has ended by itself.
     pub finished: bool,
 }
@@ -69,9 +72,9 @@ impl Tally {
                 // Behind and ahead look the same in a cycle: the nearer one it is.
                 _ => Some((number + cycle - expected) % cycle).filter(|ahead| *ahead < cycle / 2),
             };
-            let last = self.last;
+            let (last, waited) = (self.last, self.now - self.last_at);
             if ahead != Some(0) {
-                self.gap(|| format!("{number} after {last}"));
+                self.gap(|| format!("{number} after {last}, {waited:.1} s after it"));
             }
             match ahead {
                 Some(ahead) => self.lost += ahead,
@@ -83,6 +86,7 @@ impl Tally {
         }
         self.received += 1;
         self.last = number;
+        self.last_at = self.now;
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 
 use super::Options;
@@ -119,7 +119,8 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
         );
     }
     if failed > 0 {
-        bail!("{failed} of {} devices noticed the migrations", lines.len());
+        let noticed = anyhow!("{failed} of {} devices noticed the migrations", lines.len());
+        return stack::with_logs(lab, 100, Err(noticed));
     }
     guest::destroy(lab)
 }

@@ -49,8 +49,8 @@ impl Admin {
         let released = self.exporters.release(&exporter, &lease).await;
         released.map_err(|e| {
             format!(
-                "the guest no longer has the device, but it was not given back, and comes back to the \
-                 guest when its exporter answers; detach it again then: {e}"
+                "the guest no longer has the device, but it was not given back: {e}. If `xl-vusb list` shows \
+                 it again when its exporter answers, detach it again"
             )
         })?;
         Ok(attachment)

@@ -150,6 +150,14 @@ impl Lab {
             .then_some(pid)
     }
 
+    fn stop_switch(&self) -> Result<()> {
+        let Some(pid) = self.switch_pid() else {
+            return Ok(());
+        };
+        let _ = Command::new("kill").arg(pid.to_string()).status();
+        end_process(pid, || self.switch_pid().is_some())
+    }
+
     /// One that was started before there was a machine has no link for it.
     fn switch_knows_all(&self, pid: u32) -> bool {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -162,8 +170,7 @@ impl Lab {
             if self.switch_knows_all(pid) {
                 return Ok(());
             }
-            let _ = Command::new("kill").arg(pid.to_string()).status();
-            end_process(pid, || self.switch_pid().is_some())?;
+            self.stop_switch()?;
         }
         let log = fs::File::create(self.run.join("switch.log"))?;
         let child = Command::new(programs.join("lab-switch"))
@@ -202,10 +209,7 @@ impl Lab {
         for machine in Machine::all() {
             machine.stop(&self.run)?;
         }
-        if let Some(pid) = self.switch_pid() {
-            let _ = Command::new("kill").arg(pid.to_string()).status();
-            end_process(pid, || self.switch_pid().is_some())?;
-        }
+        self.stop_switch()?;
         eprintln!("lab: down");
         Ok(())
     }

@@ -38,6 +38,8 @@ const SECONDS: u32 = 600;
 /// A device with its user.
 struct One {
     plugged: Plugged,
+    /// What `--on-exchange` says of it.
+    on: &'static str,
     user: User,
     /// What the guest calls it: another number says that it saw another device.
     guests: String,
@@ -145,6 +147,7 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
         devices.push(One {
             guests: number(&user)?,
             plugged,
+            on,
             user,
         });
     }
@@ -154,22 +157,15 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
     for (one, (kind, on, ports)) in devices.iter_mut().zip(DEVICES) {
         let step = Step::start(format!("{} into another port ({on})", kind.name()));
         bench.pull(&one.plugged)?;
-        is_away(lab, "host-a", one, on)?;
+        is_away(lab, "host-a", one)?;
         let plugged = bench.plug_again(kind, ports[0], None)?;
-        rows.push(returns(
-            (lab, "host-a"),
-            &bench,
-            one,
-            plugged,
-            on,
-            Way::Port,
-        )?);
+        rows.push(returns((lab, "host-a"), &bench, one, plugged, Way::Port)?);
         step.done();
     }
     for (one, (kind, on, _)) in devices.iter_mut().zip(DEVICES) {
         let step = Step::start(format!("{} into another exporter ({on})", kind.name()));
         bench.pull(&one.plugged)?;
-        is_away(lab, "host-a", one, on)?;
+        is_away(lab, "host-a", one)?;
         let contents = bench.contents(kind)?;
         let plugged = other.plug_moved(kind, contents.as_deref())?;
         rows.push(returns(
@@ -177,22 +173,21 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
             &other,
             one,
             plugged,
-            on,
             Way::Exporter,
         )?);
         step.done();
     }
     let step = Step::start("migration with all of them away");
-    for (one, (_, on, _)) in devices.iter().zip(DEVICES) {
+    for one in &devices {
         other.pull(&one.plugged)?;
-        is_away(lab, "host-a", one, on)?;
+        is_away(lab, "host-a", one)?;
     }
     let guest = migrate(lab)?;
     step.done();
     for (one, (kind, on, ports)) in devices.iter_mut().zip(DEVICES) {
         let step = Step::start(format!("{} comes back to host-b ({on})", kind.name()));
         one.user.agent = guest.clone();
-        is_away(lab, "host-b", one, on)?;
+        is_away(lab, "host-b", one)?;
         let contents = other.contents(kind)?;
         let plugged = bench.plug_again(kind, ports[1], contents.as_deref())?;
         rows.push(returns(
@@ -200,7 +195,6 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
             &bench,
             one,
             plugged,
-            on,
             Way::ExporterAndHost,
         )?);
         step.done();
@@ -212,16 +206,9 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
     let bench = reboot(lab)?;
     for ((one, contents), (kind, on, _)) in devices.iter_mut().zip(disks).zip(DEVICES) {
         let step = Step::start(format!("{} is there again ({on})", kind.name()));
-        is_away(lab, "host-b", one, on)?;
+        is_away(lab, "host-b", one)?;
         let plugged = bench.plug_moved(kind, contents.as_deref())?;
-        rows.push(returns(
-            (lab, "host-b"),
-            &bench,
-            one,
-            plugged,
-            on,
-            Way::Reboot,
-        )?);
+        rows.push(returns((lab, "host-b"), &bench, one, plugged, Way::Reboot)?);
         step.done();
     }
     guest::healthy(&guest)?;
@@ -294,8 +281,8 @@ fn work(bench: &Bench, plugged: &Plugged, user: &User) -> Result<u64> {
 }
 
 /// The host lists the device as waiting, and the guest sees what it is to see.
-fn is_away(lab: &Lab, host: &str, one: &One, on: &str) -> Result<()> {
-    let wanted = ["absent", if on == "pause" { "there" } else { "gone" }];
+fn is_away(lab: &Lab, host: &str, one: &One) -> Result<()> {
+    let wanted = ["absent", if one.on == "pause" { "there" } else { "gone" }];
     let start = Instant::now();
     loop {
         let phase = phase(lab, host, one)?;
@@ -358,7 +345,6 @@ fn returns(
     bench: &Bench,
     one: &mut One,
     plugged: Plugged,
-    on: &'static str,
     way: Way,
 ) -> Result<Row> {
     one.plugged = plugged;
@@ -370,7 +356,7 @@ fn returns(
     let now = number(&one.user)?;
     let reconnected = now != one.guests;
     one.guests = now;
-    if reconnected != (on == "replug") {
+    if reconnected != (one.on == "replug") {
         bail!(
             "{} came back and the guest {} another device",
             one.plugged.kind.name(),
@@ -379,7 +365,7 @@ fn returns(
     }
     Ok(Row {
         device: one.plugged.kind.name(),
-        on,
+        on: one.on,
         way,
         back_s: back.as_secs_f64(),
         received,

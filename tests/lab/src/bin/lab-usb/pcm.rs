@@ -340,10 +340,12 @@ pub fn record(pcm: &str, until: &str, buffer_ms: u32) -> io::Result<()> {
         account(&check.counts(), stood_still, until.tally());
         let lost = until.tally().lost - lost;
         if lost > 0 && !stood_still {
-            let ago = standstill.ago().map_or(0, |ago| ago.as_secs());
-            until
-                .tally()
-                .gap(|| format!("{lost} frames, {ago} s after a standstill"));
+            let when = standstill
+                .ago()
+                .map_or("before any standstill".into(), |ago| {
+                    format!("{} s after a standstill", ago.as_secs())
+                });
+            until.tally().gap(|| format!("{lost} frames, {when}"));
         }
     }
     until.finish()

@@ -43,6 +43,7 @@ const GUEST_MODULES: &[&str] = &[
     "hid_generic",
     "evdev",
     "cdc_acm",
+    "usblp",
     "ftdi_sio",
     "snd_usb_audio",
     "usbtest",
@@ -60,6 +61,7 @@ const EXPORTER_MODULES: &[&str] = &[
     "usb_f_acm",
     "usb_f_hid",
     "usb_f_mass_storage",
+    "usb_f_printer",
     "vhci_hcd",
     // The drivers that take hold of devices until they are lent.
     "usb_storage",
@@ -69,6 +71,7 @@ const EXPORTER_MODULES: &[&str] = &[
     "hid_generic",
     "evdev",
     "cdc_acm",
+    "usblp",
     "ftdi_sio",
     "snd_usb_audio",
     "usbtest",

@@ -8,7 +8,7 @@ use super::{DISK_BYTES, Kind};
 use crate::agent::Agent;
 
 /// `dummy_hcd` pairs, one for each gadget.
-const PAIRS: u32 = 4;
+const PAIRS: u32 = 5;
 
 /// A boot keyboard's report descriptor (HID 1.11, appendix B.1).
 const KEYBOARD_REPORTS: [u8; 63] = [
@@ -48,6 +48,7 @@ pub fn plug(agent: &Agent, kind: Kind) -> Result<()> {
                 DISK_BYTES / 4096
             ),
         ),
+        Kind::PrinterGadget => (4, "0xa4a8", "printer.0", String::new()),
         _ => bail!("{} is no gadget", kind.name()),
     };
     let name = kind.name();

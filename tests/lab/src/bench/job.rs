@@ -268,21 +268,24 @@ impl Job {
                 )?;
                 Self::Line(peer)
             }
-            Kind::AcmGadget => {
-                let tty = user.node("/dev", "ttyACM*")?;
-                let command = |tty: &str, report: &str| {
+            Kind::AcmGadget | Kind::PrinterGadget => {
+                let (near, far_node) = match plugged.kind {
+                    Kind::AcmGadget => (user.node("/dev", "ttyACM*")?, "/dev/ttyGS0"),
+                    _ => (user.node("/dev/usb", "lp[0-9]*")?, "/dev/g_printer0"),
+                };
+                let command = |node: &str, report: &str| {
                     format!(
-                        "lab-usb stream {tty} /run/{report}.json {} wait",
+                        "lab-usb stream {node} /run/{report}.json {} wait",
                         interval.as_millis()
                     )
                 };
-                let far = bench.user("");
-                far.agent.must("rm -f /run/gs.json")?;
-                far.background(&command("/dev/ttyGS0", "gs"), "gs")?;
-                far.started("gs")?;
-                user.background(&command(&tty, name), name)?;
+                let (far, end) = (bench.user(""), far_end(plugged.kind));
+                far.agent.must(&format!("rm -f /run/{end}.json"))?;
+                far.background(&command(far_node, &end), &end)?;
+                far.started(&end)?;
+                user.background(&command(&near, name), name)?;
                 user.started(name)?;
-                far.agent.must("touch /run/gs.json.go")?;
+                far.agent.must(&format!("touch /run/{end}.json.go"))?;
                 user.agent.must(&format!("touch /run/{name}.json.go"))?;
                 Self::GadgetLine
             }
@@ -366,11 +369,11 @@ impl Job {
                     .and(Score::one_way("records", far.sent, &near)))
             }
             Self::GadgetLine => {
-                let end = bench.user("");
+                let (far, end) = (bench.user(""), far_end(plugged.kind));
                 // Both stop sending, then both linger.
-                end.agent.must("touch /run/gs.json.stop")?;
+                far.agent.must(&format!("touch /run/{end}.json.stop"))?;
                 let near = user.stopped(name)?;
-                let far = end.stopped("gs")?;
+                let far = far.stopped(&end)?;
                 Ok(Score::one_way("records", near.sent, &far)
                     .and(Score::one_way("records", far.sent, &near)))
             }
@@ -396,6 +399,11 @@ impl Job {
             }
         }
     }
+}
+
+/// The report of a gadget's own end of a line.
+fn far_end(kind: Kind) -> String {
+    format!("{}-far", kind.name())
 }
 
 /// The control device of a card from one of its PCM devices.
@@ -430,7 +438,9 @@ pub fn once(bench: &Bench, plugged: &Plugged, user: &User) -> Result<(String, Sc
             let what = match plugged.kind {
                 Kind::Keyboard | Kind::HidGadget => "keys typed, read from evdev".to_owned(),
                 Kind::Tablet => "clicks at numbered places, read from evdev".to_owned(),
-                Kind::Serial | Kind::AcmGadget => "numbered records both ways".to_owned(),
+                Kind::Serial | Kind::AcmGadget | Kind::PrinterGadget => {
+                    "numbered records both ways".to_owned()
+                }
                 Kind::Reader => {
                     let expected: String = CARD_ATR.iter().map(|b| format!("{b:02x}")).collect();
                     format!("card powered (ATR {expected}), numbered commands")

@@ -30,6 +30,8 @@ pub enum Kind {
     HidGadget,
     /// A mass-storage gadget.
     StorageGadget,
+    /// A printer gadget, in both directions.
+    PrinterGadget,
     /// The source and sink gadget, for `usbtest`.
     SourceSinkGadget,
     /// The simulated headset (UAC2).
@@ -40,7 +42,7 @@ pub enum Kind {
 
 impl Kind {
     /// All that have a job besides being tested.
-    pub const USEFUL: [Self; 13] = [
+    pub const USEFUL: [Self; 14] = [
         Self::Keyboard,
         Self::Tablet,
         Self::Serial,
@@ -53,6 +55,7 @@ impl Kind {
         Self::AcmGadget,
         Self::HidGadget,
         Self::StorageGadget,
+        Self::PrinterGadget,
         Self::Headset,
     ];
 
@@ -72,6 +75,7 @@ impl Kind {
             Self::AcmGadget => "acm-gadget",
             Self::HidGadget => "hid-gadget",
             Self::StorageGadget => "storage-gadget",
+            Self::PrinterGadget => "printer-gadget",
             Self::SourceSinkGadget => "source-sink-gadget",
             Self::Headset => "headset",
             Self::SimulatedSourceSink => "simulated-source-sink",

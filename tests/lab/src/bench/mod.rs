@@ -105,9 +105,11 @@ impl Bench {
     pub fn plug(&self, lab: &Lab, kind: Kind) -> Result<Plugged> {
         self.appears(kind, || match kind {
             Kind::Stick => stack::plug_stick(lab),
-            Kind::AcmGadget | Kind::HidGadget | Kind::StorageGadget | Kind::SourceSinkGadget => {
-                gadget::plug(&self.agent, kind)
-            }
+            Kind::AcmGadget
+            | Kind::HidGadget
+            | Kind::StorageGadget
+            | Kind::PrinterGadget
+            | Kind::SourceSinkGadget => gadget::plug(&self.agent, kind),
             Kind::Headset => {
                 let device = format!("--slow {} audio", self.headset_slowness);
                 served::attach(lab, &self.agent, &device, 1)
@@ -196,7 +198,7 @@ pub fn install(agent: &Agent) -> Result<()> {
         &programs::stripped(&directory.join("lab-usb"))?,
     )?;
     agent.must(
-        "modprobe -a usbhid hid-generic evdev ftdi_sio cdc-acm snd-usb-audio usb-storage uas sd_mod usbtest",
+        "modprobe -a usbhid hid-generic evdev ftdi_sio cdc-acm usblp snd-usb-audio usb-storage uas sd_mod usbtest",
     )?;
     Ok(())
 }

@@ -33,12 +33,12 @@ fn controller(kind: Kind) -> usize {
         // Up to 15 transfers on the way, all the time.
         Kind::Headset => 0,
         Kind::Speaker | Kind::Keyboard | Kind::Tablet | Kind::HidGadget => 1,
-        Kind::Serial | Kind::AcmGadget | Kind::Reader => 2,
+        Kind::Serial | Kind::AcmGadget | Kind::PrinterGadget | Kind::Reader => 2,
         _ => 3,
     }
 }
 
-/// How often each of them is used. A key is two reports, a report a round trip, and thirteen busy devices
+/// How often each of them is used. A key is two reports, a report a round trip, and fourteen busy devices
 /// make that most of a second here; what is typed faster than it is fetched overflows in the keyboard, and
 /// what is typed in a long pause in what an exporter keeps. With fewer devices the pace is quicker.
 const EVERY_MS: usize = 2500;

@@ -24,7 +24,7 @@ usbtest NODE CASE ITERATIONS LENGTH VARY SGLEN   one case of the kernel's usbtes
 keys EVENT REPORT                    counts keys typed a, b … z, a …
 touches EVENT REPORT                 counts positions of a tablet, numbered by their X
 type HIDG FIRST COUNT MILLISECONDS   types at a HID gadget: a, b … z, a …
-stream TTY REPORT MILLISECONDS [wait]  sends numbered records at this interval, checks those that arrive;
+stream NODE REPORT MILLISECONDS [wait]  a terminal or a printer: sends numbered records at this interval, checks those that arrive;
                                      wait: begins when there is a file REPORT.go
 atr NODE                             powers the card in a CCID reader, prints what it answers
 card NODE REPORT                     the same, then numbered commands without pause

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! Numbered records both ways through a serial line.
+//! Numbered records both ways through a serial line or a printer.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
@@ -23,7 +23,10 @@ pub fn stream(path: &str, report: &str, interval: Duration, mut go: bool) -> io:
         .write(true)
         .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
         .open(path)?;
-    raw(&tty)?;
+    // A printer is raw.
+    if tty.is_terminal() {
+        raw(&tty)?;
+    }
     let mut reporter = Reporter::new(report)?;
     let mut records = Records::default();
     let mut unsent: Vec<u8> = Vec::new();

@@ -31,7 +31,12 @@ fn main() {
         .xl
         .destroy(scene.hostile.domid)
         .expect("the domain");
-    let deeds = [&[Deed::Idle, Deed::Busy], &Deed::HARM[..]].concat();
+    let deeds = [
+        &[Deed::Idle, Deed::Busy],
+        &Deed::HARM[..],
+        &Deed::ADMINISTRATOR[..],
+    ]
+    .concat();
     let mut shares = vec![Vec::new(); deeds.len()];
     for _ in 0..ROUNDS {
         for (deed, shares) in deeds.iter().zip(&mut shares) {

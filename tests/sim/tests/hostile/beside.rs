@@ -44,14 +44,15 @@ pub enum Deed {
     Reconnects,
     /// Transfers from its own device into pages that are revoked meanwhile.
     Revokes,
-    /// Its device is attached and detached without pause. That is an administrator's doing, and here
-    /// for comparison.
+    /// Nothing; but an administrator runs two commands for it, again and again, that change nothing.
+    Asked,
+    /// Its device is attached and detached without pause: two commands of the administrator as well.
     Replugs,
 }
 
 impl Deed {
     /// What harms.
-    pub const HARM: [Self; 8] = [
+    pub const HARM: [Self; 7] = [
         Self::Flood,
         Self::NeverReads,
         Self::EmptyEvents,
@@ -59,8 +60,11 @@ impl Deed {
         Self::IndexJumps,
         Self::Reconnects,
         Self::Revokes,
-        Self::Replugs,
     ];
+
+    /// What no guest can do: programs of dom0, as many as it has a processor for. What they take is to be told
+    /// from what `vusbd` does for them.
+    pub const ADMINISTRATOR: [Self; 2] = [Self::Asked, Self::Replugs];
 
     /// Does it again and again until `stop`; how often.
     fn run(self, rig: &Rig, hostile: &mut RawFrontend, stop: &AtomicBool) -> u64 {
@@ -111,6 +115,10 @@ impl Deed {
                         std::hint::spin_loop();
                     }
                 }
+                Self::Asked => {
+                    rig.xl_vusb(0, &["status"]).unwrap();
+                    rig.xl_vusb(0, &["status"]).unwrap();
+                }
                 Self::Replugs => {
                     rig.xl_vusb(0, &["detach", "hostile", "1"]).unwrap();
                     attach(rig);
@@ -134,6 +142,7 @@ impl fmt::Display for Deed {
             Self::IndexJumps => "index jumps",
             Self::Reconnects => "reconnects",
             Self::Revokes => "revokes grants",
+            Self::Asked => "is asked about",
             Self::Replugs => "is replugged",
         })
     }
@@ -163,7 +172,7 @@ pub struct Share {
 pub fn measure(rig: &Rig, neighbour: &mut Guest, deed: Deed, length: Duration) -> Share {
     let mut hostile = RawFrontend::connect(rig, 0, "hostile");
     hostile.wait_for_state(&["4"]);
-    if matches!(deed, Deed::Revokes | Deed::Replugs) {
+    if matches!(deed, Deed::Revokes | Deed::Asked | Deed::Replugs) {
         attach(rig);
     }
     let domid = hostile.domid;

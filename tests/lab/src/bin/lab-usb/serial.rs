@@ -51,15 +51,18 @@ pub fn stream(path: &str, report: &str, interval: Duration, mut go: bool) -> io:
             unsent.extend_from_slice(&record(reporter.tally.sent));
         }
         let mut idle = true;
-        match tty.write(&unsent) {
-            Ok(len) => {
-                idle &= len == 0;
-                unsent.drain(..len);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
-            Err(error) => {
-                reporter.tally.failed(&format!("write: {error}"));
-                break;
+        // A printer gadget refuses to write nothing.
+        if !unsent.is_empty() {
+            match tty.write(&unsent) {
+                Ok(len) => {
+                    idle &= len == 0;
+                    unsent.drain(..len);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+                Err(error) => {
+                    reporter.tally.failed(&format!("write: {error}"));
+                    break;
+                }
             }
         }
         match tty.read(&mut buffer) {

@@ -4,15 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::peer::{CARD_ATR, Peer};
 pub use super::score::Score;
 use super::typist::{Input, Typist};
-use super::{Bench, Kind, Plugged, audio, served};
-use crate::agent::Agent;
+use super::{Bench, Kind, Plugged, User, audio, served};
 use crate::traffic::Tally;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 /// Blocks that a disk's short job writes and reads.
 const BLOCKS: u64 = 512;
@@ -23,169 +22,6 @@ const PLAY_TIME: Duration = Duration::from_secs(4);
 const HEADSET_TIME: Duration = Duration::from_secs(20);
 /// Of the speaker's stream: an emulator runs in bursts.
 const SPEAKER_BUFFER_MS: u32 = 500;
-
-/// A machine that uses a device.
-#[derive(Debug, Clone)]
-pub struct User {
-    /// Its agent.
-    pub agent: Agent,
-    /// The device's name in its sysfs, `1-3`.
-    pub device: String,
-    /// Of a guest: controller and port.
-    pub plug: (usize, u64),
-}
-
-impl User {
-    /// Wait until the device is configured.
-    pub fn wait_configured(&self) -> Result<()> {
-        let start = Instant::now();
-        while self
-            .agent
-            .exec(&format!(
-                "test -s /sys/bus/usb/devices/{0}/bConfigurationValue && ls -d /sys/bus/usb/devices/{0}:*",
-                self.device
-            ))?
-            .status
-            != 0
-        {
-            if start.elapsed() > Duration::from_secs(40) {
-                bail!(
-                    "{} has no configured USB device {}; the end of its kernel log:\n{}",
-                    self.agent.name,
-                    self.device,
-                    self.agent.must("dmesg | tail -n 12")?
-                );
-            }
-            std::thread::sleep(Duration::from_millis(300));
-        }
-        Ok(())
-    }
-
-    /// Path of the first directory of that name pattern below the device, waited for.
-    fn find(&self, pattern: &str) -> Result<String> {
-        let start = Instant::now();
-        loop {
-            let found = self.agent.exec(&format!(
-                "find \"$(readlink -f /sys/bus/usb/devices/{})\" -type d -name '{pattern}' | head -n 1",
-                self.device
-            ))?;
-            let path = found.stdout.trim();
-            if !path.is_empty() {
-                return Ok(path.to_owned());
-            }
-            if start.elapsed() > Duration::from_secs(40) {
-                bail!(
-                    "{}: no {pattern} of USB device {}; drivers {}; the end of the kernel log:\n{}",
-                    self.agent.name,
-                    self.device,
-                    self.drivers()?,
-                    self.agent.must("dmesg | tail -n 12")?
-                );
-            }
-            std::thread::sleep(Duration::from_millis(400));
-        }
-    }
-
-    /// Device node of that name pattern, in a directory of /dev.
-    pub fn node(&self, directory: &str, pattern: &str) -> Result<String> {
-        let path = self.find(pattern)?;
-        let name = path.rsplit('/').next().unwrap_or_default();
-        Ok(format!("{directory}/{name}"))
-    }
-
-    /// Its usbfs node.
-    pub fn usbfs(&self) -> Result<String> {
-        let text = self.agent.must(&format!(
-            "cd /sys/bus/usb/devices/{} && printf '/dev/bus/usb/%03d/%03d' $(cat busnum) $(cat devnum)",
-            self.device
-        ))?;
-        Ok(text.trim().to_owned())
-    }
-
-    /// The drivers of its interfaces.
-    pub fn drivers(&self) -> Result<String> {
-        let text = self.agent.must(&format!(
-            "for i in /sys/bus/usb/devices/{}:*; do basename \"$(readlink $i/driver || echo none)\"; done | sort -u",
-            self.device
-        ))?;
-        Ok(text.split_whitespace().collect::<Vec<_>>().join("+"))
-    }
-
-    /// The same once they had time to be bound; "none (usbfs)" where programs are the driver.
-    pub fn node_drivers(&self) -> Result<String> {
-        let start = Instant::now();
-        loop {
-            let drivers = self.drivers()?;
-            if drivers != "none" {
-                return Ok(drivers);
-            }
-            if start.elapsed() > Duration::from_secs(3) {
-                return Ok("none (usbfs)".to_owned());
-            }
-            std::thread::sleep(Duration::from_millis(500));
-        }
-    }
-
-    fn background(&self, command: &str, log: &str) -> Result<()> {
-        self.agent.must(&format!(
-            "setsid {command} </dev/null >/run/{log}.out 2>/run/{log}.err &"
-        ))?;
-        Ok(())
-    }
-
-    /// What a program here says of itself.
-    pub fn tally(&self, name: &str) -> Result<Tally> {
-        Ok(serde_json::from_slice(
-            &self.agent.get(&format!("/run/{name}.json"))?,
-        )?)
-    }
-
-    /// Wait until a program has begun its report.
-    fn started(&self, name: &str) -> Result<()> {
-        let start = Instant::now();
-        while self
-            .agent
-            .exec(&format!("test -s /run/{name}.json"))?
-            .status
-            != 0
-        {
-            if start.elapsed() > Duration::from_secs(20) {
-                bail!(
-                    "{name} has not begun on {}: {}",
-                    self.agent.name,
-                    self.agent.exec(&format!("cat /run/{name}.err"))?.stdout
-                );
-            }
-            std::thread::sleep(Duration::from_millis(300));
-        }
-        Ok(())
-    }
-
-    /// Ask a program to stop; its last report.
-    fn stopped(&self, name: &str) -> Result<Tally> {
-        self.agent.must(&format!("touch /run/{name}.json.stop"))?;
-        let start = Instant::now();
-        loop {
-            let tally = self.tally(name)?;
-            if tally.finished {
-                return Ok(tally);
-            }
-            // A slow headset plays its buffer to the end, and then as much silence.
-            if start.elapsed() > Duration::from_secs(120) {
-                bail!("{name} does not end on {}: {tally:?}", self.agent.name);
-            }
-            std::thread::sleep(Duration::from_millis(300));
-        }
-    }
-
-    fn run<T: serde::de::DeserializeOwned>(&self, command: &str) -> Result<T> {
-        let text = self
-            .agent
-            .exec_for(command, Duration::from_secs(300))?
-            .ok(command)?;
-        serde_json::from_str(&text).with_context(|| format!("{command}: {text:?}"))
-    }
-}
 
 /// A job that is being done until it is told to stop.
 pub enum Job {
@@ -421,7 +257,7 @@ pub fn once(bench: &Bench, plugged: &Plugged, user: &User) -> Result<(String, Sc
     match plugged.kind {
         kind if kind.is_disk() => {
             let disk = user.node("/dev", "sd?")?;
-            wait_for_medium(user, &disk)?;
+            user.wait_for_medium(&disk)?;
             let tally: Tally = user.run(&format!("lab-usb blocks {disk} {BLOCKS} 7"))?;
             let score = Score::one_way("blocks", tally.sent, &tally);
             Ok((format!("{disk} written and read"), score))
@@ -451,25 +287,4 @@ pub fn once(bench: &Bench, plugged: &Plugged, user: &User) -> Result<(String, Sc
             Ok((what, score))
         }
     }
-}
-
-/// A removable disk has no size before its first question.
-pub fn wait_for_medium(user: &User, disk: &str) -> Result<()> {
-    let name = disk.trim_start_matches("/dev/");
-    let start = Instant::now();
-    while user
-        .agent
-        .exec(&format!("test $(cat /sys/block/{name}/size) -gt 0"))?
-        .status
-        != 0
-    {
-        if start.elapsed() > Duration::from_secs(30) {
-            bail!(
-                "{disk} has no medium: {}",
-                user.agent.must("dmesg | tail -n 8")?
-            );
-        }
-        std::thread::sleep(Duration::from_millis(300));
-    }
-    Ok(())
 }

@@ -16,6 +16,7 @@ use crate::programs;
 use crate::stack;
 
 pub use kind::Kind;
+pub use user::User;
 
 mod audio;
 mod emulated;
@@ -26,6 +27,7 @@ mod peer;
 mod score;
 mod served;
 mod typist;
+mod user;
 
 /// Size of every emulated disk but the stick, and of the storage gadget's.
 const DISK_BYTES: u64 = 32 << 20;
@@ -176,8 +178,8 @@ impl Bench {
     }
 
     /// The machine itself as a device's user.
-    pub fn user(&self, device: &str) -> job::User {
-        job::User {
+    pub fn user(&self, device: &str) -> User {
+        User {
             agent: self.agent.clone(),
             device: device.to_owned(),
             plug: (0, 0),
@@ -204,7 +206,7 @@ pub fn install(agent: &Agent) -> Result<()> {
 }
 
 /// Attach a device to the guest on `host`; the guest as its user, once it has enumerated it.
-pub fn attach(lab: &Lab, host: &str, guest: &Agent, plugged: &Plugged) -> Result<job::User> {
+pub fn attach(lab: &Lab, host: &str, guest: &Agent, plugged: &Plugged) -> Result<User> {
     attach_to(lab, host, guest, plugged, 0)
 }
 
@@ -215,7 +217,7 @@ pub fn attach_to(
     guest: &Agent,
     plugged: &Plugged,
     controller: usize,
-) -> Result<job::User> {
+) -> Result<User> {
     attach_as(lab, host, guest, &plugged.device(), controller, "")
 }
 
@@ -227,7 +229,7 @@ pub fn attach_as(
     device: &str,
     controller: usize,
     options: &str,
-) -> Result<job::User> {
+) -> Result<User> {
     let start = Instant::now();
     let command = format!(
         "attach {} {device} --controller {controller} {options}",
@@ -248,7 +250,7 @@ pub fn attach_as(
         "basename /sys/bus/xen/devices/vusb-{controller}/usb*"
     ))?;
     let bus = root_hub.trim().trim_start_matches("usb");
-    let user = job::User {
+    let user = User {
         agent: guest.clone(),
         device: format!("{bus}-{port}"),
         plug: (controller, port),
@@ -258,7 +260,7 @@ pub fn attach_as(
 }
 
 /// Detach what a guest uses.
-pub fn detach(lab: &Lab, host: &str, user: &job::User) -> Result<()> {
+pub fn detach(lab: &Lab, host: &str, user: &User) -> Result<()> {
     let (controller, port) = user.plug;
     let name = crate::guest::NAME;
     stack::xl_vusb(

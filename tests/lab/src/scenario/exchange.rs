@@ -10,8 +10,7 @@ use serde::Serialize;
 
 use super::Options;
 use crate::agent::Agent;
-use crate::bench::job::{self, User};
-use crate::bench::{self, Bench, Kind, Plugged};
+use crate::bench::{self, Bench, Kind, Plugged, User, job};
 use crate::disk::{self, Frontend};
 use crate::guest;
 use crate::lab::Lab;

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 
 use super::Options;
-use crate::bench::job::{self, Job, Score, User};
-use crate::bench::{self, Bench, Kind, Plugged};
+use crate::bench::job::{Job, Score};
+use crate::bench::{self, Bench, Kind, Plugged, User};
 use crate::disk::{self, Frontend};
 use crate::guest;
 use crate::lab::Lab;
@@ -211,7 +211,7 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, 
 fn start_writer(plugged: &Plugged, user: &User) -> Result<()> {
     let name = plugged.kind.name();
     let disk = user.node("/dev", "sd?")?;
-    job::wait_for_medium(user, &disk)?;
+    user.wait_for_medium(&disk)?;
     user.agent
         .exec_for(
             &format!(

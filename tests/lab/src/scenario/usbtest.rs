@@ -8,8 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::Options;
-use crate::bench::job::User;
-use crate::bench::{self, Bench, Kind};
+use crate::bench::{self, Bench, Kind, User};
 use crate::disk::{self, Frontend};
 use crate::guest;
 use crate::lab::Lab;

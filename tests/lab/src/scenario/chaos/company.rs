@@ -8,8 +8,8 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::agent::Agent;
-use crate::bench::job::{Job, Score, User};
-use crate::bench::{self, Bench, Kind, Plugged};
+use crate::bench::job::{Job, Score};
+use crate::bench::{self, Bench, Kind, Plugged, User};
 use crate::lab::Lab;
 use crate::progress::Step;
 use crate::traffic::Tally;

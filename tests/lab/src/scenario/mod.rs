@@ -14,6 +14,7 @@ pub mod devices;
 pub mod disk_migrate;
 pub mod dkms;
 pub mod exchange;
+pub mod interrupt;
 pub mod kernels;
 pub mod migrate_all;
 pub mod plain_migrate;
@@ -113,6 +114,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "save-restore",
         purpose: "a guest is saved and restored, here and elsewhere, with its stick in use",
         run: save_restore::run,
+    },
+    Scenario {
+        name: "interrupt",
+        purpose: "migrations broken off or robbed of their daemons half-way, and a host that loses power",
+        run: interrupt::run,
     },
     Scenario {
         name: "chaos",

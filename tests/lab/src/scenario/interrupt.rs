@@ -297,7 +297,8 @@ impl Run<'_> {
             if start.elapsed() > PATIENCE {
                 bail!("the migration never was {stage:?}");
             }
-            std::thread::sleep(Duration::from_millis(100));
+            // A guest is suspended for two seconds; asking all the time made its migration twice as long.
+            std::thread::sleep(Duration::from_millis(400));
         }
     }
 

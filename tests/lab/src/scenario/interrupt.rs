@@ -284,7 +284,7 @@ impl Run<'_> {
                     let incoming = format!("xl domid {}--incoming", guest::NAME);
                     target.exec(&incoming)?.status == 0
                 }
-                // "s" in the State column, in whose last place but one it is.
+                // The State column has a place for each of r, b, p, s, c, d.
                 Stage::Suspended => {
                     let list = source.must("xl list | tail -n +3")?;
                     list.split_whitespace()

@@ -207,7 +207,7 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, 
     Ok((migrations, lines))
 }
 
-/// A file system on the disk, written and verified without pause.
+/// A file system on the disk, written and verified, with a pause between two batches.
 fn start_writer(plugged: &Plugged, user: &User) -> Result<()> {
     let name = plugged.kind.name();
     let disk = user.node("/dev", "sd?")?;

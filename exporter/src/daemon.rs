@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use slog::{Logger, info, warn};
+use slog::{Logger, error, info, warn};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -113,9 +113,12 @@ impl Daemon {
         if let Err(refusal) = hub.save().await {
             bail!(refusal);
         }
-        store
-            .note_boot()
-            .with_context(|| format!("cannot write to {}", config.state_dir.display()))?;
+        if let Err(e) = store.note_boot() {
+            error!(
+                log,
+                "the next restart of this machine will go unnoticed: {:#}", e
+            );
+        }
 
         if let Some(path) = &config.simulated_control {
             // Before the listener: whoever sees us listen may use it.
@@ -136,6 +139,8 @@ impl Daemon {
             () = connection::accept(hub.clone(), listener, Acceptor::new(&identity)) => (),
             () = hub.expire() => (),
             () = hub.save_changes() => (),
+            // Here, in the loop of all sessions: stuck, it must not look alive.
+            never = service::watchdog() => match never {},
             () = async {
                 while let Some(change) = changed.recv().await {
                     apply(&hub, change);

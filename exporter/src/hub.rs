@@ -51,8 +51,16 @@ impl Hub {
         store: Store,
     ) -> anyhow::Result<Self> {
         let mut saved = store.load()?;
-        if store.was_rebooted() {
-            saved = saved.after_reboot();
+        match store.was_rebooted() {
+            Ok(true) => saved = saved.after_reboot(),
+            Ok(false) => (),
+            // Nothing says so, and leases end if it is taken for one.
+            Err(e) => error!(
+                log,
+                "a restart of this machine goes unnoticed, so a guest may go on with a \
+                device that had lost power: {:#}",
+                e
+            ),
         }
         let table = LeaseTable::restore(policy, hold, saved, 0);
         Ok(Self {

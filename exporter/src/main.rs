@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use exporter::{Config, Daemon, config};
-use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Lends this machine's USB devices to the VMs of a pool.
@@ -43,10 +42,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         println!("{}: good", args.config.display());
         return Ok(());
     }
-    let ready = |_| {
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
-    };
-    daemon.run(ready, stopped())?;
+    daemon.run(|_| service::ready(), stopped())?;
     Ok(())
 }
 
@@ -64,5 +60,5 @@ async fn stopped() {
         // Without handlers the signals end us just as well.
         _ => std::future::pending().await,
     }
-    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    service::stopping();
 }

@@ -18,6 +18,8 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     dir: PathBuf,
+    /// [`BOOT_ID`].
+    boot_id: PathBuf,
 }
 
 impl Store {
@@ -26,6 +28,7 @@ impl Store {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(Self {
             dir: dir.to_owned(),
+            boot_id: BOOT_ID.into(),
         })
     }
 
@@ -54,20 +57,34 @@ impl Store {
         File::open(&self.dir)?.sync_all()
     }
 
-    /// Whether the machine was restarted since [`Store::note_boot`]. Not where that is unknown.
-    pub(crate) fn was_rebooted(&self) -> bool {
-        let before = fs::read_to_string(self.dir.join(BOOT));
-        let now = fs::read_to_string(BOOT_ID);
-        matches!((before, now), (Ok(before), Ok(now)) if before.trim() != now.trim())
+    /// Whether the machine was restarted since [`Store::note_boot`]; not where that was never called.
+    ///
+    /// # Errors
+    /// When it cannot be known: [`BOOT_ID`], or what was noted, cannot be read.
+    pub(crate) fn was_rebooted(&self) -> anyhow::Result<bool> {
+        let noted = self.dir.join(BOOT);
+        let before = match fs::read_to_string(&noted) {
+            Ok(before) => before,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", noted.display())),
+        };
+        Ok(before.trim() != self.boot()?.trim())
     }
 
     /// What is saved from now on is of this boot.
-    pub(crate) fn note_boot(&self) -> io::Result<()> {
-        match fs::read(BOOT_ID) {
-            Ok(now) => fs::write(self.dir.join(BOOT), now),
-            // Then it is never known.
-            Err(_) => Ok(()),
-        }
+    ///
+    /// # Errors
+    /// When it cannot be noted, as for [`Store::was_rebooted`].
+    pub(crate) fn note_boot(&self) -> anyhow::Result<()> {
+        let noted = self.dir.join(BOOT);
+        fs::write(&noted, self.boot()?)
+            .with_context(|| format!("cannot write to {}", noted.display()))
+    }
+
+    fn boot(&self) -> anyhow::Result<String> {
+        let path = &self.boot_id;
+        let cannot = || format!("cannot read {}", path.display());
+        fs::read_to_string(path).with_context(cannot)
     }
 
     /// Notes the port that we listen on, for who started us with port 0.
@@ -81,6 +98,29 @@ mod tests {
     use session::Epoch;
 
     use super::*;
+
+    #[test]
+    fn a_reboot_is_noticed_or_it_is_an_error() {
+        let name = format!("exporter-boot-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        let mut store = Store::open(&dir).unwrap();
+        // This machine's own.
+        assert!(!store.was_rebooted().unwrap());
+        store.note_boot().unwrap();
+        assert!(!store.was_rebooted().unwrap());
+        store.boot_id = dir.join("boot_id");
+        let unknown = store.was_rebooted().unwrap_err().to_string();
+        assert!(
+            unknown.contains("cannot read") && unknown.contains("boot_id"),
+            "{unknown}"
+        );
+        assert!(store.note_boot().is_err());
+        fs::write(&store.boot_id, "another\n").unwrap();
+        assert!(store.was_rebooted().unwrap());
+        store.note_boot().unwrap();
+        assert!(!store.was_rebooted().unwrap());
+        fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn what_was_saved_last_is_loaded_and_nonsense_is_not_taken_for_nothing() {

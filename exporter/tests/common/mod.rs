@@ -93,6 +93,11 @@ impl Pool {
     }
 
     fn start_exporter(&self, more: &str, usb: bool) -> Exporter {
+        Exporter::start(&self.configure(more, usb))
+    }
+
+    /// Writes the configuration of an exporter with two simulated disks, and says where.
+    pub fn configure(&self, more: &str, usb: bool) -> PathBuf {
         self.issue(EXPORTER);
         let dir = self.dir.display();
         let text = format!(
@@ -104,7 +109,7 @@ impl Pool {
         );
         let path = self.dir.join("exporter.toml");
         fs::write(&path, text).unwrap();
-        Exporter::start(&path)
+        path
     }
 }
 

@@ -27,7 +27,7 @@ enum Layer {
 
 use Layer::*;
 
-const LAYERS: [(&str, Layer); 23] = [
+const LAYERS: [(&str, Layer); 24] = [
     ("usbif", Wire),
     ("vusb-core", Pure),
     ("session", Pure),
@@ -38,6 +38,7 @@ const LAYERS: [(&str, Layer); 23] = [
     ("transport", Adapter),
     ("control", Adapter),
     ("logging", Adapter),
+    ("service", Adapter),
     ("xen", Adapter),
     ("xengnttab", Adapter),
     ("xen-sim", Harness),

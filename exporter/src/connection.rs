@@ -4,21 +4,21 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use session::message::Purpose;
 use slog::{Logger, debug, warn};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local, yield_now};
+use tokio::time::timeout;
 use transport::{Acceptor, Error, greeted};
 
+use crate::admission::{Admission, Ticket, Verdict};
 use crate::hub::Hub;
 use crate::{control, device};
 
-/// Most connections whose peer is not known yet. Who has no certificate cannot hold more than
-/// these, and each no longer than a handshake may take.
-const MAX_HANDSHAKES: usize = 64;
+/// A peer that belongs here begins its handshake as soon as it is connected.
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most connections of one host: two for every device that it may have, several times over.
 const MAX_PER_HOST: usize = 256;
 
@@ -67,35 +67,72 @@ impl Drop for Place {
     }
 }
 
+/// Connections in their handshake, each with what ends it.
+type Handshakes = Rc<RefCell<Admission<AbortHandle>>>;
+
+/// Takes a connection out of [`Handshakes`] when its handshake has ended, in whatever way.
+struct Handshake {
+    all: Handshakes,
+    ticket: Ticket,
+    is_host: bool,
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        let mut all = self.all.borrow_mut();
+        all.ended(self.ticket, self.is_host, Instant::now());
+    }
+}
+
 /// Accepts connections. Never ends.
 pub(crate) async fn accept(hub: Rc<Hub>, listener: TcpListener, acceptor: Acceptor) {
-    let room = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let handshakes: Handshakes = Rc::new(RefCell::new(Admission::new()));
     let hosts = Hosts::default();
     // Of all who have not shown a certificate.
     let strangers = logging::limited(hub.log());
     loop {
-        // The semaphore is never closed.
-        let Ok(handshake) = room.clone().acquire_owned().await else {
-            return;
-        };
-        let tcp = match listener.accept().await {
-            Ok((tcp, _)) => tcp,
+        let (tcp, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(e) => {
                 // Too many open files, mostly; accepting again at once would only spin.
                 warn!(hub.log(), "cannot accept a connection: {}", e);
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
         let (hub, acceptor, hosts) = (hub.clone(), acceptor.clone(), hosts.clone());
-        let log = strangers.clone();
-        spawn_local(async move {
-            let address = tcp.peer_addr().map(|a| a.to_string()).unwrap_or_default();
-            match serve(&hub, tcp, &acceptor, &hosts, handshake).await {
-                Ok(()) | Err(Error::Closed) => debug!(log, "{} closed", address),
-                Err(e) => warn!(log, "connection of {}: {}", address, e),
+        let (all, log) = (handshakes.clone(), strangers.clone());
+        let verdict = handshakes
+            .borrow_mut()
+            .admit(address.ip(), Instant::now(), move |ticket| {
+                // Not run before we wait for the next connection: the table is ours until then.
+                let task = spawn_local(async move {
+                    let handshake = Handshake {
+                        all,
+                        ticket,
+                        is_host: false,
+                    };
+                    match serve(&hub, tcp, &acceptor, &hosts, handshake).await {
+                        Ok(()) | Err(Error::Closed) => debug!(log, "{} closed", address),
+                        Err(e) => warn!(log, "connection of {}: {}", address, e),
+                    }
+                });
+                task.abort_handle()
+            });
+        match verdict {
+            Verdict::In(None) => (),
+            Verdict::In(Some(oldest)) => {
+                warn!(
+                    strangers,
+                    "too many connections have not shown a certificate, {} is the newest; closed another",
+                    address
+                );
+                oldest.abort();
             }
-        });
+            Verdict::TooMany => warn!(strangers, "{} connects too often; refused it", address),
+        }
+        // A handshake that can go on does so before it can be the oldest.
+        yield_now().await;
     }
 }
 
@@ -104,9 +141,18 @@ async fn serve(
     tcp: TcpStream,
     acceptor: &Acceptor,
     hosts: &Hosts,
-    handshake: OwnedSemaphorePermit,
+    mut handshake: Handshake,
 ) -> Result<(), Error> {
+    let first = timeout(FIRST_BYTES_TIMEOUT, tcp.readable()).await;
+    first
+        .map_err(|_| Error::TimedOut {
+            peer: "it".to_owned(),
+            during: "beginning of the TLS handshake",
+            seconds: FIRST_BYTES_TIMEOUT.as_secs(),
+        })?
+        .map_err(Error::Io)?;
     let (mut stream, host) = acceptor.accept(tcp).await?;
+    handshake.is_host = true;
     drop(handshake);
     let place = match Place::take(hosts, &host, hub.log()) {
         Ok(place) => place,

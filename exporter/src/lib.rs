@@ -7,10 +7,11 @@
 //!
 //! - [`config`]: the file; [`daemon`]: from the file to a running exporter;
 //! - `hub`: devices, leases, sessions, subscribers, in one place;
-//! - `control`, `device`: a connection of each kind; `session`: a device's session;
+//! - `admission`: which connections are let in; `control`, `device`: a connection of each kind; `session`: a device's session;
 //! - `executor`: what carries out transfers, with `sim` and `usb` below it;
 //! - `store`: leases on disk.
 
+mod admission;
 mod arrivals;
 pub mod config;
 mod connection;
@@ -20,6 +21,7 @@ mod descriptors;
 mod device;
 mod executor;
 mod hub;
+mod pace;
 mod session_state;
 mod sim;
 mod store;

@@ -4,6 +4,8 @@
 mod common;
 #[path = "loopback/leases.rs"]
 mod leases;
+#[path = "loopback/network.rs"]
+mod network;
 
 use common::*;
 use session::LeasePhase;

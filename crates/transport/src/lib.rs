@@ -16,6 +16,7 @@ mod error;
 mod identity;
 mod message;
 mod socket;
+mod strangers;
 mod tls;
 
 pub use accept::Acceptor;
@@ -23,6 +24,7 @@ pub use connect::connect;
 pub use error::Error;
 pub use identity::{Identity, host_name};
 pub use message::{MessageReader, greet, greeted, receive, send};
+pub use strangers::{Strangers, source};
 pub use tls::{CA_CERT, HOST_CERT, HOST_KEY, TLS_DIR, Tls, TlsFiles};
 
 /// An authenticated connection, either end.

@@ -30,8 +30,14 @@ struct Arguments {
     spurious: u32,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    run(&Arguments::parse()).unwrap_or_else(|error| {
+        eprintln!("xen-sim: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let signals = StopSignals::block();
     let options = HostOptions {
         name: arguments.name.clone(),

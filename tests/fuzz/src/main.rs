@@ -28,8 +28,14 @@ struct Arguments {
     input: Option<String>,
 }
 
-fn main() -> Result<ExitCode> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    run(Arguments::parse()).unwrap_or_else(|error| {
+        eprintln!("fuzz: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode> {
     if arguments.target.as_deref() == Some("list") {
         TARGETS.iter().for_each(|t| println!("{}", t.name));
         return Ok(ExitCode::SUCCESS);

@@ -4,7 +4,6 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 use model::{check, sim, suites};
 
@@ -40,7 +39,7 @@ enum Command {
     },
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     // Panics of the shipping code are reported with the way to them.
     std::panic::set_hook(Box::new(|_| ()));
     let good = match Arguments::parse().command {
@@ -54,7 +53,7 @@ fn main() -> Result<ExitCode> {
         } => one(seed),
         Command::Sim { seeds, .. } => many(seeds),
     };
-    Ok(ExitCode::from(u8::from(!good)))
+    ExitCode::from(u8::from(!good))
 }
 
 fn model(max_states: usize, small: bool, only: &[String]) -> bool {

@@ -10,6 +10,7 @@ mod guest;
 #[path = "transfer/raw.rs"]
 mod raw;
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
@@ -53,7 +54,17 @@ fn median(
     samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("transfer: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     programs::build()?;
     let rig = Rig::start(&RigOptions {
         devices: guest::DEVICE.into(),

@@ -221,3 +221,38 @@ fn look(dir: &Path, found: &mut BTreeMap<String, &'static str>) {
         }
     }
 }
+
+/// A `main` that returns an error has Rust print it, with `Debug`: a backtrace where those are on, or the
+/// fields of a struct. Programs print what is wrong and its causes themselves.
+#[test]
+fn no_main_returns_an_error() {
+    let mut found = Vec::new();
+    for package in packages() {
+        for dir in ["src", "benches", "examples"] {
+            mains(&package.dir.join(dir), &mut found);
+        }
+    }
+    let returns_an_error = |(_, line): &&(PathBuf, String)| line.contains("Result");
+    let wrong: Vec<_> = found.iter().filter(returns_an_error).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(found.len() >= 10, "where are the programs? {found:#?}");
+}
+
+/// The files with a `main` and the line it begins with.
+fn mains(dir: &Path, found: &mut Vec<(PathBuf, String)>) {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return;
+    };
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            mains(&path, found);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            let source = std::fs::read_to_string(&path).unwrap();
+            let main = source
+                .lines()
+                .find(|line| line.starts_with("fn main(") || line.starts_with("async fn main("));
+            found.extend(main.map(|line| (path, line.to_owned())));
+        }
+    }
+}

@@ -18,7 +18,14 @@ struct Arguments {
     demo: DemoOptions,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("sim-demo: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> anyhow::Result<ExitCode> {
     let Arguments { demo } = Arguments::parse();
     let signals = StopSignals::block();
     let interrupted = Arc::new(AtomicBool::new(false));

@@ -79,8 +79,15 @@ enum Command {
     Bench,
 }
 
-fn main() -> Result<ExitCode> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    run(Arguments::parse().command).unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Demo { arguments } => {
             cargo::build_release(&cargo::DEMO_PACKAGES)?;
             cargo::become_program("sim-demo", &arguments)

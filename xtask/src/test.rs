@@ -13,9 +13,10 @@ use crate::{check, packages};
 pub fn run(no_lab: bool) -> Result<ExitCode> {
     let mut tally = Tally::default();
     if let Err(e) = packages::install() {
-        tally.fail(format!("{e:#}"));
+        // Without the packages nothing else is left out: a compiler has built this program.
+        tally.skip(format!("the ring's structs against Xen's headers: {e:#}"));
     }
-    check::steps(&mut tally)?;
+    check::steps(&mut tally);
     let scenarios = cargo(&[
         "test",
         "-p",
@@ -24,11 +25,11 @@ pub fn run(no_lab: bool) -> Result<ExitCode> {
         "*",
         "--no-fail-fast",
     ]);
-    tally.run("scenarios on the simulator", scenarios)?;
+    tally.run("scenarios on the simulator", scenarios);
     if built(&mut tally, "demo", &DEMO_PACKAGES) {
         let mut demo = Command::new(program("sim-demo"));
         demo.args(["--migrations", "3"]);
-        tally.run("demo", demo)?;
+        tally.run("demo", demo);
     }
     if !no_lab && built(&mut tally, "lab", &["xen-vusb-lab"]) {
         for (scenario, migrations) in LAB_SCENARIOS {
@@ -37,7 +38,7 @@ pub fn run(no_lab: bool) -> Result<ExitCode> {
             if let Some(migrations) = migrations {
                 lab.args(["--migrations", migrations]);
             }
-            tally.run(&format!("lab: {scenario}"), lab)?;
+            tally.run(&format!("lab: {scenario}"), lab);
         }
         // The machines would go on computing.
         let _ = Command::new(program("lab")).arg("down").status();

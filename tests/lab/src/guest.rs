@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::agent::{AGENT_PORT, Agent, Output};
 use crate::guest_module::Module;
+use crate::hypervisor::Hypervisor;
 use crate::kernel::Choice;
 use crate::lab::Lab;
 use crate::machine::{MACHINES, Machine, Role};
@@ -46,11 +47,11 @@ pub fn agent_through(lab: &Lab, host: &str) -> Result<Agent> {
 #[serde(rename_all = "lowercase")]
 #[value(rename_all = "lowercase")]
 pub enum Kind {
-    /// Paravirtualized: several times faster here.
-    #[default]
-    Pv,
     /// Hardware virtualization without an emulated machine.
+    #[default]
     Pvh,
+    /// Paravirtualized. A live migration of it needs a rebuilt hypervisor.
+    Pv,
 }
 
 impl Kind {
@@ -75,6 +76,17 @@ pub struct Setup {
     /// Our module that it has, in scenarios where it has one.
     #[arg(long, value_enum, default_value_t)]
     pub module: Module,
+}
+
+impl Setup {
+    /// The hypervisor that this guest needs, in a scenario that migrates it while it runs or one that
+    /// does not.
+    pub fn hypervisor(&self, migrates: bool) -> Hypervisor {
+        match self.kind {
+            Kind::Pv if migrates => Hypervisor::ShadowPaging,
+            Kind::Pv | Kind::Pvh => Hypervisor::Debian,
+        }
+    }
 }
 
 /// The guest's `xl` configuration. `boot` is the directory of its kernel and ramdisk in dom0.
@@ -102,12 +114,7 @@ fn config(kind: Kind, boot: &str, controllers: usize) -> String {
     text
 }
 
-/// Create the usual guest on `host` and wait until its agent answers.
-pub fn create(lab: &Lab, host: &str, usb: bool) -> Result<Agent> {
-    create_as(lab, host, usb, Setup::default())
-}
-
-/// The same for any guest.
+/// Create a guest on `host` and wait until its agent answers.
 pub fn create_as(lab: &Lab, host: &str, usb: bool, setup: Setup) -> Result<Agent> {
     create_with(lab, host, usize::from(usb), setup)
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::cache::{Cache, Key};
 use crate::host_tools::{nice, run};
 use crate::kernel::Choice;
+use crate::missing::Missing;
 use crate::packages::Apt;
 use crate::programs::workspace;
 use crate::progress::Step;
@@ -79,7 +80,18 @@ impl Module {
         .map(str::to_owned)
         .into();
         packages.push(format!("linux-headers-{version}"));
-        let builder = apt.tree(cache, &kernel.artefact("module-builder"), &packages, true)?;
+        let builder = apt.tree(cache, &kernel.artefact("module-builder"), &packages, true);
+        if builder.as_ref().is_err_and(Missing::is_cause_of)
+            && let Some(newer) = apt.replaced_kernel(kernel.suite(), &version)?
+        {
+            // The guest has booted the old one.
+            bail!(
+                "the archive has replaced the kernel {version} by {newer}, and has no headers of {version} any \
+                 more, which {} is built with; run the same again, it will be with {newer}",
+                self.name()
+            );
+        }
+        let builder = builder?;
         let files = self.files()?;
         let mut key = Key::new().with_artefact(&builder).with(&version);
         for file in &files {

@@ -6,14 +6,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::missing::Missing;
+
 /// Program and the Debian package that has it.
 const NEEDED: &[(&str, &str)] = &[
-    ("gcc", "gcc"),
-    ("make", "make"),
-    ("bison", "bison"),
-    ("flex", "flex"),
-    ("patch", "patch"),
-    ("python3", "python3"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
     ("strip", "binutils"),
@@ -66,13 +62,30 @@ pub fn ensure_programs(needed: &[(&str, &str)]) -> Result<()> {
             Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
             Err(error) => error.to_string(),
         };
-        bail!(
-            "the lab needs the Debian packages {} and could not install them (it must run as root): {why}",
-            absent.join(", ")
-        );
+        let why: Vec<&str> = why.lines().map(str::trim).collect();
+        let names = absent.join(" ");
+        return Err(Missing::new(format!(
+            "the lab needs the Debian packages {names} and could not install them: run apt-get install {names} \
+             as root ({})",
+            why.join(" ")
+        ))
+        .into());
     }
     step.done();
     Ok(())
+}
+
+/// Keeps what this process has inherited from programs that it starts: the machines go on when the command
+/// has ended, and would hold a lock or a pipe of its caller as long as they run.
+pub fn keep_inherited_files() {
+    // SAFETY: no file is closed in this process, and no memory is touched.
+    unsafe {
+        libc::close_range(
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC as libc::c_int,
+        )
+    };
 }
 
 /// Run a program to its end at low priority; its output goes to `log` and into the error.

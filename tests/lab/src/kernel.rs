@@ -112,7 +112,18 @@ pub struct Kernel {
 impl Kernel {
     /// Download, extract and index if it is not in the cache.
     pub fn open(cache: &Cache, apt: &Apt, tree: &Tree, choice: Choice) -> Result<Self> {
-        let version = &apt.kernel_version(choice.suite())?;
+        apt.with_kernel(choice.suite(), |version| {
+            Self::of_version(cache, apt, tree, choice, version)
+        })
+    }
+
+    fn of_version(
+        cache: &Cache,
+        apt: &Apt,
+        tree: &Tree,
+        choice: Choice,
+        version: &str,
+    ) -> Result<Self> {
         let packages = apt.tree(
             cache,
             &choice.artefact("kernel-packages"),
@@ -155,7 +166,7 @@ impl Kernel {
             dependencies.insert(module_name(path), (path.to_owned(), needs));
         }
         Ok(Self {
-            version: version.clone(),
+            version: version.to_owned(),
             vmlinux: prepared.join("vmlinux"),
             modules: directory,
             dependencies,

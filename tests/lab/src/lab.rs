@@ -12,13 +12,14 @@ use anyhow::{Context, Result, bail};
 use crate::agent::Agent;
 use crate::cache::{Cache, Key};
 use crate::guest_module::Module;
+use crate::hypervisor::Hypervisor;
 use crate::images::{GuestImages, Images};
 use crate::kernel::{Choice, Kernel};
 use crate::machine::{Boot, MACHINES, Machine, Role, end_process};
 use crate::packages::Apt;
 use crate::progress::Step;
 use crate::tree::Tree;
-use crate::{host_tools, hypervisor, images, programs, switch};
+use crate::{host_tools, images, programs, switch};
 
 /// Everything that is needed to start machines, made if it was not in the cache.
 pub struct Lab {
@@ -58,8 +59,9 @@ impl Lab {
         Machine::named(name)?.agent(&self.run)
     }
 
-    /// Make what is missing and start what is not running: these machines, or the usual ones.
-    pub fn up(&self, names: &[&str]) -> Result<()> {
+    /// Make what is missing and start what is not running: these machines, or the usual ones. A host
+    /// that runs on another hypervisor than `wanted` is started again.
+    pub fn up(&self, names: &[&str], wanted: Option<Hypervisor>) -> Result<()> {
         let start = Instant::now();
         let machines = match names {
             [] => MACHINES.to_vec(),
@@ -69,21 +71,32 @@ impl Lab {
                 .collect::<Result<_>>()?,
         };
         host_tools::ensure()?;
-        let apt = Apt::open(&self.cache)?;
+        let apt = Apt::open(&self.cache);
         let tree = Tree::open(&self.cache, &apt)?;
         let kernel = Kernel::open(&self.cache, &apt, &tree, Choice::Backports)?;
-        let hypervisor = hypervisor::build(&self.cache, &apt)?;
+        let hypervisor = if machines.iter().any(|machine| machine.role == Role::Host) {
+            let hypervisor = wanted.unwrap_or(Hypervisor::Debian);
+            Some(hypervisor.image(&self.cache)?)
+        } else {
+            None
+        };
         let step = Step::start("the lab's own programs");
         let directory = programs::build(&["xen-vusb-lab"])?;
         step.done();
         let images = images::build(&self.cache, &tree, &kernel, &directory)?;
         self.start_switch(&directory)?;
         for machine in &machines {
+            if let (Some(wanted), Some(image)) = (wanted, machine.booted(&self.run))
+                && !wanted.is_at(&image)
+            {
+                machine.stop(&self.run)?;
+            }
             if machine.pid(&self.run).is_some() {
                 eprintln!("lab: {}: already running", machine.name);
                 continue;
             }
-            self.start(machine, &tree, &kernel, &hypervisor, &images)?;
+            let hypervisor = hypervisor.as_deref().filter(|_| machine.role == Role::Host);
+            self.start(machine, &tree, &kernel, hypervisor, &images)?;
         }
         eprintln!("lab: up after {:.1} s", start.elapsed().as_secs_f64());
         Ok(())
@@ -91,15 +104,15 @@ impl Lab {
 
     /// Build a kernel module for a guest if its sources have changed; its path.
     pub fn guest_module(&self, module: Module, kernel: Choice) -> Result<PathBuf> {
-        let apt = Apt::of_release(&self.cache, kernel.release())?;
+        let apt = Apt::of_release(&self.cache, kernel.release());
         module.build(&self.cache, &apt, kernel)
     }
 
     /// The image and the ramdisk that a guest with this kernel boots.
     pub fn guest_images(&self, choice: Choice) -> Result<GuestImages> {
-        let apt = Apt::open(&self.cache)?;
+        let apt = Apt::open(&self.cache);
         let tree = Tree::open(&self.cache, &apt)?;
-        let apt = Apt::of_release(&self.cache, choice.release())?;
+        let apt = Apt::of_release(&self.cache, choice.release());
         let kernel = Kernel::open(&self.cache, &apt, &tree, choice)?;
         let programs = programs::build(&["xen-vusb-lab"])?;
         images::guest(&self.cache, &tree, &kernel, choice, &programs)
@@ -110,7 +123,7 @@ impl Lab {
         machine: &Machine,
         tree: &Tree,
         kernel: &Kernel,
-        hypervisor: &Path,
+        hypervisor: Option<&Path>,
         images: &Images,
     ) -> Result<()> {
         let ramdisk = match machine.role {
@@ -118,12 +131,14 @@ impl Lab {
             Role::Exporter => &images.exporter,
         };
         // A snapshot fits the QEMU, the images and the command line that it was taken with.
-        let key = Key::new()
+        let mut key = Key::new()
             .with(machine.name)
             .with_artefact(&tree.path)
             .with_artefact(ramdisk.parent().context("image directory")?)
-            .with_artefact(hypervisor.parent().context("hypervisor directory")?)
             .with(include_str!("machine.rs"));
+        if let Some(hypervisor) = hypervisor {
+            key = key.with_artefact(hypervisor.parent().context("hypervisor directory")?);
+        }
         let directory = self
             .cache
             .artefact(&format!("snapshot-{}", machine.name), key, |_| Ok(()))?;
@@ -196,12 +211,12 @@ impl Lab {
         Ok(())
     }
 
-    /// Every machine as it was right after its first boot.
-    pub fn fresh(&self) -> Result<()> {
+    /// Every machine as it was right after its first boot, the hosts on this hypervisor.
+    pub fn fresh(&self, hypervisor: Hypervisor) -> Result<()> {
         for machine in Machine::all() {
             machine.stop(&self.run)?;
         }
-        self.up(&[])
+        self.up(&[], Some(hypervisor))
     }
 
     /// Stop every machine and the switch.

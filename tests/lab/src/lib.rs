@@ -22,6 +22,7 @@ pub mod kernel;
 pub mod lab;
 pub mod machine;
 pub mod measure;
+pub mod missing;
 pub mod packages;
 pub mod programs;
 pub mod progress;
@@ -104,13 +105,17 @@ pub enum LabCommand {
 
 /// Carry out one command.
 pub fn run(command: LabCommand) -> Result<()> {
+    host_tools::keep_inherited_files();
     let lab = lab::Lab::open()?;
     match command {
         LabCommand::Up { machines } => {
             for name in &machines {
                 machine::Machine::named(name)?;
             }
-            lab.up(&machines.iter().map(String::as_str).collect::<Vec<_>>())
+            lab.up(
+                &machines.iter().map(String::as_str).collect::<Vec<_>>(),
+                None,
+            )
         }
         LabCommand::Run {
             scenario,

@@ -75,8 +75,8 @@ pub const MACHINES: &[Machine] = &[
 pub struct Boot<'a> {
     /// Runs QEMU.
     pub tree: &'a Tree,
-    /// The hypervisor's multiboot image.
-    pub hypervisor: &'a Path,
+    /// The hypervisor's multiboot image, for a host.
+    pub hypervisor: Option<&'a Path>,
     /// The kernel's ELF image.
     pub vmlinux: &'a Path,
     /// Initial ramdisk.
@@ -155,6 +155,17 @@ impl Machine {
         String::from_utf8_lossy(&command)
             .contains(&*socket.to_string_lossy())
             .then_some(pid)
+    }
+
+    /// The hypervisor's image that a running host has booted.
+    pub fn booted(&self, run: &Path) -> Option<PathBuf> {
+        let pid = self.pid(run).filter(|_| self.role == Role::Host)?;
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let mut words = command.split(|byte| *byte == 0);
+        words.find(|word| *word == b"-kernel")?;
+        Some(PathBuf::from(
+            String::from_utf8_lossy(words.next()?).into_owned(),
+        ))
     }
 
     /// Start it: from its snapshot in seconds, or from power-on and then make the snapshot.
@@ -295,7 +306,8 @@ impl Machine {
         );
         match self.role {
             Role::Host => {
-                command.args(["-m", "2048", "-kernel"]).arg(boot.hypervisor);
+                let hypervisor = boot.hypervisor.context("a host needs a hypervisor")?;
+                command.args(["-m", "2048", "-kernel"]).arg(hypervisor);
                 command.args([
                     "-append",
                     "console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M noreboot",

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::agent::Agent;
 use crate::lab::Lab;
 use crate::machine::{MACHINES, Machine, Role};
+use crate::missing::Missing;
 use crate::programs;
 use crate::progress::Step;
 
@@ -200,9 +201,15 @@ pub fn totals(lab: &Lab, host: &str) -> Result<u64> {
         .unwrap_or(0))
 }
 
-/// Adds the ends of all daemons' logs, so many lines of each, to the error of a scenario.
+/// Shows the ends of all daemons' logs, so many lines of each, where a scenario failed.
 pub fn with_logs<T>(lab: &Lab, lines: usize, result: Result<T>) -> Result<T> {
-    result.with_context(|| format!("the daemons' logs end in\n{}", logs(lab, lines)))
+    if result
+        .as_ref()
+        .is_err_and(|error| !Missing::is_cause_of(error))
+    {
+        eprintln!("lab: the daemons' logs end in\n{}", logs(lab, lines));
+    }
+    result
 }
 
 fn logs(lab: &Lab, lines: usize) -> String {

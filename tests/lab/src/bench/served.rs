@@ -68,7 +68,7 @@ fn install(lab: &Lab, agent: &Agent) -> Result<()> {
     if agent.exec("test -e /usr/sbin/usbip-sim")?.status == 0 {
         return Ok(());
     }
-    let apt = Apt::open(lab.cache())?;
+    let apt = Apt::open(lab.cache());
     let names = ["base-files", "usbip"].map(str::to_owned);
     let tree = Tree {
         path: apt.tree(lab.cache(), "usbip", &names, true)?,

@@ -2,8 +2,19 @@
 //! The network switch between the lab's machines: `lab-switch DIRECTORY LINK...`.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
-fn main() -> std::io::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab-switch: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> std::io::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let directory = PathBuf::from(
         arguments

@@ -11,13 +11,47 @@ use serde_json::{Value, json};
 
 use super::{Options, SCENARIOS};
 use crate::lab::Lab;
+use crate::missing::EXIT_STATUS;
 
 /// Its name, which it does not run itself.
 pub const NAME: &str = "all";
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Passed,
+    Failed,
+    /// It could not be tried.
+    Skipped,
+}
+
+impl End {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Passed => "ok",
+            Self::Failed => "failed",
+            Self::Skipped => "skipped",
+        }
+    }
+
+    /// By the exit status and the last line. Only a scenario that says `ok` has passed.
+    fn of(status: Option<i32>, last: &str, json: bool) -> Self {
+        let says = if json {
+            let value: Option<Value> = serde_json::from_str(last).ok();
+            value.and_then(|value| value["result"].as_str().map(str::to_owned))
+        } else {
+            result_of(last).map(|(result, _)| result.to_owned())
+        };
+        match (status, says.as_deref()) {
+            (Some(0), Some("ok")) => Self::Passed,
+            (Some(status), Some("skipped")) if status == i32::from(EXIT_STATUS) => Self::Skipped,
+            _ => Self::Failed,
+        }
+    }
+}
+
 struct Line {
     scenario: &'static str,
-    passed: bool,
+    end: End,
     seconds: u64,
     /// The fields of its RESULT line, or how it ended.
     fields: String,
@@ -32,13 +66,14 @@ pub fn run(_lab: &Lab, options: &Options) -> Result<()> {
         eprintln!("lab: scenario {}", scenario.name);
         lines.push(one(scenario.name, options)?);
     }
-    let failed = lines.iter().filter(|line| !line.passed).count();
+    let count = |end| lines.iter().filter(|line| line.end == end).count();
+    let (failed, skipped) = (count(End::Failed), count(End::Skipped));
     let result = if failed == 0 { "ok" } else { "failed" };
     if options.json {
         let scenarios: Vec<Value> = lines
             .iter()
             .map(|line| {
-                json!({ "scenario": line.scenario, "passed": line.passed, "seconds": line.seconds, "outcome": line.json })
+                json!({ "scenario": line.scenario, "result": line.end.name(), "seconds": line.seconds, "outcome": line.json })
             })
             .collect();
         println!(
@@ -46,17 +81,20 @@ pub fn run(_lab: &Lab, options: &Options) -> Result<()> {
             json!({ "scenario": NAME, "result": result, "scenarios": scenarios })
         );
     } else {
-        println!("\nscenario        result  seconds");
+        println!("\nscenario        result   seconds");
         for line in &lines {
             println!(
-                "{:<14}  {:<6}  {:>7}  {}",
+                "{:<14}  {:<7}  {:>7}  {}",
                 line.scenario,
-                if line.passed { "ok" } else { "failed" },
+                line.end.name(),
                 line.seconds,
                 line.fields
             );
         }
-        println!("RESULT {result} scenarios={} failed={failed}", lines.len());
+        println!(
+            "RESULT {result} scenarios={} failed={failed} skipped={skipped}",
+            lines.len()
+        );
     }
     if failed > 0 {
         bail!("{failed} of {} scenarios failed", lines.len());
@@ -91,7 +129,7 @@ fn one(scenario: &'static str, options: &Options) -> Result<Line> {
     let status = child.wait()?;
     Ok(Line {
         scenario,
-        passed: status.success() && says_ok(&last, options.json),
+        end: End::of(status.code(), &last, options.json),
         seconds: started.elapsed().as_secs(),
         fields: match result_of(&last) {
             Some((_, fields)) => fields.to_owned(),
@@ -107,28 +145,35 @@ fn result_of(line: &str) -> Option<(&str, &str)> {
     Some(rest.split_once(' ').unwrap_or((rest, "")))
 }
 
-fn says_ok(line: &str, json: bool) -> bool {
-    if json {
-        serde_json::from_str::<Value>(line).is_ok_and(|value| value["result"] == "ok")
-    } else {
-        result_of(line).is_some_and(|(result, _)| result == "ok")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_scenario_has_passed_only_if_it_says_so() {
-        assert!(says_ok("RESULT ok migrations=3 lost=0", false));
-        assert!(says_ok("RESULT ok", false));
-        assert!(!says_ok("RESULT failed migrations=3", false));
-        assert!(!says_ok("", false));
-        assert!(says_ok(r#"{"scenario":"pvh","result":"ok"}"#, true));
-        assert!(!says_ok(r#"{"scenario":"pvh","result":"failed"}"#, true));
-        assert!(!says_ok("RESULT ok", true));
+        let end = |line, json| End::of(Some(0), line, json);
+        assert_eq!(end("RESULT ok migrations=3 lost=0", false), End::Passed);
+        assert_eq!(end("RESULT ok", false), End::Passed);
+        assert_eq!(end("RESULT failed migrations=3", false), End::Failed);
+        assert_eq!(end("", false), End::Failed);
+        assert_eq!(end(r#"{"result":"ok"}"#, true), End::Passed);
+        assert_eq!(end(r#"{"result":"failed"}"#, true), End::Failed);
+        assert_eq!(end("RESULT ok", true), End::Failed);
+        assert_eq!(End::of(Some(1), "RESULT ok", false), End::Failed);
+        assert_eq!(End::of(None, "RESULT ok", false), End::Failed);
         assert_eq!(result_of("RESULT ok a=1 b=2"), Some(("ok", "a=1 b=2")));
+    }
+
+    #[test]
+    fn a_scenario_is_skipped_only_if_it_says_so_and_ends_so() {
+        let status = Some(i32::from(EXIT_STATUS));
+        let end = |line, json| End::of(status, line, json);
+        assert_eq!(end("RESULT skipped no apt-get", false), End::Skipped);
+        assert_eq!(end(r#"{"result":"skipped"}"#, true), End::Skipped);
+        assert_eq!(end("RESULT ok", false), End::Failed);
+        assert_eq!(end("", false), End::Failed);
+        let other = End::of(Some(1), "RESULT skipped no apt-get", false);
+        assert_eq!(other, End::Failed);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::progress::Step;
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     let machine = Machine::named("exporter")?;
     machine.stop(lab.run_directory())?;
-    lab.up(&[machine.name])?;
+    lab.up(&[machine.name], None)?;
     let bench = Bench::open(lab)?;
     let mut rows = Vec::new();
     for kind in options.devices_of(&Kind::USEFUL) {

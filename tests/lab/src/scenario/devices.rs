@@ -19,7 +19,7 @@ use crate::stack;
 
 /// Run the scenario.
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
-    lab.fresh()?;
+    lab.fresh(options.guest.hypervisor(false))?;
     stack::deploy(lab)?;
     let bench = Bench::open(lab)?;
     let step = Step::start("guest with a USB controller");

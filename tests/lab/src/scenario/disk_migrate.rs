@@ -71,7 +71,7 @@ pub fn measure(
     migrations: u32,
     baseline: bool,
 ) -> Result<Outcome> {
-    lab.fresh()?;
+    lab.fresh(setup.hypervisor(true))?;
     let without_usb = if baseline {
         measure::baseline(lab, migrations, setup)?
     } else {

@@ -96,7 +96,7 @@ fn package(lab: &Lab) -> Result<PathBuf> {
 /// An installed system with DKMS and a kernel's headers, kept in the cache.
 fn root(lab: &Lab, kernel: Choice) -> Result<PathBuf> {
     let release = kernel.release();
-    let version = Apt::of_release(lab.cache(), release)?.kernel_version(kernel.suite())?;
+    let version = Apt::of_release(lab.cache(), release).kernel_version(kernel.suite())?;
     let kind = format!("dkms-root-{}", kernel.name());
     lab.cache()
         .artefact(&kind, Key::new().with(&version), |out| {
@@ -112,12 +112,7 @@ fn root(lab: &Lab, kernel: Choice) -> Result<PathBuf> {
                 "--include=dkms,gcc,kmod,make,linux-headers-{version}"
             ));
             command.arg(release.name()).arg(out.join("root"));
-            command.args(
-                release
-                    .sources()?
-                    .iter()
-                    .filter(|line| line.starts_with("deb ")),
-            );
+            command.args(release.sources()?);
             run_logged(&mut command, &out.join("log"))?;
             step.done();
             Ok(())
@@ -127,7 +122,7 @@ fn root(lab: &Lab, kernel: Choice) -> Result<PathBuf> {
 
 /// Install and purge the package in a copy of a root.
 fn install(lab: &Lab, kernel: Choice, root: &Path, package: &Path) -> Result<Installed> {
-    let version = Apt::of_release(lab.cache(), kernel.release())?.kernel_version(kernel.suite())?;
+    let version = Apt::of_release(lab.cache(), kernel.release()).kernel_version(kernel.suite())?;
     let work = lab.run_directory().join("dkms");
     let _ = fs::remove_dir_all(&work);
     fs::create_dir_all(&work)?;
@@ -210,7 +205,7 @@ fn install(lab: &Lab, kernel: Choice, root: &Path, package: &Path) -> Result<Ins
 
 /// Puts `xen-hcd`, which is not in the headers' package, where the kernel's package has it.
 fn stock_driver(lab: &Lab, choice: Choice, root: &Path, version: &str) -> Result<()> {
-    let apt = Apt::open(lab.cache())?;
+    let apt = Apt::open(lab.cache());
     let tree = Tree::open(lab.cache(), &apt)?;
     let kernel = Kernel::open(lab.cache(), &apt, &tree, choice)?;
     let (path, file) = kernel.module_file("xen_hcd")?;

@@ -83,8 +83,8 @@ struct Row {
 
 /// Run the scenario.
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
-    lab.fresh()?;
-    lab.up(&[SPARE.name])?;
+    lab.fresh(options.guest.hypervisor(true))?;
+    lab.up(&[SPARE.name], None)?;
     let machines: Vec<Machine> = Machine::all().collect();
     stack::deploy_to(lab, &machines, &machines)?;
     let rows = stack::with_logs(lab, 25, attempt(lab, options))?;
@@ -239,7 +239,7 @@ fn reboot(lab: &Lab) -> Result<Bench> {
     agent.must(&format!("tar -cf {CARRIED} {STATE}"))?;
     let state = agent.get(CARRIED)?;
     exporter.stop(lab.run_directory())?;
-    lab.up(&[exporter.name])?;
+    lab.up(&[exporter.name], None)?;
     let agent = lab.agent(exporter.name)?;
     agent.put(CARRIED, 0o600, &state)?;
     agent.must(&format!("tar -xf {CARRIED} -C /"))?;

@@ -95,7 +95,7 @@ struct Outcome {
 
 /// Run the scenario.
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
-    lab.fresh()?;
+    lab.fresh(options.guest.hypervisor(true))?;
     stack::deploy(lab)?;
     let outcome = stack::with_logs(lab, 40, attempt(lab, options))?;
     if options.json {

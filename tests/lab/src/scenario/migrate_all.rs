@@ -81,7 +81,7 @@ impl Line {
 
 /// Run the scenario.
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
-    lab.fresh()?;
+    lab.fresh(options.guest.hypervisor(true))?;
     stack::deploy(lab)?;
     let count = options.migrations_or(10);
     let (migrations, lines) = stack::with_logs(lab, 25, attempt(lab, options, count))?;

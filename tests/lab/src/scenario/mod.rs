@@ -147,6 +147,18 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
+/// Say that one could not be tried, and why, as the last line.
+pub fn print_skipped(name: &str, reason: &str, json: bool) {
+    if json {
+        println!(
+            "{}",
+            serde_json::json!({ "scenario": name, "result": "skipped", "reason": reason })
+        );
+    } else {
+        println!("RESULT skipped {reason}");
+    }
+}
+
 /// Run one by name.
 pub fn run(lab: &Lab, name: &str, options: &Options) -> Result<()> {
     let scenario = SCENARIOS

@@ -11,7 +11,7 @@ use crate::measure;
 
 /// Run the scenario.
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
-    lab.up(&["host-a", "host-b"])?;
+    lab.up(&["host-a", "host-b"], Some(options.guest.hypervisor(true)))?;
     let measured = measure::baseline(lab, options.migrations_or(2), options.guest)?;
     if options.json {
         println!(

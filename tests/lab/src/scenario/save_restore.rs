@@ -51,7 +51,7 @@ struct Outcome {
 
 /// Run the scenario: `migrations` is the number of times that the guest is saved.
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
-    lab.fresh()?;
+    lab.fresh(options.guest.hypervisor(false))?;
     stack::deploy(lab)?;
     hold_long(lab)?;
     let outcome = stack::with_logs(lab, 15, attempt(lab, options))?;

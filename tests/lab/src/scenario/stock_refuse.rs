@@ -33,6 +33,7 @@ struct Refusal {
 struct Outcome {
     scenario: &'static str,
     result: &'static str,
+    guest: guest::Setup,
     check_says: String,
     refusals: Vec<Refusal>,
     account: Account,
@@ -40,9 +41,9 @@ struct Outcome {
 
 /// Run the scenario: as many migrations, each of which must be refused.
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
-    lab.fresh()?;
+    lab.fresh(options.guest.hypervisor(true))?;
     stack::deploy(lab)?;
-    let outcome = stack::with_logs(lab, 15, attempt(lab, options.migrations_or(1)))?;
+    let outcome = stack::with_logs(lab, 15, attempt(lab, options))?;
     if options.json {
         println!("{}", serde_json::to_string(&outcome)?);
     } else {
@@ -70,8 +71,9 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn attempt(lab: &Lab, attempts: u32) -> Result<Outcome> {
-    let guest = disk::start(lab, guest::Setup::default(), Frontend::Stock, SEED)?;
+fn attempt(lab: &Lab, options: &Options) -> Result<Outcome> {
+    let attempts = options.migrations_or(1);
+    let guest = disk::start(lab, options.guest, Frontend::Stock, SEED)?;
     let check = lab
         .agent("host-a")?
         .exec(&format!("xl-vusb check {}", guest::NAME))?;
@@ -99,6 +101,7 @@ fn attempt(lab: &Lab, attempts: u32) -> Result<Outcome> {
     Ok(Outcome {
         scenario: "stock-refuse",
         result: if good { "ok" } else { "failed" },
+        guest: options.guest,
         check_says,
         refusals,
         account,

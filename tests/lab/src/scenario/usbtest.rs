@@ -93,7 +93,7 @@ struct Row {
 
 /// Run the scenario.
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
-    lab.fresh()?;
+    lab.fresh(options.guest.hypervisor(false))?;
     stack::deploy(lab)?;
     let rows = stack::with_logs(lab, 15, attempt(lab, options))?;
     let failed = rows.iter().filter(|row| row.errno != 0).count();

@@ -4,6 +4,7 @@
 //! until `REPORT.stop` exists.
 
 use std::io;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -32,7 +33,17 @@ play PCM CONTROL SECONDS|REPORT MILLISECONDS   plays numbered audio frames, at f
 record PCM SECONDS|REPORT MILLISECONDS         records and checks numbered audio frames
 blocks DISK COUNT SEED               writes blocks, reads them back past the cache";
 
-fn main() -> io::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab-usb: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {

@@ -6,6 +6,7 @@ mod controllers;
 mod detach;
 mod exporters;
 mod report;
+mod toolstack;
 
 use std::sync::Arc;
 
@@ -101,7 +102,10 @@ impl Admin {
             Request::Release { exporter, device } => self.take_away(&exporter, &device).await,
             Request::List => Ok(Response::Attachments(self.attachments().await)),
             Request::Status => Ok(Response::Status(Box::new(self.status().await))),
-            Request::Check { domain } => self.check(&domain).await.map(Response::Check),
+            Request::Check { domain, toolstack } => {
+                let forecasts = self.check(&domain, toolstack).await;
+                forecasts.map(Response::Check)
+            }
         };
         result.unwrap_or_else(Response::Error)
     }

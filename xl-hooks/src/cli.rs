@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use control::WhenExchanged;
+use control::{Toolstack, WhenExchanged};
 use session::{DeviceSelector, OnMigrate, ParseSelectorError};
 
 use crate::host_name::{HostName, HostNameError};
@@ -19,7 +19,7 @@ mod tests;
 #[command(
     name = "xl-vusb",
     version,
-    after_help = "Exit status: 0 done; 1 vusbd said no, or check found a device that refuses;\n\
+    after_help = "Exit status: 0 done; 1 vusbd refused, or check found a device that forbids it;\n\
                   2 it could not be asked (wrong arguments, vusbd not running)."
 )]
 pub struct Cli {
@@ -58,11 +58,14 @@ pub enum Command {
     List,
     /// Show all that vusbd knows: exporters, controllers, attachments
     Status,
-    /// Say what a migration would do to each device of a domain; exit 1 if one would refuse
+    /// Say what a migration would do to each device of a domain; exit 1 if one would be refused or lost
     Check {
         /// Domain id, name or uuid
         domain: String,
-        /// Print only the devices that would refuse, a line each
+        /// What is to migrate it [default: what made it, as far as that shows]
+        #[arg(long, value_name = "xl|libvirt|xapi", value_parser = parse_toolstack)]
+        toolstack: Option<Toolstack>,
+        /// Print only the devices that would be refused or lost, a line each
         #[arg(short, long)]
         quiet: bool,
     },
@@ -201,6 +204,13 @@ fn parse_on_exchange(s: &str) -> Result<WhenExchanged, String> {
         .into_iter()
         .find(|when| when.to_string() == s)
         .ok_or_else(|| "it is none, replug or pause".to_owned())
+}
+
+fn parse_toolstack(s: &str) -> Result<Toolstack, String> {
+    Toolstack::NAMED
+        .into_iter()
+        .find(|toolstack| toolstack.to_string() == s)
+        .ok_or_else(|| "it is xl, libvirt or xapi".to_owned())
 }
 
 fn parse_on_migrate(s: &str) -> Result<OnMigrate, String> {

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 
-use control::{Outcome, Request, Response};
+use control::{Request, Response, Toolstack};
 
 use crate::cli::Migrate;
 use crate::run::{Exit, RunError, ask};
@@ -46,12 +46,13 @@ pub(crate) async fn run(
 ) -> Result<Exit, RunError> {
     let request = Request::Check {
         domain: arguments.domain.clone(),
+        toolstack: Some(Toolstack::Xl),
     };
     let response = ask(socket, &request).await?;
     let Response::Check(forecasts) = &response else {
         return Err(RunError::OtherAnswer);
     };
-    if forecasts.iter().any(|f| f.outcome == Outcome::Refused) {
+    if forecasts.iter().any(|f| f.outcome.forbids()) {
         return Err(MigrateError::Refused {
             domain: arguments.domain.clone(),
             refusals: show::refusals(forecasts),

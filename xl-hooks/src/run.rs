@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use control::client::{self, ClientError};
-use control::{Outcome, Request, Response};
+use control::{Forecast, Outcome, Request, Response, Toolstack};
 use serde::Serialize;
 
 use crate::cli::{Attach, Cli, Command, Detach, PoolCommand};
@@ -104,9 +104,7 @@ pub async fn run(cli: &Cli, out: &mut impl Write, err: &mut impl Write) -> Resul
                 out.write_all(show::text(&response).as_bytes())?;
             }
             Ok(match &response {
-                Response::Check(forecasts)
-                    if forecasts.iter().any(|f| f.outcome == Outcome::Refused) =>
-                {
+                Response::Check(forecasts) if forecasts.iter().any(|f| f.outcome.forbids()) => {
                     Exit::No
                 }
                 _ => Exit::Done,
@@ -126,9 +124,24 @@ pub(crate) async fn ask(socket: &Path, request: &Request) -> Result<Response, Ru
         | (Request::Detach { .. }, Response::Detached(_))
         | (Request::Release { .. }, Response::Released { .. })
         | (Request::List, Response::Attachments(_))
-        | (Request::Status, Response::Status(_))
-        | (Request::Check { .. }, Response::Check(_)) => Ok(response),
+        | (Request::Status, Response::Status(_)) => Ok(response),
+        (Request::Check { toolstack, .. }, Response::Check(forecasts))
+            if is_about(*toolstack, forecasts) =>
+        {
+            Ok(response)
+        }
         _ => Err(RunError::OtherAnswer),
+    }
+}
+
+/// Whether these forecasts can be about this toolstack. A daemon of an earlier version does not know
+/// the question, and would promise a seamless migration by XAPI.
+fn is_about(toolstack: Option<Toolstack>, forecasts: &[Forecast]) -> bool {
+    match toolstack {
+        Some(Toolstack::Xapi | Toolstack::Libvirt) => {
+            forecasts.iter().all(|f| f.outcome == Outcome::Lost)
+        }
+        _ => true,
     }
 }
 
@@ -169,8 +182,11 @@ fn request(command: &Command) -> Result<Request, RunError> {
         },
         Command::List => Request::List,
         Command::Status => Request::Status,
-        Command::Check { domain, .. } => Request::Check {
+        Command::Check {
+            domain, toolstack, ..
+        } => Request::Check {
             domain: domain.clone(),
+            toolstack: *toolstack,
         },
         Command::Pool(_) | Command::Migrate(_) => return Err(RunError::OtherAnswer),
     })

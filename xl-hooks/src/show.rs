@@ -3,7 +3,7 @@
 
 use control::{
     Attachment, Controller, Counters, ExportedDevice, ExporterStatus, Forecast, Outcome, Response,
-    Status,
+    Status, Toolstack,
 };
 use session::{DeviceInfo, DeviceState, LeasePhase, OnMigrate, Speed, StashCounters};
 
@@ -44,11 +44,11 @@ pub fn text(response: &Response) -> String {
     }
 }
 
-/// One line for each device that a migration would lose, with the remedy.
+/// One line for each device that forbids a migration, with the remedy.
 pub fn refusals(forecasts: &[Forecast]) -> Vec<String> {
     forecasts
         .iter()
-        .filter(|forecast| forecast.outcome == Outcome::Refused)
+        .filter(|forecast| forecast.outcome.forbids())
         .map(|forecast| {
             format!(
                 "{}, controller {} port {}: {}",
@@ -239,6 +239,7 @@ fn forecast_table(forecasts: &[Forecast]) -> String {
                 Outcome::Seamless => "seamless",
                 Outcome::Replug => "replug",
                 Outcome::Refused => "refused",
+                Outcome::Lost => "lost",
             }
             .into(),
             forecast.reason.clone(),
@@ -277,6 +278,9 @@ fn note(attachment: &Attachment) -> Option<String> {
 }
 
 fn migration(attachment: &Attachment) -> &'static str {
+    if attachment.toolstack != Toolstack::Xl {
+        return "lost";
+    }
     if attachment.frontend_resumes {
         return "seamless";
     }

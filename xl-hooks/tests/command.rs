@@ -14,13 +14,16 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
-use control::{Attachment, Counters, Forecast, Outcome, Request, Response, WhenExchanged};
+use control::{
+    Attachment, Counters, Forecast, Outcome, Request, Response, Toolstack, WhenExchanged,
+};
 use session::control::Refusal;
 use session::{
     DeviceId, DeviceInfo, DeviceSelector, DeviceState, LeasePhase, OnMigrate, Speed, StashCounters,
     VmUuid,
 };
 
+const REASON: &str = "its driver cannot resume: load xen-vusb-hcd in web";
 const VM: &str = "6f7d3c1e-8b0a-4f0e-9d6e-2a1b3c4d5e6f";
 
 /// A directory with a fake daemon's socket and, for `migrate` and the hooks, fake programs.
@@ -131,6 +134,7 @@ fn attachment() -> Attachment {
         vm_name: "web".into(),
         controller: 0,
         port: 1,
+        toolstack: Toolstack::Xl,
         frontend_resumes: false,
         on_migrate: OnMigrate::Refuse,
         phase: LeasePhase::Serving,
@@ -145,7 +149,7 @@ fn check(outcome: Outcome) -> Response {
     Response::Check(vec![Forecast {
         attachment: attachment(),
         outcome,
-        reason: "its driver cannot resume: install xen-vusb-dkms in web".into(),
+        reason: REASON.into(),
     }])
 }
 
@@ -218,7 +222,18 @@ fn every_other_command_asks_its_question() {
         (
             vec!["check", VM],
             Response::Check(vec![]),
-            Request::Check { domain: VM.into() },
+            Request::Check {
+                domain: VM.into(),
+                toolstack: None,
+            },
+        ),
+        (
+            vec!["check", VM, "--toolstack", "libvirt"],
+            Response::Check(vec![]),
+            Request::Check {
+                domain: VM.into(),
+                toolstack: Some(Toolstack::Libvirt),
+            },
         ),
     ];
     for (arguments, answer, question) in questions {
@@ -294,11 +309,12 @@ fn an_answer_to_another_question_is_refused() {
 }
 
 #[test]
-fn check_ends_with_1_only_when_something_refuses() {
+fn check_ends_with_1_only_when_something_forbids_a_migration() {
     for (outcome, expected) in [
         (Outcome::Seamless, 0),
         (Outcome::Replug, 0),
         (Outcome::Refused, 1),
+        (Outcome::Lost, 1),
     ] {
         for json in [false, true] {
             let host = Host::new();
@@ -307,7 +323,7 @@ fn check_ends_with_1_only_when_something_refuses() {
             arguments.extend(json.then_some("--json"));
             let output = host.xl_vusb(&arguments);
             assert_eq!(status(&output), expected, "{outcome:?}");
-            assert!(stdout(&output).contains("install xen-vusb-dkms in web"));
+            assert!(stdout(&output).contains("load xen-vusb-hcd in web"));
         }
     }
 }
@@ -320,7 +336,7 @@ fn a_quiet_check_prints_refusals_only() {
     assert_eq!(
         stdout(&output),
         "pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: \
-         its driver cannot resume: install xen-vusb-dkms in web\n"
+         its driver cannot resume: load xen-vusb-hcd in web\n"
     );
     let host = Host::new();
     let _daemon = host.daemon(check(Outcome::Seamless));

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! What is attached here, and what would become of it in a migration.
 
-use control::{Attachment, Controller, Forecast, Outcome, Status};
+use control::{Attachment, Controller, Forecast, Outcome, Status, Toolstack};
 use session::{LeasePhase, OnMigrate};
 
-use super::{Admin, Entry, Refused};
+use super::{Admin, Entry, Refused, toolstack};
 use crate::controller::{Device, Report};
 use crate::domain::Domain;
 use crate::xenbus::Key;
@@ -68,6 +68,7 @@ impl Admin {
         }
         let now = self.exporters.leases_now(entry.domain.vm).await;
         let vm_name = self.name_of(entry).await;
+        let toolstack = toolstack::of(&self.store, key, entry.domain.vm).await;
         let attachments = devices.into_iter().map(
             |Device {
                  exporter,
@@ -83,6 +84,7 @@ impl Admin {
                     vm_name: vm_name.clone(),
                     controller: key.devid,
                     port: lease.port,
+                    toolstack,
                     frontend_resumes,
                     on_migrate: lease.on_migrate,
                     phase: match waiting {
@@ -103,12 +105,17 @@ impl Admin {
         attachments.collect()
     }
 
-    /// What a migration would do to a domain's attachments.
-    pub(super) async fn check(&self, domain: &str) -> Result<Vec<Forecast>, Refused> {
+    /// What a migration would do to a domain's attachments; by `toolstack`, or by the one that made it.
+    pub(super) async fn check(
+        &self,
+        domain: &str,
+        toolstack: Option<Toolstack>,
+    ) -> Result<Vec<Forecast>, Refused> {
         let domain = self.domain(domain).await?;
         let mut forecasts = Vec::new();
         for (key, entry) in self.controllers.of(domain.domid) {
             let attachments = self.attachments_of(key, &entry).await;
+            let forecast = |a| forecast(&self.host, a, toolstack);
             forecasts.extend(attachments.into_iter().map(forecast));
         }
         Ok(forecasts)
@@ -123,36 +130,51 @@ impl Admin {
     }
 }
 
-/// What a migration would do to an attachment, and why.
-fn forecast(attachment: Attachment) -> Forecast {
+/// What a migration from `host` would do to an attachment, and why.
+fn forecast(host: &str, attachment: Attachment, by: Option<Toolstack>) -> Forecast {
     let Attachment {
         on_migrate,
         frontend_resumes,
         port,
         ref vm_name,
+        toolstack: made_by,
         ..
     } = attachment;
     let stock = "the guest's frontend cannot resume (no feature-resume)";
-    let (outcome, reason) = match (frontend_resumes, on_migrate) {
-        (true, _) => (
-            Outcome::Seamless,
-            "the guest's frontend reconnects inside its resume".to_owned(),
+    let load = "load the xen-vusb-hcd module in the guest";
+    let detach = format!("`xl-vusb detach {vm_name} {port}`");
+    let lost = |because: &str, or: &str| {
+        let reason = format!(
+            "{because}, so the guest would lose the device; run {detach} on {host} first{or}"
+        );
+        (Outcome::Lost, reason)
+    };
+    let none = "makes no PV USB controller on the host that the VM goes to";
+    let (outcome, reason) = match toolstack::migrating(made_by, by) {
+        Toolstack::Xapi => lost(&format!("XAPI {none}"), ""),
+        Toolstack::Libvirt => lost(&format!("libvirt {none}"), ", or migrate with `xl migrate`"),
+        Toolstack::Unknown => lost(
+            "this PV USB controller was not made by libxl, and no toolstack makes it again on the host \
+             that the VM goes to",
+            "",
         ),
-        (false, OnMigrate::Risk) => (
-            Outcome::Seamless,
-            format!("{stock}, but it was attached with --on-migrate risk"),
-        ),
-        (false, OnMigrate::Replug) => (
-            Outcome::Replug,
-            format!("{stock}; load the xen-vusb-resume module in the guest to avoid it"),
-        ),
-        (false, OnMigrate::Refuse) => (
-            Outcome::Refused,
-            format!(
-                "{stock}; load the xen-vusb-resume module in the guest, or `xl-vusb detach {vm_name} \
-                 {port}` first, or attach the device with --on-migrate replug"
+        Toolstack::Xl => match (frontend_resumes, on_migrate) {
+            (true, _) => (
+                Outcome::Seamless,
+                "the guest's frontend reconnects inside its resume".to_owned(),
             ),
-        ),
+            (false, OnMigrate::Risk) => (
+                Outcome::Seamless,
+                format!("{stock}, but it was attached with --on-migrate risk"),
+            ),
+            (false, OnMigrate::Replug) => (Outcome::Replug, format!("{stock}; {load} to avoid it")),
+            (false, OnMigrate::Refuse) => (
+                Outcome::Refused,
+                format!(
+                    "{stock}; {load}, or {detach} first, or attach the device with --on-migrate replug"
+                ),
+            ),
+        },
     };
     Forecast {
         attachment,

@@ -293,7 +293,7 @@ impl<B: Backend> Serving<B> {
                 self.place.log,
                 "the guest's driver used the device while it resumed, and has lost request ids by \
                  that: remove the controller with `xl usbctrl-detach` and add it again before the \
-                 guest uses it heavily, or load the xen-vusb-resume module in the guest"
+                 guest uses it heavily, or load the xen-vusb-hcd module in the guest"
             );
         }
         if let Some((port, number)) = crossed {

@@ -137,7 +137,7 @@ impl<B: Backend> Daemon<B> {
         } = lease;
         let text = format!(
             "migration of VM {vm_name} ({vm}) to {} refused: device {}/{} ({}) at port {port} may \
-             not be interrupted and the guest's frontend cannot resume. Load the xen-vusb-resume module \
+             not be interrupted and the guest's frontend cannot resume. Load the xen-vusb-hcd module \
              in the guest, or `xl-vusb detach {vm_name} {port}` first, or attach the device with \
              --on-migrate replug",
             self.identity.name(),

@@ -70,7 +70,41 @@ pub enum Request {
     Check {
         /// Domid, name or uuid.
         domain: String,
+        /// The toolstack that is to migrate it; none for the one that made it, as far as that shows.
+        #[serde(default)]
+        toolstack: Option<Toolstack>,
     },
+}
+
+/// What makes domains and migrates them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Toolstack {
+    /// `xl`: it makes the PV USB controllers of a domain again on the host that the domain goes to.
+    #[default]
+    Xl,
+    /// libvirt's libxl driver: it makes none.
+    Libvirt,
+    /// XAPI, with xenopsd (XenServer, XCP-ng): it makes none.
+    Xapi,
+    /// The controller was made neither by libxl nor in a domain of XAPI: nobody makes it again.
+    Unknown,
+}
+
+impl Toolstack {
+    /// Those that an administrator can name.
+    pub const NAMED: [Self; 3] = [Self::Xl, Self::Libvirt, Self::Xapi];
+}
+
+impl std::fmt::Display for Toolstack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Xl => "xl",
+            Self::Libvirt => "libvirt",
+            Self::Xapi => "xapi",
+            Self::Unknown => "unknown",
+        })
+    }
 }
 
 /// What happens when a device is pulled out of its exporter.
@@ -181,6 +215,9 @@ pub struct Attachment {
     pub controller: u16,
     /// Port.
     pub port: u8,
+    /// The toolstack that made the controller.
+    #[serde(default)]
+    pub toolstack: Toolstack,
     /// Whether the guest's frontend can resume.
     pub frontend_resumes: bool,
     /// What happens at a migration otherwise.
@@ -281,6 +318,13 @@ pub struct Forecast {
     pub reason: String,
 }
 
+impl Outcome {
+    /// Whether the domain must not be migrated as it is.
+    pub fn forbids(self) -> bool {
+        matches!(self, Self::Refused | Self::Lost)
+    }
+}
+
 /// What happens to a device at a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -291,4 +335,7 @@ pub enum Outcome {
     Replug,
     /// The migration fails before the guest moves.
     Refused,
+    /// The toolstack moves the guest without its controller: the guest loses the device, and what it
+    /// was writing.
+    Lost,
 }

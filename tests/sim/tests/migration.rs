@@ -185,11 +185,58 @@ fn a_stock_guest_with_storage_is_refused_and_goes_on() {
     for part in [
         "exporter/0-1",
         "xl-vusb detach stock 1",
-        "xen-vusb-resume module",
+        "xen-vusb-hcd module",
     ] {
         assert!(note.contains(part), "{note}");
     }
     rig.end_unnoticed(guest);
+}
+
+/// A controller that libxl did not make is not made again at the target, whatever the guest's driver can.
+#[test]
+fn a_check_promises_nothing_for_a_domain_that_xl_did_not_make() {
+    let rig = rig();
+    let guest = working(&rig, &GuestOptions::new("guest"));
+    let check = |arguments: &[&str]| {
+        let check = rig.xl_vusb(0, arguments).unwrap();
+        let text = String::from_utf8(check.stdout).unwrap();
+        (check.status.code(), text)
+    };
+    let (status, text) = check(&["check", "guest"]);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.contains("seamless"), "{text}");
+    for (toolstack, name) in [("xapi", "XAPI"), ("libvirt", "libvirt")] {
+        let (status, text) = check(&["check", "guest", "--toolstack", toolstack]);
+        assert_eq!(status, Some(1), "{text}");
+        for part in [
+            "exporter/0-1",
+            " lost ",
+            name,
+            "`xl-vusb detach guest 1` on host-a first",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    // The controller's nodes as they are where something else made them.
+    let mut store = rig.hosts[0].xl.store().unwrap();
+    store.rm(&format!("/libxl/{}", guest.domid)).unwrap();
+    for arguments in [
+        vec!["check", "guest"],
+        vec!["check", "guest", "--toolstack", "xl"],
+    ] {
+        let (status, text) = check(&arguments);
+        assert_eq!(status, Some(1), "{text}");
+        assert!(text.contains("not made by libxl"), "{text}");
+        assert!(!text.contains("seamless"), "{text}");
+    }
+    let xenopsd = format!("/xenops/domain/{}/device", guest.domid);
+    store.write(&xenopsd, "").unwrap();
+    let (status, text) = check(&["check", "guest"]);
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("XAPI"), "{text}");
+    let (_, text) = check(&["list"]);
+    assert!(text.contains(" lost "), "{text}");
 }
 
 #[test]

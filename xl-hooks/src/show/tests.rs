@@ -31,6 +31,7 @@ fn attachment() -> Attachment {
         vm_name: "web".into(),
         controller: 0,
         port: 1,
+        toolstack: Toolstack::Xl,
         frontend_resumes: false,
         on_migrate: OnMigrate::Refuse,
         phase: LeasePhase::Serving,
@@ -112,7 +113,14 @@ fn an_attachment_says_what_a_migration_will_do() {
     );
     let mut resuming = attachment();
     resuming.frontend_resumes = true;
-    assert!(text(&Response::Attached(Box::new(resuming))).ends_with("on migration: seamless\n"));
+    assert!(
+        text(&Response::Attached(Box::new(resuming.clone()))).ends_with("on migration: seamless\n")
+    );
+    for toolstack in [Toolstack::Libvirt, Toolstack::Xapi, Toolstack::Unknown] {
+        resuming.toolstack = toolstack;
+        let attached = Response::Attached(Box::new(resuming.clone()));
+        assert!(text(&attached).ends_with("on migration: lost\n"));
+    }
     assert_eq!(
         text(&Response::Detached(Box::new(attachment()))),
         "detached pi4/1-1.2 (Kingston DataTraveler) from web (domain 5), controller 0 port 1\n"
@@ -121,16 +129,18 @@ fn an_attachment_says_what_a_migration_will_do() {
 
 #[test]
 fn a_check_names_device_outcome_and_remedy() {
-    let remedy = "the guest's driver cannot resume; install xen-vusb-dkms in it, or detach";
+    let remedy = "the guest's driver cannot resume; load xen-vusb-hcd in it, or detach";
     let forecasts = vec![
         forecast(Outcome::Refused, remedy),
         forecast(Outcome::Seamless, "the frontend resumes"),
+        forecast(Outcome::Lost, "detach it"),
     ];
     assert_eq!(
         refusals(&forecasts),
-        [format!(
-            "pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: {remedy}"
-        )]
+        [
+            format!("pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: {remedy}"),
+            "pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: detach it".into(),
+        ]
     );
     assert_eq!(
         text(&Response::Check(forecasts)),
@@ -139,6 +149,7 @@ fn a_check_names_device_outcome_and_remedy() {
 DEVICE                             CTRL  PORT  OUTCOME   WHY
 pi4/1-1.2 (Kingston DataTraveler)  0     1     refused   {remedy}
 pi4/1-1.2 (Kingston DataTraveler)  0     1     seamless  the frontend resumes
+pi4/1-1.2 (Kingston DataTraveler)  0     1     lost      detach it
 "
         )
     );

@@ -38,6 +38,7 @@ fn json_is_the_control_types_as_they_are() {
       "vm_name": "web",
       "controller": 0,
       "port": 1,
+      "toolstack": "xl",
       "frontend_resumes": false,
       "on_migrate": "refuse",
       "phase": "serving",

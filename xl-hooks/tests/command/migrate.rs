@@ -14,7 +14,9 @@ fn migrate_runs_plain_xl_when_nothing_refuses() {
     let output = host.xl_vusb(&["migrate", "web", "xen2", "--", "--debug", "-s", "ssh -p 2"]);
     // xl's own status is passed on.
     assert_eq!(status(&output), 7, "{}", stderr(&output));
-    assert!(matches!(daemon.join().unwrap(), Request::Check { domain } if domain == "web"));
+    assert!(
+        matches!(daemon.join().unwrap(), Request::Check { domain, toolstack: Some(Toolstack::Xl) } if domain == "web")
+    );
     let called = fs::read_to_string(host.0.join("called")).unwrap();
     assert_eq!(called, "migrate --debug -s ssh -p 2 web xen2\n");
     assert!(stderr(&output).contains("replug"));
@@ -30,13 +32,13 @@ fn migrate_does_not_start_what_a_device_refuses() {
     assert_eq!(
         stderr(&output),
         "xl-vusb: web was not migrated; pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: \
-         its driver cannot resume: install xen-vusb-dkms in web\n"
+         its driver cannot resume: load xen-vusb-hcd in web\n"
     );
     assert!(!host.0.join("called").exists());
 }
 
 /// Runs a hook as XAPI does; `xl-vusb` on its path is ours with the test's socket.
-fn hook(host: &Host, name: &str) -> Output {
+fn hook(host: &Host, name: &str, domid: Option<&str>) -> Output {
     host.program(
         "xl-vusb",
         &format!(
@@ -45,42 +47,170 @@ fn hook(host: &Host, name: &str) -> Output {
             host.socket().display()
         ),
     );
+    host.program("uname", "echo xen1");
     let hook = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("xapi")
         .join(name);
-    host.run(hook, &["-vmuuid", VM, "-reason", "source"])
+    let mut arguments = vec!["-vmuuid", VM, "-reason", "source"];
+    if let Some(domid) = domid {
+        arguments.extend(["-vmdomid", domid]);
+    }
+    host.run(hook, &arguments)
+}
+
+/// `xenstore-list` and `xenstore-read` over a tree of files.
+fn xenstore(host: &Host, nodes: &[(&str, &str)]) {
+    let tree = host.0.join("xenstore");
+    for (node, value) in nodes {
+        let node = tree.join(node);
+        fs::create_dir_all(&node).unwrap();
+        fs::write(node.join(".value"), value).unwrap();
+    }
+    let tree = tree.display();
+    host.program("xenstore-list", &format!("exec ls {tree}$1"));
+    host.program("xenstore-read", &format!("exec cat {tree}$1/.value"));
+}
+
+const CHECK: Request = Request::Check {
+    domain: String::new(),
+    toolstack: Some(Toolstack::Xapi),
+};
+
+fn checked(request: Request) -> Request {
+    match request {
+        Request::Check { domain, toolstack } if domain == VM => Request::Check {
+            domain: String::new(),
+            toolstack,
+        },
+        other => other,
+    }
 }
 
 #[test]
-fn the_pre_migrate_hook_aborts_only_what_is_refused() {
+fn the_pre_migrate_hook_aborts_whatever_is_attached() {
     let host = Host::new();
-    let daemon = host.daemon(check(Outcome::Refused));
-    let output = hook(&host, "vm-pre-migrate");
+    let daemon = host.daemon(check(Outcome::Lost));
+    let output = hook(&host, "vm-pre-migrate", None);
     assert_eq!(status(&output), 2);
-    assert!(
-        stdout(&output).starts_with("xen-vusb: pi4/1-1.2"),
-        "{}",
-        stdout(&output)
-    );
-    assert_eq!(daemon.join().unwrap(), Request::Check { domain: VM.into() });
+    let text = stdout(&output);
+    assert!(text.starts_with("xen-vusb: pi4/1-1.2"), "{text}");
+    assert!(text.contains(REASON), "{text}");
+    assert_eq!(checked(daemon.join().unwrap()), CHECK);
+}
 
+#[test]
+fn the_pre_migrate_hook_lets_go_a_vm_with_nothing_attached() {
     let host = Host::new();
-    let _daemon = host.daemon(check(Outcome::Replug));
-    assert_eq!(status(&hook(&host, "vm-pre-migrate")), 0);
+    let daemon = host.daemon(Response::Check(vec![]));
+    let output = hook(&host, "vm-pre-migrate", Some("5"));
+    assert_eq!((status(&output), stdout(&output)), (0, ""));
+    assert_eq!(checked(daemon.join().unwrap()), CHECK);
+}
 
-    // Without vusbd: logged, and the migration goes on.
-    let output = hook(&Host::new(), "vm-pre-migrate");
-    assert_eq!(status(&output), 1);
-    assert!(stdout(&output).contains("systemctl start vusbd"));
+#[test]
+fn the_pre_migrate_hook_aborts_where_vusbd_refuses_to_answer() {
+    let host = Host::new();
+    let _daemon = host.daemon(Response::Error("xenstore does not answer".into()));
+    let output = hook(&host, "vm-pre-migrate", None);
+    assert_eq!(status(&output), 2);
+    assert!(stdout(&output).contains("xenstore does not answer"));
+}
+
+#[test]
+fn without_vusbd_the_pre_migrate_hook_aborts_for_a_vm_with_a_controller() {
+    let vm = format!("/vm/{VM}");
+    let of_uuid = ("local/domain/7/vm", vm.as_str());
+    let frontend = ("local/domain/7/device/vusb/0/state", "4");
+    let backend = ("local/domain/0/backend/vusb/7/0/state", "4");
+    let renamed = (
+        "local/domain/7/vm",
+        "/vm/00000000-0000-0000-0000-000000000000",
+    );
+    for (nodes, domid) in [
+        (vec![of_uuid, frontend], None),
+        (vec![of_uuid, frontend], Some("7")),
+        // A guest may remove what is in its own directory.
+        (vec![of_uuid, backend], None),
+        // The domain's uuid is another one while XAPI migrates it.
+        (vec![renamed, frontend], Some("7")),
+    ] {
+        let host = Host::new();
+        xenstore(&host, &nodes);
+        let output = hook(&host, "vm-pre-migrate", domid);
+        let text = stdout(&output);
+        assert_eq!(status(&output), 2, "{nodes:?}: {text}");
+        for part in [
+            "on xen1",
+            "(domain 7)",
+            "systemctl start vusbd",
+            "xl-vusb detach",
+            VM,
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}
+
+#[test]
+fn without_vusbd_the_pre_migrate_hook_lets_go_a_vm_without_a_controller() {
+    let host = Host::new();
+    let vm = format!("/vm/{VM}");
+    // Domain 8 has a controller, and is another VM.
+    xenstore(
+        &host,
+        &[
+            ("local/domain/7/vm", vm.as_str()),
+            ("local/domain/7/device/vbd/51712/state", "4"),
+            ("local/domain/8/device/vusb/0/state", "4"),
+            ("local/domain/0/backend/vusb/8/0/state", "4"),
+        ],
+    );
+    let output = hook(&host, "vm-pre-migrate", None);
+    assert_eq!(status(&output), 1, "{}", stdout(&output));
+    assert!(stdout(&output).contains("no PV USB controller"));
+}
+
+#[test]
+fn the_pre_migrate_hook_takes_no_promise_of_an_earlier_vusbd() {
+    let host = Host::new();
+    let vm = format!("/vm/{VM}");
+    xenstore(
+        &host,
+        &[
+            ("local/domain/7/vm", vm.as_str()),
+            ("local/domain/7/device/vusb/0/state", "4"),
+        ],
+    );
+    let _daemon = host.daemon(check(Outcome::Seamless));
+    let output = hook(&host, "vm-pre-migrate", None);
+    assert_eq!(status(&output), 2, "{}", stdout(&output));
+    assert!(stdout(&output).contains("must be of one version"));
+}
+
+#[test]
+fn the_pre_migrate_hook_aborts_what_it_cannot_find_out() {
+    // Xenstore knows no domain of this VM.
+    let host = Host::new();
+    xenstore(&host, &[("local/domain/8/vm", "/vm/another")]);
+    let output = hook(&host, "vm-pre-migrate", Some("7"));
+    assert_eq!(status(&output), 2, "{}", stdout(&output));
+    assert!(stdout(&output).contains("knows no domain"));
+
+    // Xenstore does not answer.
+    let host = Host::new();
+    host.program("xenstore-list", "echo no xenstored >&2; exit 1");
+    let output = hook(&host, "vm-pre-migrate", Some("7"));
+    assert_eq!(status(&output), 2, "{}", stdout(&output));
+    assert!(stdout(&output).contains("no xenstored"));
 }
 
 #[test]
 fn the_post_migrate_hook_never_endangers_the_vm() {
-    for response in [None, Some(check(Outcome::Refused))] {
+    for response in [None, Some(check(Outcome::Lost))] {
         let host = Host::new();
         host.program("logger", &format!("cat >{}/log", host.0.display()));
         let daemon = response.map(|response| host.daemon(response));
-        assert_eq!(status(&hook(&host, "vm-post-migrate")), 0);
+        assert_eq!(status(&hook(&host, "vm-post-migrate", None)), 0);
         let log = fs::read_to_string(host.0.join("log")).unwrap();
         let expected = if daemon.is_some() {
             "pi4/1-1.2"

@@ -65,9 +65,13 @@ async fn a_refusal_is_an_answer() {
     let daemon = socket.answer(line(&refusal));
     let request = Request::Check {
         domain: "web".into(),
+        toolstack: None,
     };
     assert_eq!(call(&socket.0, &request).await.unwrap(), refusal);
-    assert_eq!(daemon.await.unwrap(), "{\"check\":{\"domain\":\"web\"}}\n");
+    assert_eq!(
+        daemon.await.unwrap(),
+        "{\"check\":{\"domain\":\"web\",\"toolstack\":null}}\n"
+    );
 }
 
 #[tokio::test]

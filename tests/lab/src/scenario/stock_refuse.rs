@@ -178,7 +178,5 @@ fn message(lab: &Lab, xl: &str) -> Result<String> {
 /// The device by its name for `xl-vusb`, the remedy by the module's name or the policy's.
 fn names_device_and_remedy(text: &str) -> bool {
     text.contains("1-1")
-        && (text.contains("xen-vusb-resume")
-            || text.contains("on-migrate")
-            || text.contains("detach"))
+        && (text.contains("xen-vusb-hcd") || text.contains("on-migrate") || text.contains("detach"))
 }

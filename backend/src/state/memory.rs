@@ -85,13 +85,15 @@ impl Drop for Memory {
 
 impl Words for Memory {
     fn load(&self, at: usize) -> u64 {
-        self.words().load(at)
+        self.words()[at].load(Ordering::Acquire)
     }
     fn store(&self, at: usize, value: u64) {
-        self.words().store(at, value);
+        self.words()[at].store(value, Ordering::Release);
     }
     fn store_all(&self, at: usize, values: &[u64]) {
-        self.words().store_all(at, values);
+        for (word, value) in self.words()[at..at + values.len()].iter().zip(values) {
+            word.store(*value, Ordering::Relaxed);
+        }
     }
 }
 
@@ -105,24 +107,4 @@ impl Words for Nowhere {
     }
     fn store(&self, _: usize, _: u64) {}
     fn store_all(&self, _: usize, _: &[u64]) {}
-}
-
-trait Atomics {
-    fn load(&self, at: usize) -> u64;
-    fn store(&self, at: usize, value: u64);
-    fn store_all(&self, at: usize, values: &[u64]);
-}
-
-impl Atomics for [AtomicU64] {
-    fn load(&self, at: usize) -> u64 {
-        self[at].load(Ordering::Acquire)
-    }
-    fn store(&self, at: usize, value: u64) {
-        self[at].store(value, Ordering::Release);
-    }
-    fn store_all(&self, at: usize, values: &[u64]) {
-        for (word, value) in self[at..at + values.len()].iter().zip(values) {
-            word.store(*value, Ordering::Relaxed);
-        }
-    }
 }

@@ -33,7 +33,7 @@ pub enum Request {
         epoch: Epoch,
     },
     /// A domain with this uuid is being built at the caller (an incoming migration, a restore, a
-    /// boot). Subscribers learn it as [`Event::Expected`]. Answer: [`Reply::Leases`] of the VM.
+    /// boot). Answer: [`Reply::Leases`] of the VM.
     Expect {
         /// The VM.
         vm: VmUuid,
@@ -224,14 +224,5 @@ pub enum Event {
         domid: u16,
         /// Whether it is.
         arriving: bool,
-    },
-    /// Some backend announced that it builds a domain for this VM ([`Request::Expect`]).
-    Expected {
-        /// The VM.
-        vm: VmUuid,
-        /// Which host.
-        host: String,
-        /// Its domid there.
-        domid: u16,
     },
 }

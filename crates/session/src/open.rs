@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::control::Refusal;
-use crate::{DeviceId, DeviceInfo, Epoch, VmUuid};
+use crate::{DeviceId, Epoch, VmUuid};
 
 /// From the backend: which lease, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -69,10 +69,6 @@ pub enum Opened {
         /// The number of the last request that arrived, 0 for none. Later ones are to be sent
         /// again; completions of earlier ones will come.
         requests_received: u64,
-        /// The device.
-        device: Box<DeviceInfo>,
-        /// The cookie last saved, empty for none.
-        cookie: Vec<u8>,
     },
     /// No.
     Refused(Refusal),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Configured, Digest, Exchange};
 
 /// Version of everything in this crate. Both ends must have the same.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// A VM's uuid: what stays the same when its domid and host change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -88,8 +88,6 @@ impl Hub {
             Opened::Ready {
                 epoch: lease.epoch,
                 requests_received,
-                device: Box::new(lease.device.clone()),
-                cookie: lease.cookie.clone(),
             }
         };
         if let Err(refusal) = self.save().await {

@@ -26,7 +26,7 @@ impl Hub {
             }
             Request::Acquire(acquire) => self.acquire(&acquire, host).await,
             Request::Release { device, vm, epoch } => self.release(&device, vm, host, epoch).await,
-            Request::Expect { vm, domid } => Ok(self.expect(vm, domid, host)),
+            Request::Expect { vm, .. } => Ok(self.leases(Some(vm), host)),
             // The connection does it.
             Request::Arriving { .. } => Ok(Reply::Done),
             Request::Note { device, vm, text } => {
@@ -131,19 +131,5 @@ impl Hub {
         self.ended(&lease, &format!("released by {host}"));
         self.save().await?;
         Ok(Reply::Done)
-    }
-
-    /// Tells the others that a VM is on its way to `host`, and `host` what the VM holds.
-    fn expect(&self, vm: VmUuid, domid: u16, host: &str) -> Reply {
-        if self.table.borrow().policy().may_expect(vm, host) {
-            let event = Event::Expected {
-                vm,
-                host: host.to_owned(),
-                domid,
-            };
-            self.subscribers
-                .publish(&event, |to| self.table.borrow().policy().may_expect(vm, to));
-        }
-        self.leases(Some(vm), host)
     }
 }

@@ -37,10 +37,9 @@ fn a_claim_fences_the_old_holder_and_drops_what_it_waits_for() {
 
         let seen = How::Claim { seen: lease.epoch };
         let (stream, opened) = exporter.open(&b, &open(&lease, 7, seen)).await;
-        let Opened::Ready { epoch, cookie, .. } = opened else {
+        let Opened::Ready { epoch, .. } = opened else {
             panic!("{opened:?}");
         };
-        assert_eq!(cookie, b"address 5");
         assert_eq!(source.next().await, Said::Fenced);
         assert_eq!(source.next().await, Said::Closed);
 
@@ -217,13 +216,6 @@ fn a_lost_connection_leaves_the_lease_and_others_hear_of_it() {
         };
         let reply = exporter.control(a).await.ask(expect).await;
         assert!(matches!(reply, Reply::Leases(leases) if leases.len() == 1));
-        let event = control.wait(|e| matches!(e, Event::Expected { .. })).await;
-        let expected = Event::Expected {
-            vm: vm(1),
-            host: "host-a".to_owned(),
-            domid: 9,
-        };
-        assert_eq!(event, expected);
     });
 }
 

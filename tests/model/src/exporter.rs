@@ -208,8 +208,6 @@ impl Exporter {
         let opened = Opened::Ready {
             epoch: lease.epoch,
             requests_received,
-            device: Box::new(lease.device.clone()),
-            cookie: lease.cookie.clone(),
         };
         self.opening.push((connection, lease.epoch, opened));
         Ok(said)

@@ -34,11 +34,6 @@ impl Controller {
         PortNumber::first(self.port_count)
     }
 
-    /// The first port with nothing plugged in.
-    pub fn free_port(&self) -> Option<PortNumber> {
-        self.ports().find(|&p| self.port(p).is_empty())
-    }
-
     /// Plugs a device in. With `carried`, the state of a hand-off, the guest is told the speed that
     /// it knows already and the device keeps its address; without, it sees a new device.
     ///

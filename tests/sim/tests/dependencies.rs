@@ -27,7 +27,7 @@ enum Layer {
 
 use Layer::*;
 
-const LAYERS: [(&str, Layer); 24] = [
+const LAYERS: [(&str, Layer); 25] = [
     ("usbif", Wire),
     ("vusb-core", Pure),
     ("session", Pure),
@@ -41,6 +41,7 @@ const LAYERS: [(&str, Layer); 24] = [
     ("service", Adapter),
     ("xen", Adapter),
     ("xengnttab", Adapter),
+    ("usbfs", Adapter),
     ("xen-sim", Harness),
     ("frontend-shim", Harness),
     ("backend", Program),

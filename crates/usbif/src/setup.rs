@@ -54,6 +54,13 @@ impl Setup {
         get_u16(&self.0, 6)
     }
 
+    /// The same with another `wLength`.
+    #[must_use]
+    pub fn with_length(mut self, length: u16) -> Self {
+        put_u16(&mut self.0, 6, length);
+        self
+    }
+
     /// The direction of the data stage. Without one it says nothing.
     pub const fn direction(self) -> Direction {
         if self.0[0] & 0x80 != 0 {

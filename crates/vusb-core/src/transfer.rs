@@ -7,8 +7,14 @@ use usbif::{Direction, UrbKind, UrbRequest, UrbStatus};
 /// The transfer that a request asks for; `None` for an unlink, and for an isochronous request with
 /// more packets than an exporter takes.
 pub fn transfer_of(request: &UrbRequest) -> Option<Transfer> {
+    // At most 65,536: 16 segments of a page.
+    let length = request.transfer_len() as u32;
     let (transfer_type, interval, setup) = match request.kind {
-        UrbKind::Control { setup } => (TransferType::Control, 0, setup.0),
+        // No more is asked for than there is room for, and a usbfs takes no setup packet that does.
+        // At most `wLength`, so 16 bits.
+        UrbKind::Control { setup } => {
+            (TransferType::Control, 0, setup.with_length(length as u16).0)
+        }
         UrbKind::Bulk => (TransferType::Bulk, 0, [0; 8]),
         UrbKind::Interrupt { interval } => (TransferType::Interrupt, interval.into(), [0; 8]),
         UrbKind::Isochronous {
@@ -38,8 +44,7 @@ pub fn transfer_of(request: &UrbRequest) -> Option<Transfer> {
         } else {
             0
         },
-        // At most 65,536: 16 segments of a page.
-        length: request.buffer_len() as u32,
+        length,
         interval,
         setup,
     })

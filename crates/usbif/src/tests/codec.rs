@@ -150,10 +150,36 @@ fn an_unlink_is_read_whatever_else_its_slot_holds() {
     assert!(request.segments().is_empty());
 }
 
+/// As Linux before 5.14 sends them, for example for drivers that ask for more than they have room for.
 #[test]
-fn a_setup_packet_must_ask_for_what_the_buffer_holds() {
-    let pipe = Pipe::new(1, address(0), 0, Direction::In, TransferType::Control);
-    let setup = Setup::new(0x80, Setup::GET_DESCRIPTOR, 0x0100, 0, 18);
+fn a_setup_packet_may_ask_for_more_or_less_than_the_buffer_holds() {
+    let buffer = [Segment {
+        gref: 5,
+        offset: 8,
+        length: 64,
+    }];
+    for (request_type, w_length, segments, expected) in [
+        (0x80, 255, &buffer[..], 64),
+        (0x80, 18, &buffer[..], 18),
+        (0x80, 18, &[], 0),
+        (0x80, 0, &buffer[..], 0),
+        (0x21, 7, &buffer[..], 7),
+        (0x21, 0, &buffer[..], 0),
+    ] {
+        let setup = Setup::new(request_type, 9, 0, 0, w_length);
+        let pipe = Pipe::new(1, address(1), 0, setup.direction(), TransferType::Control);
+        let kind = UrbKind::Control { setup };
+        let request = UrbRequest::new(0, pipe, 0, kind, segments)
+            .unwrap_or_else(|e| panic!("wLength {w_length}, {} segments: {e}", segments.len()));
+        assert_eq!(UrbRequest::decode(&request.encode()), Ok(request));
+        assert_eq!(request.transfer_len(), expected, "wLength {w_length}");
+    }
+}
+
+#[test]
+fn a_setup_packet_must_not_announce_more_than_the_buffer_holds() {
+    let pipe = Pipe::new(1, address(0), 0, Direction::Out, TransferType::Control);
+    let setup = Setup::new(0x21, 9, 0x0200, 0, 18);
     let kind = UrbKind::Control { setup };
     let fits = [Segment {
         gref: 5,

@@ -18,9 +18,8 @@ pub enum BadRequestReason {
         /// The sum of the segments.
         segments: u32,
     },
-    /// `wLength` of the setup packet is not the buffer's length. Linux's USB core refuses such a
-    /// URB itself.
-    #[error("the setup packet asks for {setup} bytes, the segments hold {segments}")]
+    /// `wLength` of an OUT request's setup packet is more than the buffer holds.
+    #[error("the setup packet announces {setup} bytes, the segments hold {segments}")]
     SetupLengthMismatch {
         /// `wLength`.
         setup: u16,

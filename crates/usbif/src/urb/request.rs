@@ -245,6 +245,15 @@ impl UrbRequest {
         sum(self.segments())
     }
 
+    /// Bytes that may be transferred, 0 to 65,536: those of the buffer, but for a control request no
+    /// more than the data stage has. Linux before 5.14 sends requests in which the two differ.
+    pub fn transfer_len(&self) -> usize {
+        match self.kind {
+            UrbKind::Control { setup } => self.buffer_len().min(setup.length().into()),
+            _ => self.buffer_len(),
+        }
+    }
+
     /// The direction of the data: for a control request with a data stage that of its setup
     /// packet, else that of the pipe. Where the two differ the guest has granted its pages for the
     /// pipe's, and the device goes by the setup packet's.
@@ -271,7 +280,12 @@ impl UrbRequest {
         }
         let segments = self.buffer_len() as u32;
         match self.kind {
-            UrbKind::Control { setup } if u32::from(setup.length()) != segments => {
+            // An IN data stage may be shorter than the buffer or than what was asked for. An OUT data
+            // stage has as many bytes as its setup packet says (USB 2.0 §8.5.3), and these have to be
+            // somewhere.
+            UrbKind::Control { setup }
+                if setup.direction() == Direction::Out && u32::from(setup.length()) > segments =>
+            {
                 Err(BadRequestReason::SetupLengthMismatch {
                     setup: setup.length(),
                     segments,

@@ -212,6 +212,7 @@ impl<B: Backend> Serving<B> {
             }
         }
         self.core.forget_requests();
+        self.note_ports();
         self.journal.end();
         self.records = [(None, None); SLOTS];
         self.rings = None;

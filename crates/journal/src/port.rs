@@ -11,7 +11,7 @@
 //! | 5 | attempts to take up the lease |
 
 use usbif::{DeviceAddress, Speed};
-use vusb_core::PortSnapshot;
+use vusb_core::{PortSnapshot, ResetDue};
 
 pub(crate) const STATE: usize = 0;
 pub(crate) const EPOCH: usize = 1;
@@ -39,15 +39,21 @@ pub struct Session {
 const TELLING: u64 = 1 << 24;
 
 /// Bits 0 to 1 speed, 8 to 14 address (0 none), 16 held, 17 to 19 and 20 to 22 the events to be told
-/// (0 none, else 1 + speed), 24 and 32 to 63 see [`TELLING`].
+/// (0 none, else 1 + speed), 25 to 26 the reset that is due, 24 and 32 to 63 see [`TELLING`].
 pub(crate) fn pack(port: &PortSnapshot) -> u64 {
     let event = |e: Option<Speed>| e.map_or(0, |speed| 1 + u64::from(speed.to_wire()));
     let address = port.address.map_or(0, DeviceAddress::get);
+    let reset = match port.reset {
+        ResetDue::No => 0,
+        ResetDue::AtDefaultAddress => 1,
+        ResetDue::Now => 2,
+    };
     u64::from(port.speed.to_wire())
         | u64::from(address) << 8
         | u64::from(port.held) << 16
         | event(port.events[0]) << 17
         | event(port.events[1]) << 20
+        | reset << 25
 }
 
 pub(crate) fn telling(word: u64, index: u32) -> u64 {
@@ -66,6 +72,12 @@ pub(crate) fn unpack(word: u64) -> Option<PortSnapshot> {
         address: Some(address).filter(|a| !a.is_default()),
         held: word >> 16 & 1 != 0,
         events: [event(17)?, event(20)?],
+        reset: match word >> 25 & 3 {
+            0 => ResetDue::No,
+            1 => ResetDue::AtDefaultAddress,
+            2 => ResetDue::Now,
+            _ => return None,
+        },
     })
 }
 

@@ -9,7 +9,7 @@ use usbif::{BadRequest, DeviceAddress, PortNumber, UrbKind, UrbRequest, UrbStatu
 
 use self::stale::Stale;
 use crate::port::Port;
-use crate::{Urb, UrbResult, Verdict, transfer_of};
+use crate::{ResetDue, Urb, UrbResult, Verdict, transfer_of};
 
 pub use self::ports::PortError;
 
@@ -90,9 +90,10 @@ impl Controller {
         };
         let was_reset = new_address.is_none()
             && request.pipe.device().is_default()
-            && self.port(port).address.is_some();
+            && (self.port(port).address.is_some() || self.port(port).reset != ResetDue::No);
         if was_reset {
             self.forget_address(port);
+            self.port_mut(port).reset = ResetDue::Now;
         }
         match (self.port(port).held, was_reset) {
             (true, _) => Verdict::Hold(slot),
@@ -131,18 +132,15 @@ impl Controller {
         }
     }
 
-    /// SET_ADDRESS (USB 2.0 §9.4.6): whether the device may have this address, which it then has from
-    /// now on. The request goes to the exporter, but not to the device, which has an address on the bus
+    /// SET_ADDRESS (USB 2.0 §9.4.6): whether this is an address, which the device then has from now on.
+    /// A host gives an address once, so another port that has it was given it by an earlier frontend,
+    /// for example by the kernel that a crash kernel has replaced, and loses it. The request goes to the exporter, but not to the device, which has an address on the bus
     /// there: its completion says that the new one is saved for whoever serves the guest next.
     fn take_set_address(&mut self, port: PortNumber, value: u16) -> bool {
         let address = u8::try_from(value).ok().and_then(DeviceAddress::new);
         let Some(address) = address else {
             return false;
         };
-        match self.addresses[usize::from(address.get())] {
-            Some(other) if other != port => return false,
-            _ => {}
-        }
         self.forget_address(port);
         if !address.is_default() {
             self.set_address(port, address);

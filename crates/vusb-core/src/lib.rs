@@ -26,7 +26,7 @@ mod verdict;
 mod tests;
 
 pub use controller::{Controller, PortError};
-pub use port::{ConnEvent, PortSnapshot, PortState};
+pub use port::{ConnEvent, PortSnapshot, PortState, ResetDue};
 pub use transfer::{transfer_of, urb_status};
 pub use urb::{Slot, Urb};
 pub use verdict::{Answers, UrbResult, Verdict};

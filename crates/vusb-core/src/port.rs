@@ -32,6 +32,25 @@ pub struct PortSnapshot {
     pub held: bool,
     /// What the guest is still to be told, oldest first.
     pub events: [Option<Speed>; 2],
+    /// Whether the device is to be reset.
+    pub reset: ResetDue,
+}
+
+/// Whether a guest's reset of the port has still to reach the device.
+///
+/// The ring has no request for a port reset. What tells of one is a request to address 0, which a
+/// device has after a reset only (USB 2.0 §9.1.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ResetDue {
+    /// No. The device was reset when it was leased, or has been since.
+    #[default]
+    No,
+    /// The device has no address that the guest knows, but is not as after a reset. The guest's next
+    /// request to address 0 says that it has reset the port.
+    AtDefaultAddress,
+    /// The guest has reset the port. Requests to it are held until the device was reset, or are
+    /// about to be.
+    Now,
 }
 
 /// What is plugged into a port.
@@ -43,6 +62,7 @@ pub(crate) struct Port {
     pub(crate) held: bool,
     /// Events not yet told, oldest first. Two are enough: a disconnect, and what came after it.
     pub(crate) events: [Option<Speed>; 2],
+    pub(crate) reset: ResetDue,
 }
 
 impl Port {

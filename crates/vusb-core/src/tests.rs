@@ -117,16 +117,62 @@ fn an_address_above_127_is_stalled_and_changes_nothing() {
     assert!(matches!(c.take(Ok(bulk(1, 5))), Verdict::Submit(_)));
 }
 
+/// A host gives each address once. The last word counts, as with QEMU's backend.
 #[test]
 fn two_devices_never_share_an_address() {
     let mut c = with_device();
     c.plug(port(3), Speed::Full, None).unwrap();
     c.release(port(3));
-    assert_eq!(
-        c.take(Ok(set_address(1, 3, 5))),
-        answered(1, UrbStatus::STALL)
-    );
-    give_address(&mut c, 3, 6);
+    give_address(&mut c, 3, 5);
+    assert_eq!(c.port_state(port(3)).address, Some(address(5)));
+    assert_eq!(c.port_state(port(2)).address, None);
+    let slot = slot_of(c.take(Ok(bulk(1, 5))));
+    assert_eq!(c.urb(slot).unwrap().port, port(3));
+    // It is given up once, by the port that has it.
+    give_address(&mut c, 2, 6);
+    assert!(matches!(c.take(Ok(bulk(2, 5))), Verdict::Submit(_)));
+}
+
+/// Two leases with one address, for example because a host died before it could save one of them.
+#[test]
+fn two_devices_that_are_handed_over_never_share_an_address() {
+    let mut c = Controller::new(4);
+    let carried = PortState {
+        speed: Speed::High,
+        address: Some(address(5)),
+    };
+    c.plug(port(1), Speed::High, Some(carried)).unwrap();
+    c.plug(port(2), Speed::High, Some(carried)).unwrap();
+    c.unplug(port(1));
+    c.release(port(2));
+    assert!(matches!(c.take(Ok(bulk(1, 5))), Verdict::Submit(_)));
+}
+
+/// A driver that is loaded again, or the kernel that takes over after a crash: it gives addresses in
+/// the order in which it finds the devices.
+#[test]
+fn addresses_of_an_earlier_frontend_do_not_stand_in_the_way() {
+    let mut c = Controller::new(4);
+    for at in [1, 2] {
+        c.plug(port(at), Speed::High, None).unwrap();
+        c.release(port(at));
+    }
+    give_address(&mut c, 1, 3);
+    give_address(&mut c, 2, 2);
+    c.forget_requests();
+    c.tell_all();
+    for (at, new) in [(1, 2), (2, 3)] {
+        let verdict = c.take(Ok(get_descriptor(1, at, 0)));
+        let Verdict::Reset(slot) = verdict else {
+            panic!("port {at} is not reset: {verdict:?}");
+        };
+        c.reset_done(port(at));
+        assert!(
+            c.complete(slot, UrbResult::new(UrbStatus::OK, 18))
+                .is_some()
+        );
+        give_address(&mut c, at, new);
+    }
 }
 
 #[test]
@@ -276,7 +322,7 @@ fn address_zero_after_an_address_means_that_the_guest_reset_the_port() {
         c.take(Ok(get_descriptor(2, 2, 0))),
         Verdict::Hold(_)
     ));
-    c.release(port(2));
+    c.reset_done(port(2));
     assert_eq!(c.held_requests(port(2)).count(), 2);
     for slot in c.held_requests(port(2)).collect::<Vec<_>>() {
         assert!(
@@ -288,6 +334,78 @@ fn address_zero_after_an_address_means_that_the_guest_reset_the_port() {
         c.take(Ok(get_descriptor(3, 2, 0))),
         Verdict::Submit(_)
     ));
+}
+
+/// `hub_port_init` of Linux resets the port before each of its attempts.
+#[test]
+fn a_guest_that_tries_again_resets_a_device_that_has_no_address() {
+    let mut c = Controller::new(1);
+    c.plug(port(1), Speed::High, None).unwrap();
+    c.release(port(1));
+    let first = slot_of(c.take(Ok(get_descriptor(1, 1, 0))));
+    c.submitted(first, 1);
+    let failed = UrbResult::failed(UrbStatus::IOERROR);
+    assert!(c.complete(first, failed).is_some());
+    for number in [2, 3] {
+        let verdict = c.take(Ok(get_descriptor(1, 1, 0)));
+        let Verdict::Reset(slot) = verdict else {
+            panic!("not reset: {verdict:?}");
+        };
+        assert!(c.is_reset_due(port(1)));
+        c.reset_done(port(1));
+        c.submitted(slot, number);
+        assert!(c.complete(slot, failed).is_some());
+    }
+    let Verdict::Reset(slot) = c.take(Ok(get_descriptor(1, 1, 0))) else {
+        panic!("not reset");
+    };
+    c.reset_done(port(1));
+    c.submitted(slot, 4);
+    assert!(
+        c.complete(slot, UrbResult::new(UrbStatus::OK, 18))
+            .is_some()
+    );
+    assert!(matches!(
+        c.take(Ok(get_descriptor(2, 1, 0))),
+        Verdict::Submit(_)
+    ));
+}
+
+/// A reset is not lost because the port is held for something else at that moment.
+#[test]
+fn a_reset_of_a_port_that_is_held_is_due_when_it_is_released() {
+    let mut c = with_device();
+    c.hold(port(2));
+    assert!(matches!(
+        c.take(Ok(get_descriptor(1, 2, 0))),
+        Verdict::Hold(_)
+    ));
+    assert!(c.is_reset_due(port(2)));
+    let mut later = Controller::new(4);
+    later.restore_port(port(2), &c.snapshot(port(2)));
+    assert!(later.is_reset_due(port(2)), "for the next process, too");
+    c.reset_done(port(2));
+    assert!(!c.is_reset_due(port(2)) && !c.is_held(port(2)));
+}
+
+/// The guest was in the middle of an enumeration when it moved, or sees its device as a new one.
+#[test]
+fn a_device_in_use_that_is_enumerated_anew_is_reset() {
+    let unaddressed = PortState {
+        speed: Speed::High,
+        address: None,
+    };
+    let mut c = Controller::new(2);
+    c.plug(port(1), Speed::High, Some(unaddressed)).unwrap();
+    c.plug(port(2), Speed::High, None).unwrap();
+    c.replug(port(2));
+    for at in [1, 2] {
+        c.release(port(at));
+        assert!(matches!(
+            c.take(Ok(get_descriptor(at.into(), at, 0))),
+            Verdict::Reset(_)
+        ));
+    }
 }
 
 #[test]
@@ -407,6 +525,23 @@ fn a_full_buffer_is_65536_bytes_long_for_the_exporter() {
     let request = UrbRequest::new(1, pipe, 0, UrbKind::Bulk, &segments).unwrap();
     let decoded = UrbRequest::decode(&request.encode()).unwrap();
     assert_eq!(transfer_of(&decoded).unwrap().length, 65_536);
+}
+
+#[test]
+fn a_control_transfer_is_as_long_as_its_data_stage_and_its_buffer() {
+    let segment = Segment {
+        gref: 1,
+        offset: 0,
+        length: 64,
+    };
+    for (w_length, expected) in [(255, 64), (64, 64), (18, 18), (0, 0)] {
+        let setup = Setup::new(0x80, 6, 0x0200, 0, w_length);
+        let pipe = Pipe::new(1, address(5), 0, Direction::In, TransferType::Control);
+        let request = UrbRequest::new(1, pipe, 0, UrbKind::Control { setup }, &[segment]).unwrap();
+        let transfer = transfer_of(&request).unwrap();
+        assert_eq!(transfer.length, u32::from(expected));
+        assert_eq!(transfer.setup, Setup::new(0x80, 6, 0x0200, 0, expected).0);
+    }
 }
 
 #[test]

@@ -36,4 +36,10 @@ impl Urb {
     pub fn sets_address(&self) -> bool {
         matches!(self.request.kind, UrbKind::Control { setup } if setup.is_set_address())
     }
+
+    /// Whether it is a request to the device that the guest has just reset, other than to give it an
+    /// address.
+    pub(crate) fn is_to_default_address(&self) -> bool {
+        self.request.pipe.device().is_default() && !self.sets_address()
+    }
 }

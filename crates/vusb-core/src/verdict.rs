@@ -17,8 +17,8 @@ pub enum Verdict {
     Submit(Slot),
     /// Keep it: [`Controller::release`](crate::Controller::release) will name it again.
     Hold(Slot),
-    /// The guest has reset the port of an addressed device, which a real device must be told:
-    /// reset it, and call [`Controller::release`](crate::Controller::release) when that is over. The request is held.
+    /// The guest has reset the port, which a real device must be told: reset it, and call
+    /// [`Controller::reset_done`](crate::Controller::reset_done) when that is over. The request is held.
     Reset(Slot),
     /// Cancel this transfer in the device's session. Its completion answers both.
     Cancel(Slot),

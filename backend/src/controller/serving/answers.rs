@@ -108,6 +108,7 @@ impl<B: Backend> Serving<B> {
             self.count(urb.port, more);
         }
         if let Some(answers) = self.core.complete(slot, result) {
+            self.note_ports();
             self.answer(slot, answers);
         }
     }

@@ -78,7 +78,7 @@ impl<B: Backend> Serving<B> {
             if completion.status != TransferStatus::Completed {
                 warn!(self.place.log, "device reset failed"; "status" => ?completion.status);
             }
-            self.core.release(port);
+            self.core.reset_done(port);
             self.note_ports();
             self.journal.reset_over(port);
             self.submit_held(port);

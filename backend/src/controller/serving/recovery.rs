@@ -161,6 +161,9 @@ impl<B: Backend> Serving<B> {
                     warn!(self.place.log, "the journal's session makes no sense";
                         "port" => port.get(), "session" => ?session);
                 }
+                if let Some(attached) = self.at_mut(port) {
+                    attached.reset = reset;
+                }
                 self.core.hold(port);
                 self.note_ports();
                 self.journal.close_session(port);

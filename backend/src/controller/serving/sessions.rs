@@ -69,9 +69,13 @@ impl<B: Backend> Serving<B> {
     /// Lets the guest see a device again that was [withdrawn](Serving::withdraw).
     pub fn give_again(&mut self, port: PortNumber, speed: Speed) {
         // The port is empty: nothing else could be attached to it meanwhile.
-        if self.core.plug(port, speed, None).is_ok() && self.client(port).is_some() {
-            self.release(port);
+        if self.core.plug(port, speed, None).is_ok() {
+            self.core.expect_reset(port);
+            if self.client(port).is_some() {
+                self.release(port);
+            }
         }
+        self.note_ports();
         self.flush();
     }
 
@@ -147,13 +151,24 @@ impl<B: Backend> Serving<B> {
             let client = attached.client.insert(client);
             told.say_again(client);
             attached.saved = None;
-            attached.reset = None;
+            // The one that was under way in an earlier session: whether the device was reset is unknown.
+            let was_resetting = attached.reset.take().is_some();
             attached.fails_stages = false;
             // In this order: a port that is held in an open session is one that is being reset.
-            self.core.release(port);
-            self.note_ports();
-            self.journal.open_session(port, epoch.0);
-            self.submit_held(port);
+            match was_resetting || self.core.is_reset_due(port) {
+                true => {
+                    self.core.hold(port);
+                    self.note_ports();
+                    self.journal.open_session(port, epoch.0);
+                    self.reset(port);
+                }
+                false => {
+                    self.core.release(port);
+                    self.note_ports();
+                    self.journal.open_session(port, epoch.0);
+                    self.submit_held(port);
+                }
+            }
         }
     }
 

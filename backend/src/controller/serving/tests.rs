@@ -8,6 +8,7 @@
 mod device;
 mod guest;
 mod host;
+mod steps;
 
 use host::{Host, Random};
 

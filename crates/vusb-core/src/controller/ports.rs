@@ -5,7 +5,7 @@ use usbif::{DeviceAddress, PortNumber, Speed};
 
 use super::Controller;
 use crate::port::Port;
-use crate::{ConnEvent, PortSnapshot, PortState};
+use crate::{ConnEvent, PortSnapshot, PortState, ResetDue};
 
 /// Why a device cannot be plugged in there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,17 +58,32 @@ impl Controller {
         entry.speed = speed;
         entry.held = true;
         entry.address = None;
+        entry.reset = ResetDue::No;
         entry.announce(speed);
-        if let Some(address) = carried.and_then(|c| c.address) {
-            self.set_address(port, address);
+        match carried.map(|c| c.address) {
+            Some(Some(address)) => self.set_address(port, address),
+            // The guest was in the middle of an enumeration.
+            Some(None) => self.expect_reset(port),
+            None => {}
         }
         Ok(())
+    }
+
+    /// The device at a port has been in use, and the guest will enumerate it as a new one: its first
+    /// request to address 0 resets it. Call this after [`Controller::plug`] of a device that was not
+    /// just leased.
+    pub fn expect_reset(&mut self, port: PortNumber) {
+        let entry = self.port_mut(port);
+        if entry.reset == ResetDue::No && !entry.is_empty() {
+            entry.reset = ResetDue::AtDefaultAddress;
+        }
     }
 
     /// Puts a disconnect before the connect that is still to be told, so that the guest sees the
     /// device come anew.
     pub fn replug(&mut self, port: PortNumber) {
         self.forget_address(port);
+        self.expect_reset(port);
         let entry = self.port_mut(port);
         let speed = entry.speed;
         entry.announce(Speed::None);
@@ -83,6 +98,7 @@ impl Controller {
         if !entry.is_empty() {
             entry.speed = Speed::None;
             entry.held = false;
+            entry.reset = ResetDue::No;
             entry.announce(Speed::None);
         }
     }
@@ -108,6 +124,19 @@ impl Controller {
         self.port_mut(port).held = false;
     }
 
+    /// Whether the guest has reset a port, and the device at it was not reset since. Where this is so
+    /// it is to be reset before the port is released.
+    pub fn is_reset_due(&self, port: PortNumber) -> bool {
+        self.port(port).reset == ResetDue::Now
+    }
+
+    /// The device at a port was reset; releases the port as [`Controller::release`] does.
+    pub fn reset_done(&mut self, port: PortNumber) {
+        let entry = self.port_mut(port);
+        entry.reset = ResetDue::No;
+        entry.held = false;
+    }
+
     /// Whether requests to a port are held.
     pub fn is_held(&self, port: PortNumber) -> bool {
         self.port(port).held
@@ -125,12 +154,14 @@ impl Controller {
             address,
             held,
             events,
+            reset,
         } = *self.port(port);
         PortSnapshot {
             speed,
             address,
             held,
             events,
+            reset,
         }
     }
 
@@ -144,6 +175,7 @@ impl Controller {
         entry.speed = snapshot.speed;
         entry.held = snapshot.held && !entry.is_empty();
         entry.events = snapshot.events;
+        entry.reset = snapshot.reset;
         if let Some(address) = snapshot.address
             && snapshot.speed != Speed::None
             && self.addresses[usize::from(address.get())].is_none()
@@ -177,7 +209,14 @@ impl Controller {
         }
     }
 
+    /// Gives a port without an address this one, and takes it from another port that has it.
     pub(super) fn set_address(&mut self, port: PortNumber, address: DeviceAddress) {
+        if let Some(other) = self.addresses[usize::from(address.get())]
+            && other != port
+        {
+            self.forget_address(other);
+            self.expect_reset(other);
+        }
         self.port_mut(port).address = Some(address);
         self.addresses[usize::from(address.get())] = Some(port);
     }

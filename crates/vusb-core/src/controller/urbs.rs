@@ -105,6 +105,12 @@ impl Controller {
     /// Forgets the request in `slot` and says what to answer. `None` when there is none.
     pub fn complete(&mut self, slot: Slot, result: UrbResult) -> Option<Answers> {
         let urb = self.urbs[slot.index()].take()?;
+        let failed = !result.status.is_ok() && urb.submitted.is_some();
+        if failed && urb.is_to_default_address() {
+            // The guest will reset the port and try again. Nothing but this says so: the device has
+            // no address that it could lose.
+            self.expect_reset(urb.port);
+        }
         Some(Answers {
             unlink: urb
                 .unlinked_by
@@ -121,7 +127,14 @@ impl Controller {
 
     /// Forgets every request: the ring that they came from is gone.
     pub fn forget_requests(&mut self) {
-        self.urbs = [None; SLOTS];
+        for urb in core::mem::replace(&mut self.urbs, [None; SLOTS])
+            .into_iter()
+            .flatten()
+        {
+            if urb.is_to_default_address() {
+                self.expect_reset(urb.port);
+            }
+        }
     }
 
     pub(super) fn find(&self, id: u16) -> Option<Slot> {

@@ -161,7 +161,10 @@ impl World {
     }
 
     fn release(&mut self, port: PortNumber) {
-        self.core.release(port);
+        match self.core.is_reset_due(port) {
+            true => self.core.reset_done(port),
+            false => self.core.release(port),
+        }
         for slot in self.core.held_requests(port) {
             self.submit(slot);
         }

@@ -43,7 +43,7 @@ impl Random {
 pub(super) struct Power(Arc<(AtomicU64, AtomicU64)>);
 
 impl Power {
-    fn new(left: u64) -> Self {
+    pub(super) fn new(left: u64) -> Self {
         Self(Arc::new((AtomicU64::new(left), AtomicU64::new(0))))
     }
 
@@ -164,6 +164,14 @@ pub(super) struct Xen {
 }
 
 impl Xen {
+    pub(super) fn new(power: Power) -> Self {
+        Self {
+            pages: Arc::default(),
+            signalled: Arc::default(),
+            power,
+        }
+    }
+
     pub(super) fn page(&self, gref: u32) -> Page {
         let mut pages = self.pages.lock().unwrap();
         pages.entry(gref).or_insert_with(Page::new).clone()
@@ -251,11 +259,7 @@ fn port() -> PortNumber {
 impl Host {
     pub(super) fn new(seed: u64, stores: u64) -> Self {
         let power = Power::new(u64::MAX);
-        let xen = Xen {
-            pages: Arc::default(),
-            signalled: Arc::default(),
-            power: power.clone(),
-        };
+        let xen = Xen::new(power.clone());
         let words = (0..LEN_BYTES / 8).map(|_| AtomicU64::new(0));
         let mut host = Self {
             what: format!("seed {seed}"),

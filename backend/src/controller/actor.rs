@@ -27,7 +27,7 @@ use self::devices::Plugged;
 pub use self::devices::carried;
 use self::quiescing::IDLE_FOR;
 use super::allowance::Allowance;
-use super::device::News;
+use super::device::{News, TaskId};
 use super::handle::{Adopted, Command, Setup};
 use super::node::StateNode;
 use super::poll::{Moved, Polling};
@@ -56,8 +56,10 @@ pub(super) struct Actor<B: Backend> {
     plugged: [Option<Plugged>; PortNumber::MAX as usize],
     may_claim: watch::Sender<bool>,
     frontend_resumes: watch::Sender<bool>,
-    news: mpsc::UnboundedSender<News>,
-    reports: Option<mpsc::UnboundedReceiver<News>>,
+    news: mpsc::UnboundedSender<(TaskId, News)>,
+    reports: Option<mpsc::UnboundedReceiver<(TaskId, News)>>,
+    /// The device task that was started last.
+    last_task: TaskId,
     rings: Option<RingDetails>,
     suspend_asked: Option<Instant>,
     /// When devices that were disconnected for a suspend are connected again.
@@ -118,6 +120,7 @@ impl<B: Backend> Actor<B> {
             frontend_resumes: watch::Sender::new(false),
             news,
             reports: Some(reports),
+            last_task: TaskId::default(),
             rings: None,
             suspend_asked: None,
             give_again_at: None,
@@ -171,7 +174,7 @@ impl<B: Backend> Actor<B> {
                     // The daemon ends. The guest does not, and whoever comes after us goes on.
                     None => return,
                 },
-                Some(news) = reports.recv() => self.device(news),
+                Some((task, news)) = reports.recv() => self.device(task, news),
                 signalled = wait(&self.signal), if paused.is_none() => {
                     if let Err(e) = signalled {
                         error!(self.log, "event channel failed: {}", e);

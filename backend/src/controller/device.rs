@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! The task of one attached device: connects to its exporter, claims the lease, moves frames.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -61,15 +61,47 @@ pub enum News {
     },
 }
 
+impl News {
+    /// The port that it is about.
+    pub fn port(&self) -> PortNumber {
+        match *self {
+            Self::Claimed(port)
+            | Self::Lost(port, _)
+            | Self::Unreachable(port)
+            | Self::Reached(port)
+            | Self::Absent { port, .. } => port,
+        }
+    }
+}
+
+/// Tells one task of a controller from all others that it has had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TaskId(pub u64);
+
+/// Where a task sends its news, with its own number: when the news are read, another device may be at
+/// the port.
+#[derive(Clone)]
+pub struct NewsSender {
+    pub(super) task: TaskId,
+    pub(super) sender: mpsc::UnboundedSender<(TaskId, News)>,
+}
+
+impl NewsSender {
+    fn send(&self, news: News) {
+        // The controller ends: nobody is left to whom it means anything.
+        let _ = self.sender.send((self.task, news));
+    }
+}
+
 /// Says at the end of each such time that the exporter is out of reach, until it is dropped.
 struct Away(AbortHandle);
 
 impl Away {
-    fn start(after: Duration, port: PortNumber, news: mpsc::UnboundedSender<News>) -> Self {
+    fn start(after: Duration, port: PortNumber, news: NewsSender) -> Self {
         let task = spawn_local(async move {
             loop {
                 sleep(after).await;
-                let _ = news.send(News::Unreachable(port));
+                news.send(News::Unreachable(port));
             }
         });
         Self(task.abort_handle())
@@ -140,7 +172,9 @@ pub struct DeviceTask<B: Backend> {
     pub(super) tenure: Tenure,
     /// Whether the frontend can resume.
     pub(super) frontend_resumes: watch::Receiver<bool>,
-    pub(super) news: mpsc::UnboundedSender<News>,
+    pub(super) news: NewsSender,
+    /// Since when the connection is lost.
+    pub(super) lost_at: Rc<Cell<Option<Instant>>>,
     pub(super) log: Logger,
 }
 
@@ -155,6 +189,9 @@ impl<B: Backend> DeviceTask<B> {
             if let Some(client) = self.serving.borrow_mut().client(self.port) {
                 client.lost();
             }
+            if self.lost_at.get().is_none() {
+                self.lost_at.set(Some(Instant::now()));
+            }
             let text = broken.to_string();
             if broken.is_absent() && self.lease.exchange.is_some() {
                 let mut serving = self.serving.borrow_mut();
@@ -165,7 +202,7 @@ impl<B: Backend> DeviceTask<B> {
                     serving.flush();
                 }
                 let port = self.port;
-                let _ = self.news.send(News::Absent {
+                self.news.send(News::Absent {
                     port,
                     paused,
                     epoch: self.tenure.session(),
@@ -173,7 +210,7 @@ impl<B: Backend> DeviceTask<B> {
                 return;
             }
             if broken.is_final() {
-                let _ = self.news.send(News::Lost(self.port, text));
+                self.news.send(News::Lost(self.port, text));
                 return;
             }
             if let Some(after) = self.exporter.disconnect_after() {
@@ -228,7 +265,7 @@ impl<B: Backend> DeviceTask<B> {
                 *pause = RETRY_MIN;
                 info!(self.log, "lease claimed"; "epoch" => epoch.0);
                 self.serving.borrow_mut().claimed(self.port, epoch);
-                let _ = self.news.send(News::Claimed(self.port));
+                self.news.send(News::Claimed(self.port));
             }
             Next::Resumed(requests_received) => {
                 *pause = RETRY_MIN;
@@ -237,8 +274,9 @@ impl<B: Backend> DeviceTask<B> {
                 serving.resumed(self.port, requests_received)?;
             }
         }
+        self.lost_at.set(None);
         if away.take().is_some() {
-            let _ = self.news.send(News::Reached(self.port));
+            self.news.send(News::Reached(self.port));
         }
         let (reader, writer) = split(stream);
         self.wake.notify_one();

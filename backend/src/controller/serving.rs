@@ -63,6 +63,8 @@ pub struct Attached {
     pauses: bool,
     /// Whether it is a mass storage.
     is_storage: bool,
+    /// A request or a reset waits because the session has no room.
+    is_full: bool,
     /// It is pulled out, and whatever is a later stage of a command fails: see `pause`.
     fails_stages: bool,
 }

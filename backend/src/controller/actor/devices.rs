@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! The devices of a controller: plugged in, unplugged, and the news of their tasks.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use control::Counters;
 use handoff::{Cookie, CookieError, Event, Incoming, State};
 use session::{Lease, LeasePhase, OnExchange};
-use slog::{info, warn};
+use slog::{debug, info, warn};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::Instant;
 use usbif::{DeviceAddress, PortNumber, Speed};
 use vusb_core::PortState;
 use xen::Backend;
@@ -17,7 +19,7 @@ use super::Actor;
 use super::away::{Away, pauses};
 use super::withdraw::Withdrawn;
 use crate::config;
-use crate::controller::device::{DeviceTask, News};
+use crate::controller::device::{DeviceTask, News, NewsSender, TaskId};
 use crate::controller::handle::{Device, Report};
 use crate::controller::tenure::Tenure;
 use crate::state::{Saved, SavedDevice};
@@ -28,6 +30,8 @@ pub(super) struct Plugged {
     pub(super) lease: Lease,
     /// Not while it is away.
     pub(super) task: Option<AbortHandle>,
+    /// The task that was started for it.
+    pub(super) task_id: TaskId,
     pub(super) claimed: bool,
     /// Leased for this controller, not brought by a guest that arrived.
     pub(super) fresh: bool,
@@ -36,6 +40,8 @@ pub(super) struct Plugged {
     /// It is pulled out, and waited for.
     pub(super) away: Option<Away>,
     pub(super) waiting: Option<oneshot::Sender<Result<(), String>>>,
+    /// Since when there is no connection to its exporter. Its task sets it.
+    pub(super) lost_at: Rc<Cell<Option<Instant>>>,
 }
 
 impl Plugged {
@@ -45,11 +51,13 @@ impl Plugged {
             exporter,
             lease,
             task: None,
+            task_id: TaskId::default(),
             claimed: false,
             fresh: false,
             withdrawn: None,
             away: None,
             waiting: None,
+            lost_at: Rc::default(),
         }
     }
 }
@@ -236,6 +244,9 @@ impl<B: Backend> Actor<B> {
         }
         let session = serving.session_before(port);
         drop(serving);
+        let lost_at = Rc::new(Cell::new(Some(Instant::now())));
+        self.last_task.0 += 1;
+        let task_id = self.last_task;
         let task = DeviceTask {
             serving: self.serving.clone(),
             port,
@@ -248,7 +259,11 @@ impl<B: Backend> Actor<B> {
             wake,
             may_claim: self.may_claim.subscribe(),
             frontend_resumes: self.frontend_resumes.subscribe(),
-            news: self.news.clone(),
+            news: NewsSender {
+                task: task_id,
+                sender: self.news.clone(),
+            },
+            lost_at: lost_at.clone(),
             log: self.log.new(slog::o!(
                 "port" => port.get(),
                 "device" => format!("{}/{}", exporter.name, lease.device.id),
@@ -257,7 +272,9 @@ impl<B: Backend> Actor<B> {
         let task = spawn_local(task.run()).abort_handle();
         self.plugged[port.index()] = Some(Plugged {
             task: Some(task),
+            task_id,
             waiting,
+            lost_at,
             ..Plugged::new(exporter, lease)
         });
     }
@@ -280,7 +297,11 @@ impl<B: Backend> Actor<B> {
         Some((exporter.name, lease))
     }
 
-    pub(super) fn device(&mut self, news: News) {
+    pub(super) fn device(&mut self, task: TaskId, news: News) {
+        if !is_current(&self.plugged, task, &news) {
+            debug!(self.log, "news of a device that was detached"; "news" => ?news);
+            return;
+        }
         match news {
             News::Claimed(port) => {
                 if let Some(plugged) = &mut self.plugged[port.index()] {
@@ -357,6 +378,13 @@ impl<B: Backend> Actor<B> {
     }
 }
 
+/// Whether news are of the device that is at their port now. A task that was aborted may have sent them
+/// before, and another device may have been attached meanwhile.
+fn is_current(plugged: &[Option<Plugged>], task: TaskId, news: &News) -> bool {
+    let at = plugged.get(news.port().index()).and_then(Option::as_ref);
+    at.is_some_and(|p| p.task_id == task)
+}
+
 /// What a guest that arrives knows of the device already; `None` where it is shown to it anew.
 pub fn carried(lease: &Lease, incoming: Incoming) -> Result<Option<PortState>, CookieError> {
     if incoming != Incoming::Seamless {
@@ -375,5 +403,66 @@ pub(super) fn speed_of(lease: &Lease) -> Speed {
         session::Speed::Low => Speed::Low,
         session::Speed::Full => Speed::Full,
         session::Speed::High | session::Speed::Super => Speed::High,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use session::{DeviceId, DeviceInfo, DeviceState, Epoch, Holder, OnMigrate, VmUuid};
+
+    use super::*;
+
+    fn plugged(task_id: TaskId) -> Plugged {
+        let exporter = config::Exporter {
+            name: "e".into(),
+            address: "e:1".into(),
+            on_unreachable: Default::default(),
+            unreachable_seconds: 60,
+        };
+        let lease = Lease {
+            device: DeviceInfo {
+                id: DeviceId("1-2".into()),
+                vendor: 1,
+                product: 2,
+                serial: None,
+                name: String::new(),
+                speed: session::Speed::High,
+                classes: vec![8],
+                state: DeviceState::Free,
+            },
+            vm: VmUuid(Default::default()),
+            vm_name: "vm".into(),
+            controller: 0,
+            port: 1,
+            epoch: Epoch(3),
+            holder: Holder {
+                host: "a".into(),
+                domid: 7,
+            },
+            phase: LeasePhase::Serving,
+            on_migrate: OnMigrate::Replug,
+            frontend_resumes: true,
+            cookie: vec![],
+            note: None,
+            stash: Default::default(),
+            exchange: None,
+            descriptors: None,
+            configured: session::Configured::default(),
+        };
+        Plugged {
+            task_id,
+            ..Plugged::new(exporter, lease)
+        }
+    }
+
+    #[test]
+    fn news_of_a_task_that_has_ended_are_not_about_the_next_device_of_its_port() {
+        let port = PortNumber::new(1).unwrap();
+        let lost = News::Lost(port, "unplugged".into());
+        let mut ports = [const { None }; 2];
+        assert!(!is_current(&ports, TaskId(1), &lost), "detached");
+        ports[0] = Some(plugged(TaskId(2)));
+        assert!(!is_current(&ports, TaskId(1), &lost), "attached again");
+        assert!(is_current(&ports, TaskId(2), &lost));
     }
 }

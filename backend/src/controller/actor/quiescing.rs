@@ -11,11 +11,12 @@ use super::Actor;
 use crate::controller::serving::{Outcome, Serving};
 use crate::controller::unlinks::Unlinked;
 
-/// A cancelled transfer is answered without the exporter after this time: the guest's USB core
-/// waits for it, and with it a suspend.
+/// A cancelled transfer is answered without the exporter after this time: a task of the guest waits
+/// for it without being able to do anything else, and with it a suspend.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
-/// The same for a frontend that recalls its transfers itself, and uses what it is answered: better late
-/// than not known. In this time a dead connection is noticed and replaced.
+/// The same while a guest is suspended whose frontend recalls its transfers and uses what they are
+/// answered: it is better for such a guest to wait than not to know. In this time a dead connection is
+/// noticed and replaced.
 const RECALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Nothing in flight for this long while quiescing: the guest has unlinked what it had.
 pub(super) const IDLE_FOR: Duration = Duration::from_millis(20);
@@ -28,15 +29,15 @@ impl<B: Backend> Actor<B> {
         let serving = self.serving.borrow();
         let finish = Duration::from_millis(self.hand_off.quiesce_ms);
         let finish = serving.is_quiescing().then_some(finish);
-        let patience = match serving.recalls() {
-            true => RECALL_TIMEOUT,
-            false => CANCEL_TIMEOUT,
-        };
+        let recalled = serving.recalls() && serving.is_quiescing();
         // One time for all, so that they are cancelled in the order in which the guest has asked. Whoever
         // unlinks the newest first would else see a transfer done that comes after one that is not.
         let now = Instant::now();
         for &(port, number) in &outcome.unlinked {
             let which = (port, number, serving.epoch(port));
+            let plugged = self.plugged[port.index()].as_ref();
+            let lost_at = plugged.and_then(|p| p.lost_at.get());
+            let patience = patience(recalled, lost_at.map(|at| now.duration_since(at)));
             let unlinked = Unlinked::new(which, now, finish, patience);
             self.unlinks.add(unlinked, |u| is_waited_for(&serving, u));
         }
@@ -78,6 +79,19 @@ impl<B: Backend> Actor<B> {
     }
 }
 
+/// How long a cancelled transfer waits for the exporter's answer: `recalled` is explained at
+/// [`RECALL_TIMEOUT`], `lost_for` is how long the connection to the exporter has been lost.
+///
+/// A guest cancels its transfers one after the other, and waits for each. So the time counts from the
+/// loss of the connection: a short one costs no data, and a long one costs the guest no time.
+fn patience(recalled: bool, lost_for: Option<Duration>) -> Duration {
+    match (recalled, lost_for) {
+        (true, _) => RECALL_TIMEOUT,
+        (false, None) => CANCEL_TIMEOUT,
+        (false, Some(lost_for)) => CANCEL_TIMEOUT.saturating_sub(lost_for),
+    }
+}
+
 /// Whether it has no answer yet.
 fn is_waited_for<B: Backend>(serving: &Serving<B>, unlinked: &Unlinked) -> bool {
     serving.epoch(unlinked.port) == unlinked.epoch
@@ -85,4 +99,27 @@ fn is_waited_for<B: Backend>(serving: &Serving<B>, unlinked: &Unlinked) -> bool 
             .core
             .by_number(unlinked.port, unlinked.number)
             .is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_suspend_waits_for_the_exporter_longer() {
+        assert_eq!(patience(false, None), CANCEL_TIMEOUT);
+        assert_eq!(patience(true, None), RECALL_TIMEOUT);
+        assert_eq!(
+            patience(true, Some(Duration::from_secs(60))),
+            RECALL_TIMEOUT
+        );
+    }
+
+    #[test]
+    fn all_transfers_together_wait_once_for_a_lost_connection() {
+        let half = CANCEL_TIMEOUT / 2;
+        assert_eq!(patience(false, Some(half)), half);
+        assert_eq!(patience(false, Some(CANCEL_TIMEOUT)), Duration::ZERO);
+        assert_eq!(patience(false, Some(CANCEL_TIMEOUT * 9)), Duration::ZERO);
+    }
 }

@@ -56,6 +56,7 @@ impl<B: Backend> Serving<B> {
                 Event::Ping | Event::Pong => {}
             }
         }
+        self.submit_waiting(port);
         self.flush();
         Ok((taken, end))
     }

@@ -68,6 +68,6 @@ impl<B: Backend> Hash for Serving<B> {
 
 impl Hash for Attached {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.client, self.saved, self.reset).hash(state);
+        (&self.client, self.saved, self.reset, self.is_full).hash(state);
     }
 }

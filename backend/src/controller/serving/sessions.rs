@@ -27,6 +27,7 @@ impl<B: Backend> Serving<B> {
             reset: None,
             pauses: false,
             is_storage: false,
+            is_full: false,
             fails_stages: false,
         });
         self.note_ports();
@@ -153,6 +154,7 @@ impl<B: Backend> Serving<B> {
             attached.saved = None;
             // The one that was under way in an earlier session: whether the device was reset is unknown.
             let was_resetting = attached.reset.take().is_some();
+            attached.is_full = false;
             attached.fails_stages = false;
             // In this order: a port that is held in an open session is one that is being reset.
             match was_resetting || self.core.is_reset_due(port) {

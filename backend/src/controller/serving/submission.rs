@@ -5,7 +5,6 @@ use std::convert::Infallible;
 
 use control::Counters;
 use handoff::Cookie;
-use session::client::Client;
 use session::frame::{Transfer, TransferType};
 use slog::warn;
 use usbif::{PortNumber, Speed, UrbStatus};
@@ -45,15 +44,23 @@ impl<B: Backend> Serving<B> {
         };
         let (port, request, transfer) = (urb.port, &urb.request, urb.transfer);
         let attached = self.attached[port.index()].as_mut();
-        let Some(attached) = attached.filter(|a| a.client.as_ref().is_some_and(Client::has_room))
-        else {
-            // A device without a session is held; 16 slots fit into the session's window.
+        let Some(attached) = attached.filter(|a| a.client.is_some()) else {
+            // A device without a session is held.
             self.finish(slot, UrbResult::failed(UrbStatus::NODEV));
             return;
         };
         let Some(client) = &mut attached.client else {
             return;
         };
+        if !client.has_room() {
+            // The session is full of requests that the guest has given up and that the exporter has not
+            // answered. The guest's device is not gone.
+            attached.is_full = true;
+            if let Some(record) = self.records[slot.index()].0 {
+                self.journal.placed(record, port);
+            }
+            return;
+        }
         let submitted = client.submit(&transfer, |out| {
             data::body_from_guest(
                 &self.place.platform,
@@ -127,14 +134,34 @@ impl<B: Backend> Serving<B> {
                 client: Some(client),
                 wake,
                 reset,
+                is_full,
                 ..
-            }) if client.has_room() => {
-                let number = client.reset();
-                *reset = Some(number);
-                wake.notify_one();
-                self.journal.reset(port, number);
-            }
+            }) => match client.has_room() {
+                true => {
+                    let number = client.reset();
+                    *reset = Some(number);
+                    wake.notify_one();
+                    self.journal.reset(port, number);
+                }
+                false => *is_full = true,
+            },
             _ => self.release(port),
+        }
+    }
+
+    /// Submits what has waited because the session was full.
+    pub(super) fn submit_waiting(&mut self, port: PortNumber) {
+        let Some(attached) = self.at_mut(port) else {
+            return;
+        };
+        let was_full = std::mem::take(&mut attached.is_full);
+        let resets = attached.reset.is_some();
+        match (was_full, self.core.is_held(port)) {
+            (false, _) => {}
+            (true, false) => self.submit_held(port),
+            (true, true) if resets => {}
+            // A port that is held in an open session is one that is to be reset.
+            (true, true) => self.reset(port),
         }
     }
 

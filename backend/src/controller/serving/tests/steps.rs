@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use session::Epoch;
+use session::client::MAX_OUTSTANDING;
 use session::frame::TransferStatus;
 use session::server::{Event, Outcome, Server};
 use slog::{Discard, Logger, o};
@@ -193,4 +194,43 @@ fn a_device_that_fails_its_first_request_is_reset() {
     assert_eq!(steps.carry_out(&mut server, true), ["reset"]);
     assert_eq!(steps.carry_out(&mut server, true), ["submit"]);
     assert!(steps.response().unwrap().status.is_ok());
+}
+
+/// The exporter is away, and the guest gives up more transfers than a session holds: the next ones wait
+/// for it. The device is not gone.
+#[test]
+fn requests_wait_for_a_session_that_is_full_of_unlinked_ones() {
+    let mut steps = Steps::new(false);
+    let mut server = claimed(1);
+    steps.set_address(5);
+    steps.carry_out(&mut server, true);
+    steps.response().unwrap();
+    server.disconnected();
+    steps.serving.client(port()).unwrap().lost();
+    let read = |steps: &mut Steps| steps.send(5, UrbKind::Bulk, TransferType::Bulk, 64);
+    for given_up in 0..MAX_OUTSTANDING as u64 {
+        let id = read(&mut steps);
+        steps.send(5, UrbKind::Unlink { id }, TransferType::Bulk, 0);
+        // After the SET_ADDRESS.
+        steps.serving.give_up(port(), given_up + 2);
+        assert_eq!(steps.response().map(|r| r.id), Some(id));
+        assert_eq!(steps.response().map(|r| r.id), Some(id + 1));
+    }
+    let (first, second) = (read(&mut steps), read(&mut steps));
+    assert_eq!(steps.response(), None);
+    // One that waits is unlinked at once.
+    let third = read(&mut steps);
+    steps.send(5, UrbKind::Unlink { id: third }, TransferType::Bulk, 0);
+    assert_eq!(steps.response().map(|r| r.id), Some(third));
+    assert_eq!(steps.response().map(|r| r.id), Some(third + 1));
+    let received = server.resume(1).unwrap();
+    steps.serving.resumed(port(), received).unwrap();
+    let sent = steps.carry_out(&mut server, true);
+    assert_eq!(
+        sent.iter().filter(|s| **s == "submit").count(),
+        MAX_OUTSTANDING
+    );
+    assert_eq!(steps.carry_out(&mut server, true), ["submit", "submit"]);
+    assert_eq!(steps.response().map(|r| r.id), Some(first));
+    assert_eq!(steps.response().map(|r| r.id), Some(second));
 }

@@ -30,6 +30,11 @@ impl Executor {
         }
     }
 
+    /// Whether it is plugged into this machine.
+    pub(crate) fn is_real(&self) -> bool {
+        matches!(self, Self::Usb(_))
+    }
+
     /// Makes the device ready for its holder, if it is not: a future that does not borrow the
     /// device, and whose result is for [`Executor::opened`]. With `begin`, it begins as if it were
     /// plugged in now, and is made what its guest knows, if it is that.

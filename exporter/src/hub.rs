@@ -4,6 +4,7 @@
 mod announcements;
 mod devices;
 mod holders;
+mod in_use;
 mod requests;
 mod subscribers;
 
@@ -18,6 +19,7 @@ use session::{DeviceId, Lease, LeasePhase};
 use slog::{Logger, error, info};
 use tokio::sync::{Mutex, Notify};
 
+use self::in_use::Uses;
 use self::subscribers::Subscribers;
 use crate::arrivals::Arrivals;
 use crate::session_state::Session;
@@ -36,6 +38,7 @@ pub(crate) struct Hub {
     arrivals: RefCell<Arrivals>,
     /// Control connections so far.
     connections: Cell<u64>,
+    uses: Uses,
     store: Store,
     /// [`LeaseTable::changes`] of what was saved last.
     saved_changes: Mutex<u64>,
@@ -71,6 +74,7 @@ impl Hub {
             subscribers: Subscribers::default(),
             arrivals: RefCell::default(),
             connections: Cell::new(0),
+            uses: Uses::default(),
             store,
             saved_changes: Mutex::new(0),
             deadlines: Notify::new(),

@@ -9,7 +9,7 @@
 //! - `hub`: devices, leases, sessions, subscribers, in one place;
 //! - `admission`: which connections are let in; `control`, `device`: a connection of each kind; `session`: a device's session;
 //! - `executor`: what carries out transfers, with `sim` and `usb` below it;
-//! - `store`: leases on disk.
+//! - `in_use`: what this machine uses itself; `store`: leases on disk.
 
 mod admission;
 mod arrivals;
@@ -21,6 +21,7 @@ mod descriptors;
 mod device;
 mod executor;
 mod hub;
+mod in_use;
 mod pace;
 mod session_state;
 mod sim;

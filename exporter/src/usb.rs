@@ -33,6 +33,7 @@ use session::{DeviceInfo, Digest, Epoch};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use crate::in_use;
 pub(crate) use bus::{Bus, Change};
 use handle::Handle;
 pub(crate) use open::Open;
@@ -79,11 +80,8 @@ impl UsbDevice {
                 // It ends in any case, if only by a panic.
                 let _ = closing.await;
             }
-            let opening = spawn_blocking(move || match list::mounted(&info.id) {
-                Some(path) => Err(format!(
-                    "this machine has mounted it at {}; unmount it first",
-                    path.display()
-                )),
+            let opening = spawn_blocking(move || match in_use::needed_by(&info.id) {
+                Some(reason) => Err(reason),
                 None => take(&device, &info, begin.as_ref()),
             });
             let (handle, descriptors) = opening

@@ -101,7 +101,8 @@ fn literals(dir: &Path, found: &mut BTreeSet<String>) {
                 let literal = line[at + 1..].split('"').next().unwrap_or_default();
                 // Up to what is filled in at run time.
                 let literal = literal.split('{').next().unwrap_or_default();
-                if ROOTS.iter().any(|root| literal.starts_with(root)) {
+                // What names of nodes begin with; one that is opened has more.
+                if literal != "/dev/" && ROOTS.iter().any(|root| literal.starts_with(root)) {
                     found.insert(literal.to_owned());
                 }
             }
@@ -151,6 +152,17 @@ impl Unit {
         if below("/proc") && !of_processes() && self.get("ProcSubset") == Some("pid") {
             return Some("ProcSubset=pid".to_owned());
         }
+        let of_others = below("/proc")
+            && path
+                .split('/')
+                .nth(2)
+                .is_some_and(|f| f.parse::<u32>().is_ok());
+        if let Some(protect) = self.get("ProtectProc")
+            && of_others
+            && protect != "default"
+        {
+            return Some(format!("ProtectProc={protect}"));
+        }
         let homes = ["/home", "/root", "/run/user"];
         if homes.iter().any(|h| below(h))
             && self
@@ -186,6 +198,7 @@ impl Unit {
 fn every_path_that_the_sources_name_is_there_in_the_sandbox() {
     for (daemon, must) in [
         (&EXPORTER, "/proc/sys/kernel/random/boot_id"),
+        (&EXPORTER, "/proc/1/mountinfo"),
         (&VUSBD, "/dev/xen/gntdev"),
     ] {
         let paths = daemon.paths();
@@ -204,6 +217,7 @@ fn a_directive_that_hides_a_path_is_found() {
     for (directive, path) in [
         ("ProcSubset=pid", "/proc/sys/kernel/random/boot_id"),
         ("ProcSubset=pid", "/proc/swaps"),
+        ("ProtectProc=invisible", "/proc/1/mountinfo"),
         ("PrivateDevices=yes", "/dev/bus/usb/001/002"),
         ("DevicePolicy=closed", "/dev/xen/evtchn"),
         ("ProtectHome=yes", "/home/user/disk.img"),

@@ -12,7 +12,7 @@ impl Hub {
     pub(crate) async fn answer(&self, request: Request, host: &str) -> Reply {
         let result = match request {
             Request::Devices => {
-                let devices = self.device_infos();
+                let devices = self.devices_now().await;
                 Ok(Reply::Devices(
                     self.table.borrow().visible_devices(&devices, host),
                 ))
@@ -61,7 +61,7 @@ impl Hub {
     }
 
     async fn acquire(&self, wanted: &Acquire, host: &str) -> Result<Reply, Refusal> {
-        let devices = self.device_infos();
+        let devices = self.devices_now().await;
         let before = self.table.borrow().changes();
         let lease = self.table.borrow_mut().acquire(wanted, host, &devices)?;
         if self.table.borrow().changes() == before {

@@ -126,21 +126,6 @@ fn unavailable(uas_only: bool, classes: &[u8]) -> Option<String> {
     })
 }
 
-/// Where a file system of the device is mounted on this machine: lending it would destroy data.
-pub(super) fn mounted(id: &DeviceId) -> Option<PathBuf> {
-    let device = fs::canonicalize(sysfs(id)).ok()?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    mounts.lines().find_map(|line| {
-        // ID, parent, major:minor, root, mount point, … (proc(5)).
-        let mut fields = line.split(' ').skip(2);
-        let (number, mount_point) = (fields.next()?, fields.nth(1)?);
-        let block = fs::canonicalize(Path::new("/sys/dev/block").join(number)).ok()?;
-        block
-            .starts_with(&device)
-            .then(|| PathBuf::from(mount_point))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use usb_sim::{Disk, Function, MemoryStorage};

@@ -91,6 +91,12 @@ impl Policy {
         self.allow.iter().any(sees)
     }
 
+    /// Whether a rule names `device`, by place or by what it is, and does not only allow all devices.
+    pub fn names(&self, device: &DeviceInfo) -> bool {
+        let names = |a: &Allow| a.device != Match::Any && a.device(device);
+        self.allow.iter().any(names)
+    }
+
     /// Whether `vm` on `host` may hold anything.
     pub fn may_expect(&self, vm: VmUuid, host: &str) -> bool {
         self.allow.iter().any(|a| a.host(host) && a.vm(vm))

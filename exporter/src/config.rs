@@ -36,6 +36,9 @@ pub struct Config {
     /// How long it waits for a VM that was suspended first, and so can be restored.
     #[serde(default = "default_saved_hold_seconds")]
     pub saved_hold_seconds: HoldTime,
+    /// How long a lease waits for its device after the exporter was started.
+    #[serde(default = "default_startup_hold_seconds")]
+    pub startup_hold_seconds: u64,
     /// Our certificate; by default where systemd shows it, or in [`transport::TLS_DIR`].
     #[serde(default)]
     pub tls: Tls,
@@ -167,6 +170,11 @@ fn default_hold_seconds() -> u64 {
     60
 }
 
+/// A disk that spins up behind two hubs takes half of it.
+fn default_startup_hold_seconds() -> u64 {
+    60
+}
+
 /// A week: whoever saves a guest on a Friday restores it on a Monday.
 fn default_saved_hold_seconds() -> HoldTime {
     HoldTime::Seconds(7 * 24 * 60 * 60)
@@ -283,6 +291,7 @@ impl Config {
         HoldTimes {
             gone_ms: self.hold_seconds.saturating_mul(1000),
             saved_ms: self.saved_hold_seconds.ms(),
+            startup_ms: self.startup_hold_seconds.saturating_mul(1000),
         }
     }
 

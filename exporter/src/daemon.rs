@@ -109,7 +109,7 @@ impl Daemon {
         while let Ok(change) = changed.try_recv() {
             apply(&hub, change);
         }
-        hub.drop_absent();
+        hub.wait_for_missing();
         if let Err(refusal) = hub.save().await {
             bail!(refusal);
         }
@@ -150,6 +150,8 @@ impl Daemon {
             } => (),
             () = stop => info!(log, "stopping"),
         }
+        // What nobody waited for yet. A failure is in the log.
+        let _ = hub.save().await;
         Ok(())
     }
 }

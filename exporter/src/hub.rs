@@ -11,6 +11,7 @@ mod subscribers;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use session::control::{Event, Refusal};
@@ -41,7 +42,7 @@ pub(crate) struct Hub {
     uses: Uses,
     store: Store,
     /// [`LeaseTable::changes`] of what was saved last.
-    saved_changes: Mutex<u64>,
+    saved_changes: Arc<Mutex<u64>>,
     deadlines: Notify,
     unsaved: Notify,
 }
@@ -76,7 +77,7 @@ impl Hub {
             connections: Cell::new(0),
             uses: Uses::default(),
             store,
-            saved_changes: Mutex::new(0),
+            saved_changes: Arc::default(),
             deadlines: Notify::new(),
             unsaved: Notify::new(),
         })
@@ -94,11 +95,12 @@ impl Hub {
     fn ended(&self, lease: &Lease, reason: &str) {
         let device = &lease.device.id;
         info!(self.log, "returned"; "device" => %device, "vm" => %lease.vm, "reason" => reason);
-        // What is plugged in there now is another lease's.
-        if lease.phase != LeasePhase::Absent
-            && let Some(session) = self.session(device)
-        {
-            session.borrow_mut().end();
+        // What is plugged in there now may be another lease's.
+        if let Some(session) = self.session(device) {
+            let mut session = session.borrow_mut();
+            if session.server.epoch() == lease.epoch {
+                session.end();
+            }
         }
         let event = Event::Released {
             device: device.clone(),
@@ -140,6 +142,9 @@ impl Hub {
             for lease in &expired {
                 let why = match lease.phase {
                     LeasePhase::Absent => "it was pulled out and not plugged in again in time",
+                    LeasePhase::Disconnected => {
+                        "it was not there when the exporter was started, and did not come in time"
+                    }
                     _ => "its VM is gone and nobody claimed it in time",
                 };
                 self.ended(lease, why);
@@ -155,7 +160,7 @@ impl Hub {
     /// a change waits for this.
     pub(crate) async fn save(&self) -> Result<(), Refusal> {
         let wanted = self.table.borrow().changes();
-        let mut saved_changes = self.saved_changes.lock().await;
+        let mut saved_changes = self.saved_changes.clone().lock_owned().await;
         if *saved_changes >= wanted {
             return Ok(());
         }
@@ -164,12 +169,15 @@ impl Hub {
             (table.changes(), table.saved())
         };
         let store = self.store.clone();
-        let result = tokio::task::spawn_blocking(move || store.save(&saved)).await;
+        // With the lock: whoever waits for this may give up, and the next save must not write beside it.
+        let save = move || {
+            store.save(&saved)?;
+            *saved_changes = changes;
+            Ok::<_, std::io::Error>(())
+        };
+        let result = tokio::task::spawn_blocking(save).await;
         match result {
-            Ok(Ok(())) => {
-                *saved_changes = changes;
-                Ok(())
-            }
+            Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => {
                 error!(self.log, "cannot save the leases: {}", e);
                 Err(Refusal::Limit(format!(

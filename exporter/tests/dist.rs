@@ -44,6 +44,7 @@ fn the_example_shows_the_defaults() {
     assert_eq!(full.listen, plain.listen);
     assert_eq!(full.state_dir, plain.state_dir);
     assert_eq!(full.hold_seconds, plain.hold_seconds);
+    assert_eq!(full.startup_hold_seconds, plain.startup_hold_seconds);
     assert_eq!(full.usb.enabled, plain.usb.enabled);
     let dir = Path::new(TLS_DIR);
     assert_eq!(full.tls.files(dir), plain.tls.files(dir));

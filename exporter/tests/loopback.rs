@@ -6,6 +6,8 @@ mod common;
 mod leases;
 #[path = "loopback/network.rs"]
 mod network;
+#[path = "loopback/start.rs"]
+mod start;
 
 use common::*;
 use session::LeasePhase;

@@ -22,7 +22,7 @@ use xen::xenstore::XenStore;
 use xen::{Backend, DomId};
 
 use super::serving::{End, Serving, Unanswered};
-use super::tenure::{Next, Tenure};
+use super::tenure::{Next, Tenure, Waiting};
 use crate::config;
 use crate::domain::Domain;
 
@@ -138,12 +138,19 @@ enum Broken {
 }
 
 impl Broken {
-    /// Whether trying again is of no use.
-    fn is_final(&self) -> bool {
+    /// Whether trying again is of no use, `now` after `waiting` began to count.
+    fn is_final(&self, waiting: &mut Waiting, now: Duration) -> bool {
         match self {
+            Self::Refused(refusal) => waiting.refused(refusal, now),
             Self::Gone | Self::Unplugged | Self::Fenced => true,
-            Self::Refused(refusal) => Tenure::is_final(refusal),
-            _ => false,
+            Self::Transport(_)
+            | Self::Io(_)
+            | Self::Session(_)
+            | Self::Silent
+            | Self::Outdated(_) => {
+                waiting.over();
+                false
+            }
         }
     }
 
@@ -184,6 +191,7 @@ impl<B: Backend> DeviceTask<B> {
         let mut pause = RETRY_MIN;
         let mut said = String::new();
         let mut away = None;
+        let (started, mut waiting) = (Instant::now(), Waiting::default());
         loop {
             let Err(broken) = self.connection(&mut pause, &mut away).await;
             if let Some(client) = self.serving.borrow_mut().client(self.port) {
@@ -191,6 +199,10 @@ impl<B: Backend> DeviceTask<B> {
             }
             if self.lost_at.get().is_none() {
                 self.lost_at.set(Some(Instant::now()));
+            }
+            if let Broken::Session(_) = broken {
+                // Resumed, it would be told the same again.
+                self.tenure.lose_session();
             }
             let text = broken.to_string();
             if broken.is_absent() && self.lease.exchange.is_some() {
@@ -209,7 +221,7 @@ impl<B: Backend> DeviceTask<B> {
                 });
                 return;
             }
-            if broken.is_final() {
+            if broken.is_final(&mut waiting, started.elapsed()) {
                 self.news.send(News::Lost(self.port, text));
                 return;
             }

@@ -2,6 +2,8 @@
 //! How a controller takes up the lease of a device, and what the exporter's answer means. Decisions
 //! only: the device's task connects and waits, and so does the world of `tests/model`.
 
+use std::time::Duration;
+
 use session::Epoch;
 use session::client::Client;
 use session::control::Refusal;
@@ -107,9 +109,82 @@ impl Tenure {
         self.seen = current;
     }
 
-    /// Whether trying again is of no use. Limits pass, and a policy can be mended while we wait.
+    /// The session cannot go on: what the two ends have had of each other contradicts. The next attempt
+    /// claims, under the epoch at which the lease is ours.
+    pub fn lose_session(&mut self) {
+        self.seen = self.session.take().unwrap_or(self.seen);
+    }
+
+    /// How long it is of use to ask again after this refusal.
+    pub fn patience(refusal: &Refusal) -> Patience {
+        match refusal {
+            // A full disk, too many connections: nothing is said about the device.
+            Refusal::Limit(_) => Patience::Endless,
+            Refusal::NotReady { seconds, .. } => {
+                Patience::For(Duration::from_secs((*seconds).into()))
+            }
+            // An administrator who has just mended the wrong line starts the exporter again.
+            Refusal::Policy { .. } => Patience::For(Duration::ZERO),
+            // Somebody else has the device, or it is not this VM's any more.
+            Refusal::Fenced { .. } | Refusal::NoLease { .. } | Refusal::Busy { .. } => {
+                Patience::None
+            }
+            // The device is pulled out: an attachment that follows it looks for it elsewhere.
+            Refusal::Absent { .. } => Patience::None,
+            // Answers to who asks for a new lease.
+            Refusal::UnknownDevice(_) | Refusal::Ambiguous { .. } | Refusal::Unavailable { .. } => {
+                Patience::None
+            }
+        }
+    }
+
+    /// Whether asking again is of no use.
     pub fn is_final(refusal: &Refusal) -> bool {
-        !matches!(refusal, Refusal::Limit(_))
+        Self::patience(refusal) == Patience::None
+    }
+}
+
+/// How long a device may be refused, with a reason that passes, before it counts as lost.
+pub const NOT_READY_FOR: Duration = Duration::from_secs(60);
+
+/// How long it is of use to ask again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// It is of no use.
+    None,
+    /// For [`NOT_READY_FOR`] after the first such refusal, and for this long from now on.
+    For(Duration),
+    /// As long as it takes.
+    Endless,
+}
+
+/// Until when refusals that pass are borne.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Waiting {
+    /// The first of them.
+    since: Option<Duration>,
+}
+
+impl Waiting {
+    /// The exporter has refused, at this time of any clock that only grows. Answers whether that is
+    /// final.
+    pub fn refused(&mut self, refusal: &Refusal, now: Duration) -> bool {
+        match Tenure::patience(refusal) {
+            Patience::None => true,
+            Patience::Endless => {
+                self.over();
+                false
+            }
+            Patience::For(more) => {
+                let first = *self.since.get_or_insert(now);
+                more.is_zero() && now.saturating_sub(first) >= NOT_READY_FOR
+            }
+        }
+    }
+
+    /// Something else came of an attempt: the next refusal is the first one.
+    pub fn over(&mut self) {
+        self.since = None;
     }
 }
 
@@ -158,11 +233,115 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_passes_and_a_fence_does_not() {
-        assert!(!Tenure::is_final(&Refusal::Limit("too many".into())));
-        let Opened::Refused(refusal) = fenced(2) else {
-            unreachable!("made so above")
-        };
-        assert!(Tenure::is_final(&refusal));
+    fn a_session_that_contradicts_itself_is_claimed_with_its_own_epoch() {
+        let mut tenure = Tenure::new(Epoch(3), Some(Epoch(4)));
+        let client = Client::new(Epoch(4));
+        assert!(matches!(tenure.how(Some(&client)), How::Resume { .. }));
+        tenure.lose_session();
+        assert_eq!(tenure.how(Some(&client)), claim(4));
+        // Somebody else has it: it is not taken back.
+        let refused = tenure.answered(claim(4), fenced(7));
+        assert!(matches!(refused, Next::Refused(_)), "{refused:?}");
+        // The exporter says the same of a resume.
+        let mut tenure = Tenure::new(Epoch(3), Some(Epoch(4)));
+        let resume = tenure.how(Some(&client));
+        assert_eq!(tenure.answered(resume, fenced(4)), Next::Again(Epoch(4)));
+        assert_eq!(tenure.how(Some(&client)), claim(4));
+    }
+
+    fn not_ready(seconds: u32) -> Refusal {
+        Refusal::NotReady {
+            device: device(),
+            reason: "busy".into(),
+            seconds,
+        }
+    }
+
+    fn device() -> session::DeviceId {
+        session::DeviceId("1-1".into())
+    }
+
+    /// Every refusal: final at once, final after a minute, or never.
+    #[test]
+    fn what_is_final_and_what_passes() {
+        let (device, vm) = (device(), session::VmUuid(uuid::Uuid::nil()));
+        let table = [
+            (Refusal::UnknownDevice("1-1".into()), Some(0)),
+            (
+                Refusal::Ambiguous {
+                    selector: "0951:1666".into(),
+                    count: 2,
+                },
+                Some(0),
+            ),
+            (
+                Refusal::Busy {
+                    device: device.clone(),
+                    vm,
+                    vm_name: "other".into(),
+                },
+                Some(0),
+            ),
+            (
+                Refusal::Policy {
+                    device: device.clone(),
+                    vm,
+                    host: "host-a".into(),
+                },
+                Some(60),
+            ),
+            (
+                Refusal::Unavailable {
+                    device: device.clone(),
+                    reason: "a hub".into(),
+                },
+                Some(0),
+            ),
+            (
+                Refusal::NoLease {
+                    device: device.clone(),
+                    vm,
+                },
+                Some(0),
+            ),
+            (
+                Refusal::Fenced {
+                    yours: Epoch(1),
+                    current: Epoch(2),
+                },
+                Some(0),
+            ),
+            (Refusal::Absent { device }, Some(0)),
+            (not_ready(0), Some(60)),
+            // The exporter says itself when it is over.
+            (not_ready(1), None),
+            (Refusal::Limit("disk full".into()), None),
+        ];
+        for (refusal, expected) in table {
+            let mut waiting = Waiting::default();
+            let start = 1_000;
+            let times = start..start + 100;
+            let is_final = |second: &u64| waiting.refused(&refusal, Duration::from_secs(*second));
+            let found = times.clone().find(is_final).map(|second| second - start);
+            assert_eq!(found, expected, "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn only_refusals_in_a_row_count() {
+        let seconds = Duration::from_secs;
+        let mut waiting = Waiting::default();
+        assert!(!waiting.refused(&not_ready(0), seconds(0)));
+        assert!(!waiting.refused(&not_ready(0), seconds(59)));
+        // The exporter was out of reach, for however long.
+        waiting.over();
+        assert!(!waiting.refused(&not_ready(0), seconds(500)));
+        assert!(!waiting.refused(&Refusal::Limit(String::new()), seconds(550)));
+        assert!(!waiting.refused(&not_ready(0), seconds(560)));
+        assert!(waiting.refused(&not_ready(0), seconds(620)));
+        // A device that takes longer to appear, at an exporter that waits longer.
+        waiting.over();
+        assert!(!waiting.refused(&not_ready(120), seconds(1000)));
+        assert!(!waiting.refused(&not_ready(40), seconds(1080)));
     }
 }

@@ -180,6 +180,17 @@ pub enum Refusal {
     /// A limit of the exporter, or an argument out of range.
     #[error("{0}")]
     Limit(String),
+    /// Not now: the device is not there yet, or could not be opened this time. Asked again, it may be.
+    #[error("device {device} is not ready: {reason}")]
+    NotReady {
+        /// The device.
+        device: DeviceId,
+        /// Why, for people.
+        reason: String,
+        /// For how much longer the exporter itself waits for the device, in seconds; 0 where it
+        /// waits for nothing.
+        seconds: u32,
+    },
     /// The lease is there, its device is not ([`crate::LeasePhase::Absent`]).
     #[error("device {device} is not plugged in here any more")]
     Absent {

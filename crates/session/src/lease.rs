@@ -11,6 +11,7 @@
 //! A lease that follows its device stays when the device is pulled out ([`LeaseTable::unplugged`]),
 //! apart from those of devices that are there: it is nobody's to claim, and waits for its time to be
 //! over, or for the device to come back to its port ([`Acquire::returns`](crate::control::Acquire::returns)).
+//! After a restart any lease waits for its device ([`LeaseTable::missing`]).
 //!
 //! Times are milliseconds of any clock that does not go backwards.
 
@@ -18,6 +19,7 @@ mod absent;
 mod hold;
 mod holder;
 mod lending;
+mod missing;
 mod policy;
 #[cfg(test)]
 mod tests;
@@ -36,6 +38,7 @@ use crate::control::Refusal;
 use crate::open::Attempt;
 use crate::{DeviceId, DeviceInfo, DeviceState, Epoch, Lease, LeasePhase, VmUuid};
 use absent::Absent;
+use missing::Missing;
 
 /// Longest note, in bytes.
 pub const MAX_NOTE_LEN: usize = 1000;
@@ -50,9 +53,9 @@ const UNSAVED_EPOCHS: u64 = 1 << 16;
 pub struct Saved {
     /// The last epoch given out.
     pub epoch: Epoch,
-    /// All leases, one per device.
+    /// All leases but those below.
     pub leases: Vec<Lease>,
-    /// Those whose device is not there.
+    /// Those whose device was pulled out; of VMs that are gone, in the phase that says how long they wait.
     #[serde(default)]
     pub absent: Vec<Lease>,
 }
@@ -76,6 +79,7 @@ pub struct LeaseTable {
     epoch: Epoch,
     entries: BTreeMap<DeviceId, Entry>,
     absent: Vec<Absent>,
+    missing: Vec<Missing>,
     changes: u64,
 }
 
@@ -88,11 +92,13 @@ impl LeaseTable {
             epoch: Epoch::default(),
             entries: BTreeMap::new(),
             absent: Vec::new(),
+            missing: Vec::new(),
             changes: 0,
         }
     }
 
-    /// A table with the leases of before. Nobody is connected; the hold time of orphans starts anew.
+    /// A table with the leases of before. Nobody is connected; the hold time of orphans starts again. All
+    /// devices count as plugged in until [`LeaseTable::missing`] says otherwise.
     pub fn restore(policy: Policy, hold: impl Into<HoldTimes>, saved: Saved, now_ms: u64) -> Self {
         let mut table = Self::new(policy, hold);
         let all = saved.leases.iter().chain(&saved.absent);
@@ -111,11 +117,22 @@ impl LeaseTable {
                 deadline_ms: table.hold.deadline_ms(lease.phase, now_ms),
                 lease,
             };
-            table.entries.insert(entry.lease.device.id.clone(), entry);
+            let device = entry.lease.device.id.clone();
+            // Of two devices that had the same place, one after the other, `plugged` finds the right one.
+            if table.entries.contains_key(&device) {
+                table.missing(&device, now_ms);
+            }
+            table.entries.insert(device, entry);
         }
         // Nothing was in flight for them.
         for lease in saved.absent {
-            table.wait_for_device(lease, now_ms);
+            let deadline_ms = table.hold.deadline_ms(lease.phase, now_ms);
+            let held_ms = match lease.phase.is_orphaned() {
+                true => deadline_ms.unwrap_or(u64::MAX),
+                false => 0,
+            };
+            let until_ms = now_ms.saturating_add(table.hold.startup_ms);
+            table.wait_for_device(lease, now_ms, held_ms.max(until_ms));
         }
         table
     }
@@ -124,8 +141,8 @@ impl LeaseTable {
     pub fn saved(&self) -> Saved {
         Saved {
             epoch: self.epoch,
-            leases: self.held().cloned().collect(),
-            absent: self.absent.iter().map(|a| a.lease.clone()).collect(),
+            leases: self.held().chain(self.missing_leases()).cloned().collect(),
+            absent: self.absent.iter().map(Absent::saved).collect(),
         }
     }
 
@@ -142,7 +159,12 @@ impl LeaseTable {
 
     /// All leases, at last those whose device is not there.
     pub fn leases(&self) -> impl Iterator<Item = &Lease> {
-        self.held().chain(self.absent.iter().map(|a| &a.lease))
+        let absent = self.absent.iter().map(|a| &a.lease);
+        self.held().chain(self.missing_leases()).chain(absent)
+    }
+
+    fn missing_leases(&self) -> impl Iterator<Item = &Lease> {
+        self.missing.iter().map(|m| &m.entry.lease)
     }
 
     /// The leases of devices that are there.
@@ -190,10 +212,13 @@ impl LeaseTable {
         let lease = self.get(device).filter(|l| l.vm == vm);
         match lease {
             Some(lease) => self.check_policy(&lease.device, vm, host),
-            None => Err(Refusal::NoLease {
-                device: device.clone(),
-                vm,
-            }),
+            None => {
+                self.check_missing(device, vm, host, u64::MAX)?;
+                Err(Refusal::NoLease {
+                    device: device.clone(),
+                    vm,
+                })
+            }
         }
     }
 
@@ -206,6 +231,9 @@ impl LeaseTable {
         epoch: Epoch,
     ) -> Result<Lease, Refusal> {
         if let Some(lease) = self.release_absent(device, vm, host, epoch)? {
+            return Ok(lease);
+        }
+        if let Some(lease) = self.release_missing(device, vm, host, epoch)? {
             return Ok(lease);
         }
         let lease = &self.checked(device, vm, host)?.lease;
@@ -250,13 +278,16 @@ impl LeaseTable {
         let ids: Vec<_> = ids.iter().map(|e| e.lease.device.id.clone()).collect();
         let mut expired: Vec<_> = ids.iter().filter_map(|id| self.remove(id)).collect();
         expired.extend(self.expire_absent(now_ms));
+        expired.extend(self.expire_missing(now_ms));
         expired
     }
 
     /// When to call [`LeaseTable::expire`] next.
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let held = self.entries.values().filter_map(|e| e.deadline_ms);
-        held.chain(self.absent.iter().map(|a| a.deadline_ms)).min()
+        let missing = self.missing.iter().filter_map(Missing::deadline_ms);
+        let absent = self.absent.iter().map(|a| a.deadline_ms);
+        held.chain(missing).chain(absent).min()
     }
 
     fn raise(&mut self) -> Epoch {

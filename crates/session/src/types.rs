@@ -199,6 +199,11 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
+    /// Whether this may be the same device as `other`, by what it says of itself.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.vendor, self.product, &self.serial) == (other.vendor, other.product, &other.serial)
+    }
+
     /// Whether any interface is mass storage (class 08h): data is lost if it is replugged.
     pub fn is_storage(&self) -> bool {
         self.classes.contains(&8)

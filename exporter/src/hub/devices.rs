@@ -23,19 +23,12 @@ impl Hub {
         );
         let mut session = Session::new(executor);
         let mut table = self.table.borrow_mut();
-        if let Some(lease) = table.get(&info.id) {
-            let lent = &lease.device;
-            let same = (lent.vendor, lent.product, &lent.serial)
-                == (info.vendor, info.product, &info.serial);
-            match same {
-                true => {
-                    session.lend(lease.epoch);
-                    session.server.set_configured(lease.configured.clone());
-                    session.executor.restore(&lease.configured);
-                }
-                // A lease of before a restart; meanwhile somebody plugged in something else.
-                false => drop(table.unplugged(&info.id, self.now_ms())),
-            }
+        // A lease of before a restart; the device may come late.
+        if let Some(lease) = table.plugged(&info, self.now_ms()) {
+            info!(self.log, "its lease goes on"; "device" => %info.id, "vm" => %lease.vm);
+            session.lend(lease.epoch);
+            session.server.set_configured(lease.configured.clone());
+            session.executor.restore(&lease.configured);
         }
         drop(table);
         let session = Rc::new(RefCell::new(session));
@@ -82,26 +75,19 @@ impl Hub {
         self.unsaved.notify_one();
     }
 
-    /// Ends the restored leases of devices that are not there, but for those that follow them.
-    pub(crate) fn drop_absent(&self) {
+    /// Lets the restored leases of devices that are not there wait for them.
+    pub(crate) fn wait_for_missing(&self) {
         let present = |l: &&Lease| self.devices.borrow().contains_key(&l.device.id);
-        let absent: Vec<_> = {
+        let missing: Vec<_> = {
             let table = self.table.borrow();
-            let absent = table.held().filter(|l| !present(l));
-            absent.map(|l| l.device.id.clone()).collect()
+            let missing = table.held().filter(|l| !present(l));
+            missing.map(|l| l.device.id.clone()).collect()
         };
-        for device in absent {
-            let left = self.table.borrow_mut().unplugged(&device, self.now_ms());
-            match left {
-                Some(Unplugged::Ended(lease)) => warn!(
-                    self.log,
-                    "device {device} of VM {} is gone; lease released", lease.vm
-                ),
-                Some(Unplugged::Waits(lease)) => warn!(
-                    self.log,
-                    "device {device} of VM {} is gone; its lease waits for it", lease.vm
-                ),
-                None => (),
+        for device in missing {
+            let left = self.table.borrow_mut().missing(&device, self.now_ms());
+            if let Some(Unplugged::Waits(lease)) = left {
+                warn!(self.log, "the device of a lease is not there; the lease waits for it";
+                    "device" => %device, "vm" => %lease.vm);
             }
         }
     }

@@ -7,7 +7,7 @@ use session::control::Refusal;
 use session::lease::{Change, Claimant};
 use session::open::{How, Open, Opened};
 use session::{Configured, DeviceId, Epoch};
-use slog::info;
+use slog::{info, warn};
 
 use super::{Hub, SharedSession};
 use crate::session_state::{Connection, forget_later, mind};
@@ -38,14 +38,21 @@ impl Hub {
                 return Err(Refusal::Absent { device });
             }
         }
+        {
+            let table = self.table.borrow();
+            table.check_missing(device, open.vm, host, self.now_ms())?;
+            table.check(device, open.vm, host)?;
+        }
         let session = self.session(device).ok_or_else(no_lease)?;
-        self.table.borrow().check(device, open.vm, host)?;
         // It is open, unless we were started again. Its guest goes on where it was: no reset.
         let prepared = self.prepare(&session, None).await;
         self.take_back_unlent(device);
-        prepared.map_err(|reason| Refusal::Unavailable {
+        // A driver that binds, udev that has not set the group yet, a device that is slow: all of them
+        // pass, and a guest would lose a mounted disk.
+        prepared.map_err(|reason| Refusal::NotReady {
             device: device.clone(),
             reason,
+            seconds: 0,
         })?;
         let (requests_received, connection) = match open.how {
             How::Claim { seen } => {
@@ -76,7 +83,13 @@ impl Hub {
                     }
                     Err(e) => {
                         table.apply(device, epoch, Change::Disconnect, self.now_ms());
-                        return Err(Refusal::Limit(e.to_string()));
+                        warn!(self.log, "a session cannot go on, it must be claimed: {}", e;
+                            "device" => %device, "host" => host, "epoch" => epoch.0);
+                        // With these numbers it never will. To whoever claims, nothing was in flight.
+                        return Err(Refusal::Fenced {
+                            yours: epoch,
+                            current: epoch,
+                        });
                     }
                 }
             }

@@ -4,8 +4,10 @@
 
 use std::convert::Infallible;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
@@ -94,6 +96,29 @@ impl Pool {
 
     fn start_exporter(&self, more: &str, usb: bool) -> Exporter {
         Exporter::start(&self.configure(more, usb))
+    }
+
+    /// Like [`Pool::start`], but the disk at 0-1 is not plugged in yet; see [`Pool::command`].
+    pub fn start_without_disk(&self, more: &str) -> Exporter {
+        let path = self.configure(more, false);
+        let text = fs::read_to_string(&path).unwrap();
+        let unplugged = text.replacen("size_mib = 4\n", "size_mib = 4\nplugged = false\n", 1);
+        let control = format!("simulated_control = '{}'\n", self.control_path().display());
+        fs::write(&path, control + &unplugged).unwrap();
+        Exporter::start(&path)
+    }
+
+    fn control_path(&self) -> PathBuf {
+        self.dir.join("control")
+    }
+
+    /// Has a command carried out by the simulated devices, as `0-1 plug`.
+    pub fn command(&self, command: &str) {
+        let mut stream = UnixStream::connect(self.control_path()).unwrap();
+        writeln!(stream, "{command}").unwrap();
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        assert_eq!(answer, "ok\n", "{command}");
     }
 
     /// Writes the configuration of an exporter with two simulated disks, and says where.

@@ -197,7 +197,10 @@ impl Exporter {
                     said.push(Say::Close(old));
                 }
                 let received = self.server.resume(completions_received);
-                received.map_err(|e| Refusal::Limit(e.to_string()))?
+                received.map_err(|_| Refusal::Fenced {
+                    yours: epoch,
+                    current: epoch,
+                })?
             }
         };
         let no_lease = || Refusal::NoLease {

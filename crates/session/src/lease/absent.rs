@@ -8,9 +8,23 @@ use crate::{DeviceId, Epoch, Lease, LeasePhase, VmUuid};
 /// A lease that waits.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Absent {
+    /// In phase [`LeasePhase::Absent`].
     pub(super) lease: Lease,
+    /// The phase when the device was pulled out.
+    before: LeasePhase,
     /// When it is over.
     pub(super) deadline_ms: u64,
+}
+
+impl Absent {
+    /// As it is saved: a restart must not forget that a saved VM is waited for.
+    pub(super) fn saved(&self) -> Lease {
+        let mut lease = self.lease.clone();
+        if self.before.is_orphaned() {
+            lease.phase = self.before;
+        }
+        lease
+    }
 }
 
 /// What became of the lease of a device that was pulled out.
@@ -37,7 +51,7 @@ impl Saved {
 }
 
 impl LeaseTable {
-    /// A device was pulled out, or is not there after a restart. `None` where nobody had it.
+    /// A device was pulled out. `None` where nobody had it.
     pub fn unplugged(&mut self, device: &DeviceId, now_ms: u64) -> Option<Unplugged> {
         // A saved guest's lease waits for the guest as long as it did.
         let held_until = self.entries.get(device).and_then(|e| {
@@ -48,19 +62,24 @@ impl LeaseTable {
         if lease.exchange.is_none() {
             return Some(Unplugged::Ended(Box::new(lease)));
         }
-        let waits = self.wait_for_device(lease, now_ms);
-        if let (Some(until), Some(absent)) = (held_until, self.absent.last_mut()) {
-            absent.deadline_ms = absent.deadline_ms.max(until);
-        }
+        let waits = self.wait_for_device(lease, now_ms, held_until.unwrap_or(0));
         Some(Unplugged::Waits(Box::new(waits)))
     }
 
-    pub(super) fn wait_for_device(&mut self, mut lease: Lease, now_ms: u64) -> Lease {
-        lease.phase = LeasePhase::Absent;
+    /// Waits for the device as long as the lease says, at least until `least_ms`.
+    pub(super) fn wait_for_device(
+        &mut self,
+        mut lease: Lease,
+        now_ms: u64,
+        least_ms: u64,
+    ) -> Lease {
+        let before = std::mem::replace(&mut lease.phase, LeasePhase::Absent);
         let seconds = lease.exchange.map_or(0, |e| e.seconds);
+        let deadline_ms = now_ms.saturating_add(1000 * u64::from(seconds));
         self.absent.push(Absent {
             lease: lease.clone(),
-            deadline_ms: now_ms.saturating_add(1000 * u64::from(seconds)),
+            before,
+            deadline_ms: deadline_ms.max(least_ms),
         });
         lease
     }

@@ -1,23 +1,26 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! How long a lease waits for its VM.
+//! How long a lease waits for its VM, or for its device after the exporter's start.
 
 use crate::LeasePhase;
 
-/// How long a lease waits for its VM when the VM's domain is gone.
+/// How long a lease waits: for its VM when the VM's domain is gone, or for its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HoldTimes {
     /// Where it was destroyed, rebooted or crashed, in milliseconds.
     pub gone_ms: u64,
     /// Where it was suspended first, as `xl save` does, in milliseconds; `None` for ever.
     pub saved_ms: Option<u64>,
+    /// How long a lease waits for its device after the exporter was started, in milliseconds.
+    pub startup_ms: u64,
 }
 
-/// The same for both, in milliseconds.
+/// The same for all, in milliseconds.
 impl From<u64> for HoldTimes {
     fn from(hold_ms: u64) -> Self {
         Self {
             gone_ms: hold_ms,
             saved_ms: Some(hold_ms),
+            startup_ms: hold_ms,
         }
     }
 }

@@ -320,6 +320,7 @@ fn a_saved_guest_has_a_hold_time_of_its_own() {
         let hold = HoldTimes {
             gone_ms: 60_000,
             saved_ms,
+            startup_ms: 0,
         };
         let mut table = LeaseTable::new(any(), hold);
         let lease = table

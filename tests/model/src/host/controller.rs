@@ -502,7 +502,11 @@ impl Controller {
             }
             Next::Resumed(requests_received) => {
                 task.stage = Stage::Open;
-                self.serving.resumed(port(), requests_received).is_err()
+                let contradicts = self.serving.resumed(port(), requests_received).is_err();
+                if contradicts {
+                    task.tenure.lose_session();
+                }
+                contradicts
             }
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 use super::super::tests::{allow, any, claimant, device, devices, id, vm, wanted};
-use super::super::{Change, Claimant, Policy};
+use super::super::{Change, Claimant, HoldTimes, Policy};
 use super::*;
 use crate::control::{Acquire, Returns};
 use crate::{Configured, DeviceInfo, Digest, Exchange, OnExchange};
@@ -140,6 +140,17 @@ fn a_saved_guest_is_waited_for_longer() {
         Some(Unplugged::Waits(_))
     ));
     assert_eq!(table.next_deadline_ms(), Some(60_000));
+    // A restart of the exporter takes nothing from it either.
+    let hold = HoldTimes {
+        gone_ms: 1,
+        saved_ms: Some(600_000),
+        startup_ms: 1,
+    };
+    let mut again = LeaseTable::restore(any(), hold, table.saved(), 0);
+    assert!(again.is_absent(&id(1), vm(1)));
+    assert!(again.leases().all(|l| l.phase == LeasePhase::Absent));
+    assert!(again.expire(599_999).is_empty());
+    assert_eq!(again.expire(600_000).len(), 1);
 }
 
 #[test]
@@ -265,7 +276,8 @@ fn it_survives_a_restart_with_what_the_guest_had_set() {
     assert_eq!(waits[0].phase, LeasePhase::Absent);
     assert_eq!(waits[0].configured, configured);
     assert_eq!(waits[0].descriptors, Some(Digest([7; 32])));
-    assert_eq!(table.next_deadline_ms(), Some(35_000));
+    // At least as long as the exporter waits for any device after its start.
+    assert_eq!(table.next_deadline_ms(), Some(65_000));
     let new = table.acquire(&back(configured), "a", &[moved(1)]).unwrap();
     assert!(new.epoch > lease.epoch);
 }

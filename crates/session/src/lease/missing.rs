@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Leases whose device was not there when the exporter started: the kernel may not have found it yet.
+//!
+//! A disk that spins up, or one behind two hubs, comes after the service. So the lease waits, and the
+//! device is its holder's again as soon as it is plugged in at its place. Nobody can claim it until then.
+
+use super::{Entry, LeaseTable, Unplugged, fenced};
+use crate::control::Refusal;
+use crate::{DeviceId, DeviceInfo, Epoch, Lease, VmUuid};
+
+/// A lease that waits.
+#[derive(Clone, Debug, Hash)]
+pub(super) struct Missing {
+    pub(super) entry: Entry,
+    /// When it is over; `None` for one that waits for its VM, too, which has a time of its own.
+    until_ms: Option<u64>,
+}
+
+impl Missing {
+    pub(super) fn deadline_ms(&self) -> Option<u64> {
+        self.until_ms.or(self.entry.deadline_ms)
+    }
+
+    fn is_for(&self, device: &DeviceId, vm: VmUuid) -> bool {
+        self.entry.lease.device.id == *device && self.entry.lease.vm == vm
+    }
+}
+
+impl LeaseTable {
+    /// A device was plugged in, or found at the start. Answers the lease that it belongs to, if its place
+    /// has one and it is the device that was lent; a lease of another device goes on waiting.
+    pub fn plugged(&mut self, device: &DeviceInfo, now_ms: u64) -> Option<&Lease> {
+        let id = &device.id;
+        if self.get(id).is_some_and(|l| !l.device.is_same(device)) {
+            self.missing(id, now_ms);
+        }
+        let here = |m: &Missing| {
+            let lent = &m.entry.lease.device;
+            lent.id == *id && lent.is_same(device)
+        };
+        if self.get(id).is_none()
+            && let Some(at) = self.missing.iter().position(here)
+        {
+            let Missing { entry, .. } = self.missing.remove(at);
+            self.entries.insert(id.clone(), entry);
+        }
+        self.get(id)
+    }
+
+    /// The device of a restored lease is not there, or another one is at its place. A lease that follows
+    /// its device waits for it anywhere ([`LeaseTable::unplugged`]), any other for it to come to its
+    /// place. `None` where nobody had it.
+    pub fn missing(&mut self, device: &DeviceId, now_ms: u64) -> Option<Unplugged> {
+        let until_ms = now_ms.saturating_add(self.hold.startup_ms);
+        if self.get(device)?.exchange.is_some() {
+            let waits = self.unplugged(device, now_ms);
+            if let Some(absent) = self.absent.last_mut() {
+                absent.deadline_ms = absent.deadline_ms.max(until_ms);
+            }
+            return waits;
+        }
+        let entry = self.entries.remove(device)?;
+        let lease = entry.lease.clone();
+        self.missing.push(Missing {
+            until_ms: (!lease.phase.is_orphaned()).then_some(until_ms),
+            entry,
+        });
+        Some(Unplugged::Waits(Box::new(lease)))
+    }
+
+    /// Why a lease of `vm` cannot be claimed now, where its device is missing.
+    pub fn check_missing(
+        &self,
+        device: &DeviceId,
+        vm: VmUuid,
+        host: &str,
+        now_ms: u64,
+    ) -> Result<(), Refusal> {
+        let Some(missing) = self.missing.iter().find(|m| m.is_for(device, vm)) else {
+            return Ok(());
+        };
+        self.check_policy(&missing.entry.lease.device, vm, host)?;
+        let ms = missing.until_ms.map_or(0, |u| u.saturating_sub(now_ms));
+        Err(Refusal::NotReady {
+            device: device.clone(),
+            reason: "it has not appeared since the exporter was started".to_owned(),
+            seconds: u32::try_from(ms.div_ceil(1000)).unwrap_or(u32::MAX),
+        })
+    }
+
+    /// [`LeaseTable::release`], where the device is missing.
+    pub(super) fn release_missing(
+        &mut self,
+        device: &DeviceId,
+        vm: VmUuid,
+        host: &str,
+        epoch: Epoch,
+    ) -> Result<Option<Lease>, Refusal> {
+        let Some(at) = self.missing.iter().position(|m| m.is_for(device, vm)) else {
+            return Ok(None);
+        };
+        let lease = &self.missing[at].entry.lease;
+        self.check_policy(&lease.device, vm, host)?;
+        if epoch != lease.epoch {
+            return Err(fenced(epoch, lease));
+        }
+        self.changes += 1;
+        Ok(Some(self.missing.remove(at).entry.lease))
+    }
+
+    pub(super) fn expire_missing(&mut self, now_ms: u64) -> Vec<Lease> {
+        let over = |m: &mut Missing| m.deadline_ms().is_some_and(|d| d <= now_ms);
+        let expired: Vec<_> = self.missing.extract_if(.., over).collect();
+        self.changes += expired.len() as u64;
+        expired.into_iter().map(|m| m.entry.lease).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! An exporter is started when not all of its devices are there yet; and what a backend is told when a
+//! session cannot go on.
+
+use session::control::{Refusal, Reply, Request};
+use session::frame::{Kind, TransferStatus};
+use session::open::{How, Opened};
+use session::{Epoch, Lease, LeasePhase};
+use transport::Identity;
+
+use crate::common::*;
+
+/// VM 1 has the disk at 0-1, whose configuration it has set. Answers its epoch.
+fn lent_before(pool: &Pool, host: &Identity, words: &[Kind]) -> Epoch {
+    let exporter = pool.start(ALLOW_ALL);
+    run(async {
+        let (_control, _, mut device) = exporter.lend(host).await;
+        for &word in words {
+            device.client.say(word);
+        }
+        // It is answered when all that was said is handled.
+        device
+            .transfer(&control_transfer([0x80, 8, 0, 0, 0, 0, 1, 0]), &[])
+            .await;
+        device.client.epoch()
+    })
+}
+
+async fn leases(exporter: &Exporter, host: &Identity) -> Vec<Lease> {
+    let mut control = exporter.control(host).await;
+    match control.ask(Request::Leases { vm: None }).await {
+        Reply::Leases(leases) => leases,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_device_that_appears_after_the_start_is_its_vms_again() {
+    let pool = Pool::new();
+    let host = pool.identity("host-a");
+    let seen = lent_before(&pool, &host, &[]);
+    let exporter = pool.start_without_disk(ALLOW_ALL);
+    run(async {
+        let [lease] = &leases(&exporter, &host).await[..] else {
+            panic!("not one lease");
+        };
+        let claim = open(lease, 1, How::Claim { seen });
+        let (_, opened) = exporter.open(&host, &claim).await;
+        let Opened::Refused(Refusal::NotReady { seconds, .. }) = opened else {
+            panic!("{opened:?}");
+        };
+        assert!((1..=60).contains(&seconds), "{seconds}");
+        pool.command("0-1 plug");
+        let (stream, opened) = exporter.open(&host, &claim).await;
+        let Opened::Ready { epoch, .. } = opened else {
+            panic!("{opened:?}");
+        };
+        // Its guest goes on where it was: the device is configured.
+        let mut device = Device::new(stream, session::client::Client::new(epoch));
+        let (sent, _) = device.transfer(&bulk_out(31), &cbw(1, true, 0, 1)).await;
+        assert_eq!(sent.status, TransferStatus::Completed);
+    });
+}
+
+#[test]
+fn a_device_that_does_not_appear_in_time_is_given_up() {
+    let pool = Pool::new();
+    let host = pool.identity("host-a");
+    let seen = lent_before(&pool, &host, &[]);
+    let exporter = pool.start_without_disk(&format!("startup_hold_seconds = 0\n{ALLOW_ALL}"));
+    run(async {
+        let mut control = exporter.subscribed(&host).await;
+        while !leases(&exporter, &host).await.is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        pool.command("0-1 plug");
+        let lease = control.acquire(wanted("0-1", vm(1), 1)).await;
+        assert!(lease.epoch > seen);
+    });
+}
+
+#[test]
+fn a_saved_vm_keeps_a_device_that_is_not_there() {
+    let pool = Pool::new();
+    let host = pool.identity("host-a");
+    lent_before(&pool, &host, &[Kind::Freeze, Kind::Orphan]);
+    for _ in 0..2 {
+        let exporter = pool.start_without_disk(&format!("startup_hold_seconds = 0\n{ALLOW_ALL}"));
+        run(async {
+            // After its own deadline, if it had one.
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            let leases = leases(&exporter, &host).await;
+            assert_eq!(leases.len(), 1);
+            assert_eq!(leases[0].phase, LeasePhase::Saved);
+        });
+    }
+    let exporter = pool.start(ALLOW_ALL);
+    run(async {
+        let leases = leases(&exporter, &host).await;
+        exporter.claim(&host, &leases[0]).await;
+    });
+}
+
+/// Asked again with the same numbers, it would never get anywhere: it must claim.
+#[test]
+fn a_resume_with_numbers_that_cannot_be_is_fenced_and_a_claim_is_not() {
+    with_exporter(ALLOW_ALL, async |_, exporter, host| {
+        let (_control, lease, device) = exporter.lend(host).await;
+        let epoch = device.client.epoch();
+        let How::Resume {
+            completions_received,
+            ..
+        } = device.client.resume()
+        else {
+            unreachable!("a client resumes");
+        };
+        drop(device);
+        let how = How::Resume {
+            epoch,
+            completions_received: completions_received + 1,
+        };
+        let (_, opened) = exporter.open(host, &open(&lease, 1, how)).await;
+        let fenced = Refusal::Fenced {
+            yours: epoch,
+            current: epoch,
+        };
+        assert_eq!(opened, Opened::Refused(fenced));
+        let (_, opened) = exporter
+            .open(host, &open(&lease, 1, How::Claim { seen: epoch }))
+            .await;
+        assert!(matches!(opened, Opened::Ready { .. }), "{opened:?}");
+    });
+}

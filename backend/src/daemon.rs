@@ -181,7 +181,7 @@ impl<B: Backend> Daemon<B> {
             (TOKEN_SHUTDOWN, Nodes::Shutdown),
         ] {
             if let Some(domid) = token.strip_prefix(prefix).and_then(|d| d.parse().ok()) {
-                return self.guest_changed(DomId(domid), nodes).await;
+                return self.guest_changed(DomId(domid), nodes, path).await;
             }
         }
         if token == TOKEN_DOMAINS {
@@ -252,9 +252,9 @@ impl<B: Backend> Daemon<B> {
     }
 
     /// A guest has written nodes of its own, which it may do without pause.
-    async fn guest_changed(&mut self, domid: DomId, nodes: Nodes) -> Result<(), Error> {
+    async fn guest_changed(&mut self, domid: DomId, nodes: Nodes, path: &str) -> Result<(), Error> {
         match (self.pace.may_look(domid, nodes, Instant::now()), nodes) {
-            (Look::Now, Nodes::Frontend) => self.frontend_changed(domid).await,
+            (Look::Now, Nodes::Frontend) => self.frontend_changed(domid, path).await,
             (Look::Now, Nodes::Shutdown) => self.shutdown_changed(domid).await,
             (Look::Later, _) => {
                 debug!(self.log, "nodes change too often"; "domid" => domid.0, "nodes" => ?nodes);

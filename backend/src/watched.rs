@@ -59,10 +59,15 @@ pub enum Heard {
     Initialising,
 }
 
-/// The frontend's state was `before` when it was last looked at.
-pub fn heard(before: XenbusState, now: XenbusState) -> Heard {
+/// The frontend's state was `before` when it was last looked at. `other_rings`: it has written its state,
+/// and names other rings than those that we were told to use.
+///
+/// A frontend may connect again without closing: after a guest has slept by itself, Linux resumes every
+/// frontend as if its domain had been migrated. Its state was Connected, and is again.
+pub fn heard(before: XenbusState, now: XenbusState, other_rings: bool) -> Heard {
     use XenbusState as X;
     match now {
+        X::Initialised | X::Connected if other_rings => Heard::Connected,
         _ if now == before => Heard::Nothing,
         // Initialised says that the rings are there; the change to Connected adds nothing to it.
         X::Connected if before == X::Initialised => Heard::Nothing,
@@ -133,6 +138,7 @@ mod tests {
 
     #[test]
     fn a_frontend_is_heard_when_it_changes() {
+        let heard = |before, now| heard(before, now, false);
         assert_eq!(heard(X::Unknown, X::Connected), Heard::Connected);
         assert_eq!(heard(X::Initialising, X::Initialised), Heard::Connected);
         assert_eq!(heard(X::Initialised, X::Connected), Heard::Nothing);
@@ -140,6 +146,21 @@ mod tests {
         assert_eq!(heard(X::Connected, X::Closing), Heard::Closed(X::Closing));
         assert_eq!(heard(X::Closing, X::Initialising), Heard::Initialising);
         assert_eq!(heard(X::Connected, X::Unknown), Heard::Nothing);
+    }
+
+    #[test]
+    fn a_frontend_that_names_other_rings_has_connected_again() {
+        for before in [X::Unknown, X::Initialised, X::Connected] {
+            assert_eq!(heard(before, X::Connected, true), Heard::Connected);
+        }
+        assert_eq!(heard(X::Connected, X::Initialised, true), Heard::Connected);
+        // What a closed frontend's nodes say counts when it connects.
+        assert_eq!(
+            heard(X::Connected, X::Closed, true),
+            Heard::Closed(X::Closed)
+        );
+        assert_eq!(heard(X::Closed, X::Closed, true), Heard::Nothing);
+        assert_eq!(heard(X::Closed, X::Initialising, true), Heard::Initialising);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use session::VmUuid;
 use xen::DomId;
 
 use super::Refused;
-use crate::controller::Handle;
+use crate::controller::{Handle, RingDetails};
 use crate::domain::Domain;
 use crate::xenbus::{Key, XenbusState};
 
@@ -21,6 +21,8 @@ pub struct Entry {
     pub domain: Domain,
     /// The frontend's state as last seen.
     pub frontend: Cell<XenbusState>,
+    /// The rings that the controller was last told to use.
+    pub rings: Cell<Option<RingDetails>>,
     /// Whether its leases were asked for.
     pub decided: Cell<bool>,
     /// Names of exporters that did not answer then.
@@ -35,6 +37,7 @@ impl Entry {
             handle,
             domain,
             frontend,
+            rings: Cell::new(None),
             decided: Cell::new(false),
             silent: RefCell::default(),
         }

@@ -232,6 +232,11 @@ impl<B: Backend> Actor<B> {
             }
             Command::Refuse => self.event(Event::MoveForbidden),
             Command::FrontendConnected(details) => {
+                if self.state.has_rings() && self.rings.is_some_and(|rings| rings != details) {
+                    // It does not wait for us to close. What was on the other rings it has given up.
+                    info!(self.log, "the frontend connects again, with other rings");
+                    self.event(Event::FrontendClosed);
+                }
                 self.rings = Some(details);
                 let was_quiescing = self.serving.borrow().was_quiescing();
                 self.event(Event::FrontendConnected);

@@ -81,7 +81,7 @@ impl<B: Backend> Daemon<B> {
             // Its ring was corrupt. It is looked at again when the frontend closes.
             entry.frontend.set(XenbusState::Connected);
         }
-        self.frontend_changed(key.domid).await
+        self.frontend_changed(key.domid, &key.frontend()).await
     }
 
     fn known(&self, saved: Saved) -> Vec<(config::Exporter, SavedDevice)> {

@@ -14,7 +14,7 @@ use crate::controller::{self, Adopted, Command, Device, RingDetails, Setup};
 use crate::domain::Domain;
 use crate::state::{ControllerFiles, ControllerJournal};
 use crate::watched::{self, BackendNode, Due, Heard};
-use crate::xenbus::{BACKENDS, Key, XenbusState};
+use crate::xenbus::{BACKENDS, Key, XenbusState, frontends};
 
 impl<B: Backend> Daemon<B> {
     pub(super) async fn backends_changed(&mut self) -> Result<(), Error> {
@@ -202,7 +202,8 @@ impl<B: Backend> Daemon<B> {
         });
     }
 
-    pub(super) async fn frontend_changed(&mut self, domid: DomId) -> Result<(), Error> {
+    /// `path` is what has changed: one node of a frontend, or for all that we know any of the domain's.
+    pub(super) async fn frontend_changed(&mut self, domid: DomId, path: &str) -> Result<(), Error> {
         for (key, entry) in self.admin.controllers.of(domid) {
             let base = key.frontend();
             let read = async |name: &str| self.store.read_optional(&format!("{base}/{name}")).await;
@@ -216,9 +217,14 @@ impl<B: Backend> Daemon<B> {
             if state != XenbusState::Unknown {
                 entry.handle.tell(Command::FrontendResumes(resumes));
             }
-            let heard = watched::heard(entry.frontend.get(), state);
+            let before = entry.frontend.get();
+            // The frontend writes its state when it has written the other nodes. Before that, some of
+            // them are of rings that it has given up, and others of rings that it does not use yet.
+            let of_one = path.starts_with(&format!("{}/", frontends(domid)));
+            let wrote_state = !of_one || path == format!("{base}/state");
+            let has_rings = matches!(state, XenbusState::Initialised | XenbusState::Connected);
             let mut rings = None;
-            if heard == Heard::Connected {
+            if has_rings && (wrote_state || state != before) {
                 let number = async |name: &str| {
                     Ok::<_, Error>(read(name).await?.and_then(|n| n.trim().parse().ok()))
                 };
@@ -226,8 +232,19 @@ impl<B: Backend> Daemon<B> {
                 let conn = number("conn-ring-ref").await?;
                 let channel = number("event-channel").await?;
                 let recalls = read("feature-recall").await?.as_deref() == Some("1");
-                rings = urb.zip(conn).zip(channel).zip(Some(recalls));
+                rings = urb
+                    .zip(conn)
+                    .zip(channel)
+                    .map(|((urb, conn), channel)| RingDetails {
+                        urb: GrantRef(urb),
+                        conn: GrantRef(conn),
+                        channel: EvtchnPort(channel),
+                        recalls,
+                    });
             }
+            let others =
+                rings.is_some() && entry.rings.get().is_some_and(|told| Some(told) != rings);
+            let heard = watched::heard(before, state, others);
             // Only now: where reading fails because xenstored goes away, it is read again.
             entry.frontend.set(state);
             let command = match (heard, rings) {
@@ -239,14 +256,10 @@ impl<B: Backend> Daemon<B> {
                         "controller" => key.to_string());
                     continue;
                 }
-                (Heard::Connected, Some((((urb, conn), channel), recalls))) => {
+                (Heard::Connected, Some(rings)) => {
                     self.arrived(domid);
-                    Command::FrontendConnected(RingDetails {
-                        urb: GrantRef(urb),
-                        conn: GrantRef(conn),
-                        channel: EvtchnPort(channel),
-                        recalls,
-                    })
+                    entry.rings.set(Some(rings));
+                    Command::FrontendConnected(rings)
                 }
             };
             entry.handle.tell(command);

@@ -122,7 +122,7 @@ impl<B: Backend> Daemon<B> {
         entry.decided.set(true);
         // The frontend may have been quicker than the exporters, and was not listened to then.
         entry.frontend.set(XenbusState::Unknown);
-        if let Err(e) = self.frontend_changed(key.domid).await {
+        if let Err(e) = self.frontend_changed(key.domid, &key.frontend()).await {
             warn!(self.log, "xenstore: {}", e);
         }
     }

@@ -230,9 +230,13 @@ impl Controller {
 
     pub(crate) fn frontend_changed(&mut self, nodes: &mut Nodes) {
         let before = std::mem::replace(&mut self.frontend, nodes.frontend);
-        match heard(before, nodes.frontend) {
+        let others = self.rings.is_some() && nodes.rings.is_some() && self.rings != nodes.rings;
+        match heard(before, nodes.frontend, others) {
             Heard::Nothing => {}
             Heard::Connected => {
+                if self.state.has_rings() && others {
+                    self.event(Event::FrontendClosed, nodes);
+                }
                 self.rings = nodes.rings;
                 let was_quiescing = self.serving.was_quiescing();
                 self.event(Event::FrontendConnected, nodes);

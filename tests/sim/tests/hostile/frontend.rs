@@ -142,6 +142,23 @@ impl RawFrontend {
         self.wait_for_state(&["4"]);
     }
 
+    /// Connects the controller with other rings and another event channel without closing it, as Linux
+    /// resumes a frontend when the guest has slept by itself. The old rings' pages.
+    pub fn replace_rings(&mut self) -> [GuestPages; 2] {
+        let (urb, conn, refs) = rings(&self.guest);
+        let channel = self.guest.alloc_unbound(DomId(0)).unwrap();
+        let port = channel.local_port();
+        let old = [
+            std::mem::replace(&mut self.urb, urb),
+            std::mem::replace(&mut self.conn, conn),
+        ];
+        self.channel = channel;
+        self.refs = refs;
+        (self.produced, self.consumed) = (0, 0);
+        self.publish(refs[0], refs[1], &port.to_string());
+        old
+    }
+
     /// Closes the controller and connects it with the same rings and the same channel, without
     /// waiting for anybody.
     pub fn reconnect_blindly(&mut self) {

@@ -287,3 +287,25 @@ fn answers_carry_what_was_asked() {
     }
     scene.end();
 }
+
+#[test]
+fn rings_that_are_replaced_without_closing() {
+    let mut scene = Scene::new();
+    let hostile = &mut scene.hostile;
+    let (_page, gref) = hostile.page();
+    // Nothing is plugged in: any answer is one.
+    assert_eq!(hostile.ask(Raw::descriptor(gref)), (NODEV, 0));
+    for _ in 0..3 {
+        let old = hostile.replace_rings();
+        assert_eq!(hostile.ask(Raw::descriptor(gref)), (NODEV, 0));
+        for page in old {
+            assert!(
+                hostile.revoke(page),
+                "the backend has let go of the old rings"
+            );
+        }
+        // The backend did not ask the frontend to close.
+        assert_eq!(hostile.wait_for_state(&["4", "5", "6"]), "4");
+    }
+    scene.end();
+}

@@ -104,8 +104,8 @@ static void take_response(struct vusb *vusb, const struct xenusb_urb_response *r
 		vusb_urb_answered(vusb, slot, response);
 }
 
-/* True: there is more. */
-static bool take_responses(struct vusb *vusb, unsigned int *eoi)
+/* Takes one response, if there is one. True: there is more. */
+static bool take_one_response(struct vusb *vusb, unsigned int *eoi)
 {
 	struct xenusb_urb_front_ring *ring = &vusb->urb_ring;
 	struct xenusb_urb_response response;
@@ -119,7 +119,7 @@ static bool take_responses(struct vusb *vusb, unsigned int *eoi)
 	/* The index before the responses. */
 	virt_rmb();
 
-	while (ring->rsp_cons != produced) {
+	if (ring->rsp_cons != produced) {
 		RING_COPY_RESPONSE(ring, ring->rsp_cons, &response);
 		ring->rsp_cons++;
 		*eoi = 0;
@@ -165,7 +165,11 @@ static bool take_events(struct vusb *vusb, unsigned int *eoi, bool *changed)
 	return more;
 }
 
-/* The work of one event. True: there is more. */
+/*
+ * One response, the connection events, and the requests for which there is room now. A response can
+ * mean 64 KiB to be copied out and as much to be copied in, with interrupts off: between two of
+ * them the lock is free. True: there is more.
+ */
 static bool serve(struct vusb *vusb, unsigned int *eoi)
 {
 	bool changed = false, more = false;
@@ -173,7 +177,7 @@ static bool serve(struct vusb *vusb, unsigned int *eoi)
 
 	spin_lock_irqsave(&vusb->lock, flags);
 	if (vusb->connected && !vusb->dead) {
-		more = take_responses(vusb, eoi);
+		more = take_one_response(vusb, eoi);
 		if (!vusb->violation)
 			more |= take_events(vusb, eoi, &changed);
 		if (vusb->violation) {

@@ -12,7 +12,10 @@
  * "feature-recall" tells it that requests are unlinked before a suspend by the controller, not by
  * their drivers (suspend.c): every answer counts, and -ESHUTDOWN is the answer to one that was cancelled.
  *
- * A cancelled suspend calls nothing here: the old rings are still served.
+ * A cancelled suspend calls nothing here: the old rings are still served. So they are when the guest
+ * has slept by itself (suspend to idle or to memory), or when its devices could not be suspended, but
+ * then xenbus calls resume as if the domain had a new backend. What xenstore says of the rings tells
+ * these cases apart.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -26,6 +29,8 @@
 #include <xen/xen.h>
 
 #include "vusb.h"
+
+struct workqueue_struct *vusb_workqueue;
 
 /* No URB survives this, and none is accepted any more. */
 static void vusb_kill(struct vusb *vusb)
@@ -146,12 +151,14 @@ static struct usb_hcd *vusb_create(struct xenbus_device *dev)
 	INIT_LIST_HEAD(&vusb->ready);
 	INIT_LIST_HEAD(&vusb->unlinks);
 	INIT_WORK(&vusb->report, vusb_report_violation);
+	INIT_WORK(&vusb->thawed, vusb_thawed);
 	for (i = 0; i < VUSB_SLOTS; i++)
 		INIT_LIST_HEAD(&vusb->slots[i].unlink);
 
 	err = vusb_pool_init(vusb);
 	if (err) {
-		xenbus_dev_fatal(dev, err, "reserving grant references");
+		xenbus_dev_fatal(dev, err, "reserving pages and grant references");
+		vusb_pool_free(vusb);
 		vusb_put(hcd);
 		return NULL;
 	}
@@ -159,28 +166,52 @@ static struct usb_hcd *vusb_create(struct xenbus_device *dev)
 }
 
 /* What the backend needs to know. It reads it when it sees us Connected. */
+struct node {
+	const char *name;
+	unsigned int value;
+};
+
+#define VUSB_NODES	5
+
+static void vusb_nodes(const struct vusb *vusb, struct node *nodes)
+{
+	nodes[0] = (struct node){ "urb-ring-ref", vusb->urb_ring_ref };
+	nodes[1] = (struct node){ "conn-ring-ref", vusb->conn_ring_ref };
+	nodes[2] = (struct node){ "event-channel", vusb->evtchn };
+	nodes[3] = (struct node){ "feature-resume", 1 };
+	nodes[4] = (struct node){ "feature-recall", 1 };
+}
+
 static int vusb_publish(struct vusb *vusb)
 {
-	struct xenbus_device *dev = vusb->xbdev;
-	const struct {
-		const char *node;
-		unsigned int value;
-	} nodes[] = {
-		{ "urb-ring-ref", vusb->urb_ring_ref },
-		{ "conn-ring-ref", vusb->conn_ring_ref },
-		{ "event-channel", vusb->evtchn },
-		{ "feature-resume", 1 },
-		{ "feature-recall", 1 },
-	};
+	struct node nodes[VUSB_NODES];
 	unsigned int i;
 	int err;
 
-	for (i = 0; i < ARRAY_SIZE(nodes); i++) {
-		err = xenbus_printf(XBT_NIL, dev->nodename, nodes[i].node, "%u", nodes[i].value);
+	vusb_nodes(vusb, nodes);
+	for (i = 0; i < VUSB_NODES; i++) {
+		err = xenbus_printf(XBT_NIL, vusb->xbdev->nodename, nodes[i].name, "%u",
+				    nodes[i].value);
 		if (err)
 			return err;
 	}
 	return 0;
+}
+
+/* Xenstore names our rings: its directory is the one that we wrote to, as it is not after a migration. */
+static bool vusb_is_published(const struct vusb *vusb)
+{
+	struct node nodes[VUSB_NODES];
+	unsigned int i, value;
+
+	vusb_nodes(vusb, nodes);
+	for (i = 0; i < VUSB_NODES; i++) {
+		if (xenbus_scanf(XBT_NIL, vusb->xbdev->nodename, nodes[i].name, "%u",
+				 &value) != 1 ||
+		    value != nodes[i].value)
+			return false;
+	}
+	return true;
 }
 
 static void vusb_free(struct usb_hcd *hcd)
@@ -265,6 +296,7 @@ static void vusb_close(struct xenbus_device *dev)
 	/* First the URBs: the USB core waits for them, and the backend may be gone. */
 	vusb_rings_teardown(vusb);
 	vusb_kill(vusb);
+	cancel_work_sync(&vusb->thawed);
 	usb_remove_hcd(hcd);
 	dev_set_drvdata(&dev->dev, NULL);
 	vusb_free(hcd);
@@ -299,6 +331,21 @@ static void vusb_backend_changed(struct xenbus_device *dev, enum xenbus_state st
 	}
 }
 
+/* The backend in this state serves our rings, or did until it began to close them. */
+static bool vusb_has_its_backend(const struct vusb *vusb, unsigned int state)
+{
+	switch (state) {
+	case XenbusStateConnected:
+	case XenbusStateClosing:
+	case XenbusStateClosed:
+		/* Of a system that was switched off, the pages are not those that were granted. */
+		return vusb->connected && !vusb->dead && !vusb_hibernated() &&
+		       vusb_is_published(vusb);
+	default:
+		return false;
+	}
+}
+
 static int vusb_resume(struct xenbus_device *dev)
 {
 	struct usb_hcd *hcd = dev_get_drvdata(&dev->dev);
@@ -311,6 +358,15 @@ static int vusb_resume(struct xenbus_device *dev)
 		return 0;
 	vusb = hcd_to_vusb(hcd);
 
+	if (read_backend(dev, "state", &state))
+		state = XenbusStateUnknown;
+	if (vusb_has_its_backend(vusb, state)) {
+		/* As it was, and as xenstore has it. If the backend has closed, the watch says so. */
+		dev->state = XenbusStateConnected;
+		vusb_let_go(vusb);
+		return 0;
+	}
+
 	/* The other ends of these went with the old host. Their pages did not. */
 	vusb_rings_teardown(vusb);
 	spin_lock_irqsave(&vusb->lock, flags);
@@ -319,12 +375,16 @@ static int vusb_resume(struct xenbus_device *dev)
 	spin_unlock_irqrestore(&vusb->lock, flags);
 
 	/* xl lets a domain run only when its backends wait for it; others may not. */
-	if (!read_backend(dev, "state", &state) &&
-	    (state == XenbusStateInitWait || state == XenbusStateInitialised)) {
+	if (state == XenbusStateInitWait || state == XenbusStateInitialised) {
 		/* Memory must not be made free by writing to a disk that we are about to resume. */
 		noio = memalloc_noio_save();
 		vusb_connect(dev);
 		memalloc_noio_restore(noio);
+	} else if (state == XenbusStateConnected || vusb->dead) {
+		/* To rings of somebody before us. It has to close those; then a new controller begins. */
+		vusb_kill(vusb);
+		usb_hc_died(hcd);
+		xenbus_switch_state(dev, XenbusStateClosing);
 	} else {
 		dev_info(&dev->dev, "the backend is in state %u, URBs wait for it\n", state);
 	}
@@ -371,17 +431,27 @@ static int __init vusb_init(void)
 
 	if (!xen_domain())
 		return -ENODEV;
+	/* Its thread is there already when the memory to make one is what a disk of ours waits for. */
+	vusb_workqueue = alloc_workqueue("xen-vusb-hcd", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
+	if (!vusb_workqueue)
+		return -ENOMEM;
+	vusb_faults_init();
 	err = vusb_suspend_init();
 	if (err)
-		return err;
+		goto fail_suspend;
 	err = xenbus_register_frontend(&vusb_driver);
-	if (err) {
-		vusb_suspend_exit();
-		return err;
-	}
+	if (err)
+		goto fail_driver;
 	if (driver_find("vusb", vusb_driver.driver.bus))
 		pr_notice("xen-hcd is loaded too: controllers that it drives stay with it\n");
 	return 0;
+
+fail_driver:
+	vusb_suspend_exit();
+fail_suspend:
+	vusb_faults_exit();
+	destroy_workqueue(vusb_workqueue);
+	return err;
 }
 module_init(vusb_init);
 
@@ -389,6 +459,8 @@ static void __exit vusb_exit(void)
 {
 	xenbus_unregister_driver(&vusb_driver);
 	vusb_suspend_exit();
+	vusb_faults_exit();
+	destroy_workqueue(vusb_workqueue);
 }
 module_exit(vusb_exit);
 

@@ -9,7 +9,11 @@
  *
  * We hold a reference to each page that is granted. If the backend keeps it mapped beyond its
  * answer, the page stays allocated until it lets go; its reader may be disappointed, but nobody
- * else gets the page meanwhile.
+ * else gets the page meanwhile. The grant reference is lost with it, and replaced by another.
+ *
+ * Bounce pages come from the kernel's atomic reserves, which may be empty just when the kernel
+ * writes to one of our disks to have memory again. So some pages are reserved for disks. Requests of
+ * other devices may wait for the device for any time, and never get those.
  */
 
 #include <linux/highmem.h>
@@ -120,17 +124,27 @@ static bool grantable(const struct run *run)
 	       (PageCompound(run->page) || !PageForeign(run->page));
 }
 
-/* Bounce pages begin as zeroes: the backend sees in them only what went to or came from it. */
-static struct page *bounce_get(struct vusb *vusb)
+static struct page *pool_take(struct vusb *vusb)
 {
-	struct page *page = list_first_entry_or_null(&vusb->pages, struct page, lru);
+	struct page *page = list_first_entry(&vusb->pages, struct page, lru);
 
-	if (page) {
-		list_del(&page->lru);
-		vusb->n_pages--;
-		return page;
-	}
-	return alloc_page(GFP_ATOMIC | __GFP_ZERO | __GFP_NOWARN);
+	list_del(&page->lru);
+	vusb->n_pages--;
+	return page;
+}
+
+/* Bounce pages begin as zeroes: the backend sees in them only what went to or came from it. */
+static struct page *bounce_get(struct vusb *vusb, bool may_use_reserve)
+{
+	struct page *page = NULL;
+
+	if (vusb->n_pages > VUSB_RESERVED_PAGES)
+		return pool_take(vusb);
+	if (!vusb_fault_page())
+		page = alloc_page(GFP_ATOMIC | __GFP_ZERO | __GFP_NOWARN);
+	if (!page && may_use_reserve && vusb->n_pages)
+		page = pool_take(vusb);
+	return page;
 }
 
 static void bounce_put(struct vusb *vusb, struct page *page)
@@ -143,28 +157,80 @@ static void bounce_put(struct vusb *vusb, struct page *page)
 	}
 }
 
-/* Fills the pool for a request of any size, in a context that may wait for memory. */
-static void refill(struct work_struct *work)
+/*
+ * May this request have reserved pages? Only one that can be what frees memory, and that ends without
+ * anybody's doing: of a device with a disk, and not a poll for events.
+ */
+static bool may_use_reserve(const struct urb *urb)
 {
-	struct vusb *vusb = container_of(to_delayed_work(work), struct vusb, refill);
-	struct page *page = NULL;
-	unsigned int i;
+	const struct usb_host_config *config = READ_ONCE(urb->dev->actconfig);
+	int i;
 
-	for (i = 0; i < VUSB_SEGMENTS; i++) {
-		page = alloc_page(GFP_NOIO | __GFP_ZERO);
+	if (!config || usb_pipeint(urb->pipe))
+		return false;
+	/* Unlike the interfaces these are there for as long as the device is. */
+	for (i = 0; i < USB_MAXINTERFACES && config->intf_cache[i]; i++) {
+		if (config->intf_cache[i]->altsetting[0].desc.bInterfaceClass ==
+		    USB_CLASS_MASS_STORAGE)
+			return true;
+	}
+	return false;
+}
+
+/* Replaces grant references that a backend keeps. False: there are none now. */
+static bool replace_grants(struct vusb *vusb)
+{
+	unsigned int i, n = READ_ONCE(vusb->lost_grants);
+	grant_ref_t fresh;
+
+	if (!n)
+		return true;
+	if (vusb_fault_grant() || gnttab_alloc_grant_references(n, &fresh))
+		return false;
+	spin_lock_irq(&vusb->lock);
+	for (i = 0; i < n; i++)
+		gnttab_release_grant_reference(&vusb->grants,
+					       gnttab_claim_grant_reference(&fresh));
+	vusb->lost_grants -= n;
+	spin_unlock_irq(&vusb->lock);
+	return true;
+}
+
+/* Fills the pool for a request of any size. False: there is no memory now. */
+static bool fill_pool(struct vusb *vusb, gfp_t gfp)
+{
+	while (READ_ONCE(vusb->n_pages) < VUSB_RESERVED_PAGES + VUSB_SEGMENTS) {
+		struct page *page = vusb_fault_page() ? NULL : alloc_page(gfp | __GFP_ZERO);
+
 		if (!page)
-			break;
+			return false;
 		spin_lock_irq(&vusb->lock);
 		bounce_put(vusb, page);
 		spin_unlock_irq(&vusb->lock);
 	}
+	return true;
+}
 
+/* In a context that may wait for memory. */
+static void refill(struct work_struct *work)
+{
+	struct vusb *vusb = container_of(to_delayed_work(work), struct vusb, refill);
+	bool filled = fill_pool(vusb, GFP_NOIO);
+
+	filled &= replace_grants(vusb);
 	spin_lock_irq(&vusb->lock);
-	if (page)
-		vusb_urb_send(vusb);
-	else if (!vusb->dead)
-		schedule_delayed_work(&vusb->refill, HZ / 10);
+	/* Pages that have come back since may be enough for some requests. */
+	vusb_urb_send(vusb);
+	if (!filled && !vusb->dead)
+		mod_delayed_work(vusb_workqueue, &vusb->refill, HZ / 10);
 	spin_unlock_irq(&vusb->lock);
+}
+
+/* A request could not be sent for want of pages or grant references: sees that there are some. */
+void vusb_pool_refill(struct vusb *vusb)
+{
+	/* Not sooner than refill() wants to try again. */
+	queue_delayed_work(vusb_workqueue, &vusb->refill, 0);
 }
 
 int vusb_pool_init(struct vusb *vusb)
@@ -181,8 +247,10 @@ int vusb_pool_init(struct vusb *vusb)
 	INIT_LIST_HEAD(&vusb->pages);
 	INIT_DELAYED_WORK(&vusb->refill, refill);
 	err = gnttab_alloc_grant_references(VUSB_GRANTS, &vusb->grants);
-	vusb->has_grants = !err;
-	return err;
+	if (err)
+		return err;
+	vusb->has_grants = true;
+	return fill_pool(vusb, GFP_KERNEL) ? 0 : -ENOMEM;
 }
 
 void vusb_pool_free(struct vusb *vusb)
@@ -265,19 +333,30 @@ static void layout_bounce(struct layout *layout, u32 length)
 	}
 }
 
-/* Takes the pages of a layout. On failure none, and what was taken is given back. */
+/*
+ * Takes the pages of a layout, and a grant reference for each. On failure none, and what was taken
+ * is given back.
+ */
 static int take_pages(struct vusb *vusb, struct vusb_slot *slot, const struct layout *layout)
 {
+	bool reserve = may_use_reserve(slot->vurb->urb);
 	struct vusb_segment *segment;
 	unsigned int i;
+	int ref;
 
 	for (i = 0; i < layout->n; i++) {
 		segment = &slot->segments[i];
+		ref = vusb_fault_grant() ? -ENOSPC : gnttab_claim_grant_reference(&vusb->grants);
+		if (ref < 0)
+			goto fail;
+		segment->ref = ref;
 		segment->bounce = !layout->segment[i].page;
 		if (segment->bounce) {
-			segment->page = bounce_get(vusb);
-			if (!segment->page)
+			segment->page = bounce_get(vusb, reserve);
+			if (!segment->page) {
+				gnttab_release_grant_reference(&vusb->grants, ref);
 				goto fail;
+			}
 		} else {
 			segment->page = layout->segment[i].page;
 			get_page(segment->page);
@@ -287,6 +366,8 @@ static int take_pages(struct vusb *vusb, struct vusb_slot *slot, const struct la
 	return 0;
 
 fail:
+	for (i = 0; i < slot->n_segments; i++)
+		gnttab_release_grant_reference(&vusb->grants, slot->segments[i].ref);
 	vusb_part_free(vusb, slot);
 	return -ENOMEM;
 }
@@ -296,7 +377,6 @@ static void grant_segment(struct vusb *vusb, struct vusb_slot *slot, unsigned in
 {
 	struct vusb_segment *segment = &slot->segments[i];
 
-	segment->ref = gnttab_claim_grant_reference(&vusb->grants);
 	gnttab_grant_foreign_access_ref(segment->ref, vusb->xbdev->otherend_id,
 					xen_page_to_gfn(segment->page), readonly);
 	slot->request.seg[i].gref = segment->ref;
@@ -447,10 +527,13 @@ bool vusb_part_revoke(struct vusb *vusb, struct vusb_slot *slot)
 		/* Both the reference and our hold on the page go when the backend lets go. */
 		get_page(segment->page);
 		gnttab_end_foreign_access(segment->ref, segment->page);
+		vusb->lost_grants++;
 		/* Not for the pool. */
 		segment->bounce = false;
 		released = false;
 	}
+	if (!released)
+		vusb_pool_refill(vusb);
 	return released;
 }
 

@@ -17,6 +17,9 @@
  * thaw_early   The suspend was cancelled: all that waits is sent on the old ring. Before any user of
  *              a device is thawed, because one may wait for a transfer.
  * complete     Shows the devices again.
+ * thawed       Does what is left to do where the PM core called nothing of this: when a device of the
+ *              guest could not be suspended, do_suspend() of some kernels only thaws the processes.
+ *              It is queued in prepare on a work queue that is frozen, so it runs when all is over.
  *
  * Requests are taken back newest first, as the USB core does it: nothing that comes later on an
  * endpoint may run when what was before it does not. Until all requests of an endpoint have been
@@ -47,21 +50,27 @@
 /* How much of VUSB_ANSWER_MS is left in this suspend. Written by the task that suspends. */
 static unsigned int patience_ms;
 
-/* The system goes to sleep or hibernates by itself, of which Xen knows nothing. */
-static bool own_transition;
+/* What the system does by itself, of which Xen knows nothing. */
+static enum {
+	OWN_NOTHING,
+	OWN_SLEEP,
+	OWN_HIBERNATION,
+} own_transition;
 
 static int on_transition(struct notifier_block *block, unsigned long event, void *unused)
 {
 	switch (event) {
 	case PM_HIBERNATION_PREPARE:
 	case PM_RESTORE_PREPARE:
+		own_transition = OWN_HIBERNATION;
+		break;
 	case PM_SUSPEND_PREPARE:
-		own_transition = true;
+		own_transition = OWN_SLEEP;
 		break;
 	case PM_POST_HIBERNATION:
 	case PM_POST_RESTORE:
 	case PM_POST_SUSPEND:
-		own_transition = false;
+		own_transition = OWN_NOTHING;
 		break;
 	}
 	return NOTIFY_DONE;
@@ -82,6 +91,12 @@ void vusb_suspend_exit(void)
 	unregister_pm_notifier(&transitions);
 }
 
+/* In a resume: the memory is that of a system that was switched off since. */
+bool vusb_hibernated(void)
+{
+	return own_transition == OWN_HIBERNATION;
+}
+
 struct hiding {
 	const struct bus_type *bus;
 	bool hide;
@@ -94,11 +109,13 @@ static int hide(struct device *dev, void *data)
 
 	if (dev->bus != hiding->bus)
 		return 0;
+	/* It shares a word with flags that are under this lock. */
+	spin_lock_irq(&dev->power.lock);
 	dev_pm_syscore_device(dev, hiding->hide);
+	spin_unlock_irq(&dev->power.lock);
 	return device_for_each_child(dev, hiding, hide);
 }
 
-/* No device comes or goes meanwhile: the USB core's work queue is frozen. */
 static void hide_devices(struct usb_hcd *hcd, bool yes)
 {
 	struct device *root = &hcd->self.root_hub->dev;
@@ -117,12 +134,14 @@ static int vusb_pm_prepare(struct device *dev)
 	vusb = hcd_to_vusb(hcd);
 	vusb->unseen = true;
 	patience_ms = VUSB_ANSWER_MS;
+	/* No device comes or goes until they are shown again: the USB core's work queue is frozen. */
 	hide_devices(hcd, true);
+	queue_work(system_freezable_wq, &vusb->thawed);
 	return 0;
 }
 
 /* Sends again what waits, if it waited. */
-static void let_go(struct vusb *vusb)
+void vusb_let_go(struct vusb *vusb)
 {
 	unsigned long flags;
 
@@ -137,24 +156,35 @@ static int vusb_pm_thaw_early(struct device *dev)
 	struct usb_hcd *hcd = dev_get_drvdata(dev);
 
 	if (hcd)
-		let_go(hcd_to_vusb(hcd));
+		vusb_let_go(hcd_to_vusb(hcd));
 	return 0;
+}
+
+static void show(struct vusb *vusb)
+{
+	if (!vusb->unseen)
+		return;
+	hide_devices(vusb_to_hcd(vusb), false);
+	vusb->unseen = false;
+	vusb_let_go(vusb);
 }
 
 /* However it ended, also where nothing was suspended because something else could not be. */
 static void vusb_pm_complete(struct device *dev)
 {
 	struct usb_hcd *hcd = dev_get_drvdata(dev);
-	struct vusb *vusb;
 
-	if (!hcd)
-		return;
-	vusb = hcd_to_vusb(hcd);
-	if (!vusb->unseen)
-		return;
-	hide_devices(hcd, false);
-	vusb->unseen = false;
-	let_go(vusb);
+	if (hcd)
+		show(hcd_to_vusb(hcd));
+}
+
+void vusb_thawed(struct work_struct *work)
+{
+	struct vusb *vusb = container_of(work, struct vusb, thawed);
+
+	if (vusb->unseen)
+		dev_warn(&vusb->xbdev->dev, "a suspend was given up without a word\n");
+	show(vusb);
 }
 
 const struct dev_pm_ops vusb_pm_ops = {

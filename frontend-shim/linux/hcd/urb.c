@@ -242,8 +242,8 @@ static bool send_round(struct vusb *vusb)
 		if (!may_send(vusb, endpoint, vurb)) {
 			list_move_tail(&endpoint->node, &vusb->ready);
 		} else if (send_part(vusb, endpoint, vurb)) {
-			/* No memory for bounce pages. */
-			schedule_delayed_work(&vusb->refill, 0);
+			/* No memory for bounce pages, or no grant references. */
+			vusb_pool_refill(vusb);
 			list_move_tail(&endpoint->node, &vusb->ready);
 		} else {
 			sent = true;
@@ -271,6 +271,17 @@ void vusb_urb_send(struct vusb *vusb)
 	vusb_ring_publish(vusb);
 }
 
+static struct vusb_endpoint *new_endpoint(gfp_t mem_flags)
+{
+	struct vusb_endpoint *endpoint = kzalloc(sizeof(*endpoint), mem_flags);
+
+	if (endpoint) {
+		INIT_LIST_HEAD(&endpoint->node);
+		INIT_LIST_HEAD(&endpoint->queue);
+	}
+	return endpoint;
+}
+
 int vusb_urb_enqueue(struct usb_hcd *hcd, struct urb *urb, gfp_t mem_flags)
 {
 	struct vusb *vusb = hcd_to_vusb(hcd);
@@ -287,22 +298,27 @@ int vusb_urb_enqueue(struct usb_hcd *hcd, struct urb *urb, gfp_t mem_flags)
 	vurb = kzalloc(sizeof(*vurb), mem_flags);
 	if (!vurb)
 		return -ENOMEM;
-	if (!READ_ONCE(urb->ep->hcpriv)) {
-		unused = kzalloc(sizeof(*unused), mem_flags);
-		if (!unused) {
-			kfree(vurb);
-			return -ENOMEM;
-		}
-		INIT_LIST_HEAD(&unused->node);
-		INIT_LIST_HEAD(&unused->queue);
-	}
-
 	vurb->urb = urb;
 	/* The ring has no flag for it: it is a request of its own. */
 	vurb->zero_packet = (urb->transfer_flags & URB_ZERO_PACKET) && usb_urb_dir_out(urb) &&
 			    usb_pipebulk(urb->pipe) && length && packet && length % packet == 0;
 
+	vusb_fault_delay(mem_flags);
 	spin_lock_irqsave(&vusb->lock, flags);
+	/*
+	 * Read under the lock: until the URB is linked, the USB core does not wait for it, and may
+	 * disable and enable the endpoint meanwhile, for example to reset the device.
+	 */
+	while (!urb->ep->hcpriv && !unused) {
+		spin_unlock_irqrestore(&vusb->lock, flags);
+		unused = new_endpoint(mem_flags);
+		if (!unused) {
+			kfree(vurb);
+			return -ENOMEM;
+		}
+		vusb_fault_delay(mem_flags);
+		spin_lock_irqsave(&vusb->lock, flags);
+	}
 	if (vusb->dead) {
 		err = -ESHUTDOWN;
 		goto fail;

@@ -8,6 +8,7 @@
  * part.c    what one request carries: segments, bounce pages, isochronous packets
  * suspend.c a suspend of the domain: requests are taken back, and nobody notices
  * hub.c     the virtual root hub
+ * faults.c  in builds for tests only: faults that are switched on in debugfs
  *
  * Locking: everything in struct vusb and below it is under vusb->lock, taken with interrupts off.
  * Inside it may be taken the USB core's hcd_urb_list_lock, the lock of its give-back queue, and
@@ -34,6 +35,7 @@
 #include <xen/xenbus.h>
 
 #include "compat.h"
+#include "faults.h"
 
 #define VUSB_SLOTS		XENUSB_URB_RING_SIZE
 #define VUSB_SEGMENTS		XENUSB_MAX_SEGMENTS_PER_REQUEST
@@ -47,8 +49,13 @@
 #define VUSB_ISOC_PACKETS	128
 /* Every slot can have all its segments granted. */
 #define VUSB_GRANTS		(VUSB_SLOTS * VUSB_SEGMENTS)
-/* Bounce pages that are kept for the next request. */
-#define VUSB_CACHED_PAGES	32
+/*
+ * Bounce pages that only disks' requests get, when there is no other memory: for one request of
+ * the largest size, beside one page for each of the others that the ring has room for.
+ */
+#define VUSB_RESERVED_PAGES	(VUSB_SEGMENTS + VUSB_SLOTS)
+/* Bounce pages that are kept for the next request, with those. */
+#define VUSB_CACHED_PAGES	(VUSB_RESERVED_PAGES + 32)
 /* Entries of a scatter list that the USB core may give us; any sizes, see part.c. */
 #define VUSB_SG_ENTRIES		64
 
@@ -147,8 +154,12 @@ struct vusb {
 	bool dead;
 	/* URBs wait: the domain is about to be suspended, or was. See suspend.c. */
 	bool held;
-	/* The PM core does not see the devices. Of the thread that suspends and resumes. */
+	/*
+	 * The PM core does not see the devices. Of the thread that suspends and resumes, and while
+	 * the system is not frozen, of the work.
+	 */
 	bool unseen;
+	struct work_struct thawed;
 	/* Woken when no request is on the ring, while URBs wait. */
 	wait_queue_head_t quiet;
 	/* How it did, until that has been reported. */
@@ -175,12 +186,14 @@ struct vusb {
 	/* Slots to be unlinked. */
 	struct list_head unlinks;
 
-	/* Grant references, reserved once: sending never fails for want of one. */
+	/* Grant references, as many as the ring has room for, less those that are lost. */
 	grant_ref_t grants;
 	bool has_grants;
+	/* Those that the backend still used when it had answered their requests. */
+	unsigned int lost_grants;
 	struct list_head pages;
 	unsigned int n_pages;
-	/* Gets pages when they could not be had in atomic context. */
+	/* Gets pages and grant references when they could not be had in atomic context. */
 	struct delayed_work refill;
 
 	unsigned int n_ports;
@@ -197,6 +210,9 @@ static inline struct usb_hcd *vusb_to_hcd(struct vusb *vusb)
 {
 	return container_of((void *)vusb, struct usb_hcd, hcd_priv);
 }
+
+/* front.c */
+extern struct workqueue_struct *vusb_workqueue;
 
 /* ring.c */
 int vusb_rings_setup(struct vusb *vusb);
@@ -221,6 +237,7 @@ void vusb_urb_give_back_all(struct vusb *vusb);
 
 /* part.c */
 int vusb_pool_init(struct vusb *vusb);
+void vusb_pool_refill(struct vusb *vusb);
 void vusb_pool_free(struct vusb *vusb);
 bool vusb_part_valid(struct urb *urb);
 int vusb_part_fill(struct vusb *vusb, struct vusb_slot *slot);
@@ -234,6 +251,9 @@ void vusb_part_free(struct vusb *vusb, struct vusb_slot *slot);
 extern const struct dev_pm_ops vusb_pm_ops;
 int vusb_suspend_init(void);
 void vusb_suspend_exit(void);
+bool vusb_hibernated(void);
+void vusb_let_go(struct vusb *vusb);
+void vusb_thawed(struct work_struct *work);
 int vusb_suspend(struct xenbus_device *dev);
 
 /* hub.c */

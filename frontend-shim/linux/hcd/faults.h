@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Faults for tests, in builds with VUSB_FAULTS=1 and a kernel with CONFIG_FAULT_INJECTION. Nothing of
+ * this is in any other build.
+ *
+ * They are switched on in debugfs, in xen-vusb-hcd/:
+ * fail_pages/, fail_grants/   bounce pages and grant references cannot be had; the files are those of
+ *                             Documentation/fault-injection
+ * enqueue_delay_us            how long an URB is late between two looks at its endpoint
+ */
+#ifndef XEN_VUSB_HCD_FAULTS_H
+#define XEN_VUSB_HCD_FAULTS_H
+
+#include <linux/types.h>
+
+#ifdef VUSB_FAULTS
+
+void vusb_faults_init(void);
+void vusb_faults_exit(void);
+bool vusb_fault_page(void);
+bool vusb_fault_grant(void);
+void vusb_fault_delay(gfp_t gfp);
+
+#else
+
+static inline void vusb_faults_init(void)
+{
+}
+
+static inline void vusb_faults_exit(void)
+{
+}
+
+static inline bool vusb_fault_page(void)
+{
+	return false;
+}
+
+static inline bool vusb_fault_grant(void)
+{
+	return false;
+}
+
+static inline void vusb_fault_delay(gfp_t gfp)
+{
+}
+
+#endif
+#endif

@@ -5,13 +5,13 @@ mod daemon;
 mod faults;
 mod toolstack;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use backend::xenbus::XenbusState;
 use handoff::{Event, State};
-use session::Holder;
 use session::open::Opened;
+use session::{Holder, LeasePhase};
 
 use crate::Limits;
 use crate::exporter::{Exporter, Say, host_name, vm};
@@ -112,6 +112,8 @@ pub struct World {
     next_dom: u16,
     history: History,
     now_ms: u64,
+    /// Domains whose controller has heard that the guest was asked to suspend, which was not cancelled.
+    suspends_heard: BTreeSet<u16>,
 }
 
 impl World {
@@ -128,6 +130,7 @@ impl World {
             next_dom: 1,
             history: History::default(),
             now_ms: 0,
+            suspends_heard: BTreeSet::new(),
             left: limits,
         };
         let planted = world.left.planted_late_journal;
@@ -454,6 +457,22 @@ impl World {
             _ => Vec::new(),
         };
         self.say(said);
+        self.judge_hold();
+    }
+
+    /// A VM that was suspended before its domain went is on its way, or saved. Its lease must not have the
+    /// short hold time of a VM that was destroyed.
+    fn judge_hold(&mut self) {
+        let Some(lease) = self.exporter.lease() else {
+            return;
+        };
+        let domid = lease.holder.domid;
+        let orphaned = lease.phase == LeasePhase::Orphaned;
+        if orphaned && self.suspends_heard.contains(&domid) && self.guest.dom != domid {
+            self.history.violate(
+                "the exporter takes a guest that was suspended for one that was destroyed",
+            );
+        }
     }
 
     fn say(&mut self, said: Vec<Say>) {

@@ -89,6 +89,9 @@ impl World {
             self.at(host, dom, |c, nodes| {
                 c.event(Event::SuspendRequested, nodes)
             });
+            if self.hosts[host].controllers.contains_key(&dom) {
+                self.suspends_heard.insert(dom);
+            }
         }
     }
 

@@ -156,6 +156,7 @@ impl World {
             .filter_map(|(&dom, n)| (n.host == at).then_some(dom))
             .collect();
         for dom in &died {
+            self.suspends_heard.remove(dom);
             self.nodes.remove(dom);
             memory::revoke(*dom, u32::MAX);
         }

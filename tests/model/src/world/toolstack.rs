@@ -163,6 +163,7 @@ impl World {
         if self.guest.mode == Mode::Suspended {
             self.guest.mode = Mode::Running;
             self.guest.go_on();
+            self.suspends_heard.remove(&self.guest.dom);
         }
         self.phase = Phase::Calm;
     }

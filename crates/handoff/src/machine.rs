@@ -14,7 +14,8 @@ pub enum State {
     Claiming,
     /// Requests go to their devices.
     Serving,
-    /// The guest was asked to suspend; its USB core unlinks what it has submitted.
+    /// The guest was asked to suspend; its USB core unlinks what it has submitted. Leases that were not
+    /// claimed are still being claimed.
     Quiescing,
     /// Nothing is in flight. The ring stays mapped: a cancelled suspend comes back to it.
     Frozen,
@@ -103,16 +104,23 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
         }
         (S::Claiming, E::Claimed) => (S::Serving, &[]),
 
-        (S::Serving, E::SuspendRequested) => (S::Quiescing, &[A::StartQuiescing]),
+        // Claiming lasts until the last exporter answers, which may be long after the guest is suspended.
+        // The claims go on.
+        (S::Claiming | S::Serving, E::SuspendRequested) => (S::Quiescing, &[A::StartQuiescing]),
+        // Its driver is not loaded, or is looked at again in a moment. It is suspended all the same.
+        (S::Closed, E::SuspendRequested) => (S::Closed, &[A::Freeze]),
         (S::Quiescing, E::Idle) => (S::Frozen, &[A::Freeze]),
         (S::Quiescing, E::SuspendForgotten) => (S::Serving, &[A::StopQuiescing]),
         (S::Frozen, E::Request) => (S::Quiescing, &[A::Thaw]),
         (S::Frozen, E::SuspendForgotten) => (S::Serving, &[A::Thaw, A::StopQuiescing]),
 
-        (S::Claiming | S::Serving | S::Quiescing | S::Frozen, E::FrontendClosed) => {
+        (S::Claiming | S::Serving | S::Quiescing, E::FrontendClosed) => {
             (S::Closed, &[A::UnmapRings])
         }
-        // A guest that shuts down in order closes its frontend first.
+        // A guest that does something runs: the suspend was cancelled.
+        (S::Frozen, E::FrontendClosed) => (S::Closed, &[A::UnmapRings, A::Thaw]),
+        // A guest that shuts down in order closes its frontend first. One that was suspended since then
+        // was saved, which its exporters have heard.
         (S::Closed, E::DomainGone) => (S::Released, &[A::Orphan, A::Close]),
         // Asked to suspend, silent since then, and gone: it was saved, and perhaps we were not quick enough
         // to say so. Said again, whoever did not hear it hears it with the rest.

@@ -111,7 +111,7 @@ impl<B: Backend> Actor<B> {
             let Some(port) = PortNumber::new(plugged.lease.port) else {
                 continue;
             };
-            if !replugs || !plugged.claimed || plugged.withdrawn.is_some() {
+            if !replugs || plugged.away.is_some() || plugged.withdrawn.is_some() {
                 continue;
             }
             info!(self.log, "disconnected before the guest is suspended";

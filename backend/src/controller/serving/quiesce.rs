@@ -70,9 +70,19 @@ impl<B: Backend> Serving<B> {
         }
         self.journal.set_quiescing(quiescing);
         self.answered = Recent::default();
+        self.hold_acknowledgements();
+    }
+
+    /// Whether answers may cross with unlinks, so that the exporters are to keep their data.
+    pub(super) fn holds_acknowledgements(&self) -> bool {
+        self.quiescing && !self.told.is_suspended()
+    }
+
+    pub(super) fn hold_acknowledgements(&mut self) {
+        let hold = self.holds_acknowledgements();
         for port in self.core.ports() {
             if let Some(client) = self.client(port) {
-                client.hold_acknowledgements(quiescing);
+                client.hold_acknowledgements(hold);
             }
         }
     }

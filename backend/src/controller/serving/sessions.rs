@@ -148,8 +148,11 @@ impl<B: Backend> Serving<B> {
     /// The lease is claimed: requests go to this session from now on, those held first.
     fn open(&mut self, port: PortNumber, client: Client) {
         let (epoch, told) = (client.epoch(), self.told);
+        let hold = self.holds_acknowledgements();
         if let Some(attached) = self.at_mut(port) {
             let client = attached.client.insert(client);
+            // It may be claimed while the guest is being suspended.
+            client.hold_acknowledgements(hold);
             told.say_again(client);
             attached.saved = None;
             // The one that was under way in an earlier session: whether the device was reset is unknown.

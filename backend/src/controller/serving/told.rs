@@ -22,6 +22,11 @@ impl Told {
         self.suspended = None;
     }
 
+    /// Whether the exporters were told that the guest is suspended.
+    pub(super) fn is_suspended(self) -> bool {
+        self.suspended == Some(true)
+    }
+
     /// Says it on a connection that was just made.
     pub(super) fn say_again(self, client: &mut Client) {
         match self.suspended {
@@ -50,6 +55,7 @@ impl<B: Backend> Serving<B> {
     pub fn thaw(&mut self) {
         self.told.suspended = Some(false);
         self.say(Kind::Thaw);
+        self.hold_acknowledgements();
     }
 
     /// The guest's domain is gone.

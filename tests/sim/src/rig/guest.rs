@@ -64,9 +64,17 @@ impl Guest {
     /// # Errors
     /// Those of the toolstack, or what the guest complains about.
     pub fn start(rig: &Rig, host: usize, options: &GuestOptions) -> Result<Self> {
-        let xl = &rig.hosts[host].xl;
-        let domid = xl.create(&options.config)?;
-        xl.unpause(domid)?;
+        let domid = rig.hosts[host].xl.create(&options.config)?;
+        Self::boot(rig, host, domid, options)
+    }
+
+    /// Boots a guest in a domain that `xl create -p` has made for it; returns when its controller is
+    /// connected.
+    ///
+    /// # Errors
+    /// Those of the toolstack, or what the guest complains about.
+    pub fn boot(rig: &Rig, host: usize, domid: DomId, options: &GuestOptions) -> Result<Self> {
+        rig.hosts[host].xl.unpause(domid)?;
         let name = &options.config.name;
         let mut command = Command::new(programs::path("sim-guest")?);
         command.arg("--host-dir").arg(rig.hosts[host].dir());

@@ -107,8 +107,11 @@ pub fn step(state: State, event: Event) -> (State, &'static [Action]) {
         // Claiming lasts until the last exporter answers, which may be long after the guest is suspended.
         // The claims go on.
         (S::Claiming | S::Serving, E::SuspendRequested) => (S::Quiescing, &[A::StartQuiescing]),
-        // Its driver is not loaded, or is looked at again in a moment. It is suspended all the same.
-        (S::Closed, E::SuspendRequested) => (S::Closed, &[A::Freeze]),
+        // Its driver is not loaded, or has connected and was not looked at yet: events of xenstore cross.
+        // The guest is suspended all the same, and whoever looks at its frontend next is to know.
+        (S::Expecting | S::WaitingForFrontend | S::Closed, E::SuspendRequested) => {
+            (state, &[A::Freeze])
+        }
         (S::Quiescing, E::Idle) => (S::Frozen, &[A::Freeze]),
         (S::Quiescing, E::SuspendForgotten) => (S::Serving, &[A::StopQuiescing]),
         (S::Frozen, E::Request) => (S::Quiescing, &[A::Thaw]),

@@ -29,9 +29,10 @@ impl<B: Backend> Serving<B> {
         self.journal.session(port).map(|s| Epoch(s.epoch))
     }
 
-    /// Whether the guest was being suspended when the earlier process ended.
+    /// Whether the guest was being suspended when the earlier process ended, or was asked to while nobody
+    /// served its frontend.
     pub fn was_quiescing(&self) -> bool {
-        self.journal.is_quiescing()
+        self.journal.is_quiescing() || self.told.is_suspended()
     }
 
     pub(super) fn take_up(

@@ -14,7 +14,7 @@ mod serving;
 mod tenure;
 mod unlinks;
 
-pub use actor::carried;
+pub use actor::{carried, speed_told, too_fast};
 pub use allowance::Spent;
 pub use handle::{Adopted, Command, Device, Fetched, Handle, Report, Setup, Waiting, spawn};
 pub use rings::{RingDetails, RingError};

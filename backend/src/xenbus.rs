@@ -57,6 +57,31 @@ impl fmt::Display for XenbusState {
     }
 }
 
+/// `usb-ver` of a controller: what its root hub can be (`version=` of `usbctrl`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsbVersion {
+    /// Low and full speed only.
+    Usb11,
+    /// High speed, too.
+    Usb20,
+}
+
+impl UsbVersion {
+    /// From the node's text. `None` where it is neither 1 nor 2, as libxl writes it.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.trim() {
+            "1" => Some(Self::Usb11),
+            "2" => Some(Self::Usb20),
+            _ => None,
+        }
+    }
+
+    /// Whether a device of this speed can be plugged in, as the guest is told its speed.
+    pub fn takes(self, speed: usbif::Speed) -> bool {
+        self == Self::Usb20 || speed != usbif::Speed::High
+    }
+}
+
 /// Which controller: domain and devid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
@@ -138,5 +163,17 @@ mod tests {
         }
         assert_eq!(XenbusState::parse("9"), XenbusState::Unknown);
         assert_eq!(XenbusState::parse(""), XenbusState::Unknown);
+    }
+
+    #[test]
+    fn a_usb_1_1_controller_takes_no_high_speed_device() {
+        use usbif::Speed;
+        assert_eq!(UsbVersion::parse("1"), Some(UsbVersion::Usb11));
+        assert_eq!(UsbVersion::parse("2"), Some(UsbVersion::Usb20));
+        for odd in ["", "0", "3", "-1", "two"] {
+            assert_eq!(UsbVersion::parse(odd), None, "{odd}");
+        }
+        assert!(UsbVersion::Usb20.takes(Speed::High) && UsbVersion::Usb11.takes(Speed::Full));
+        assert!(!UsbVersion::Usb11.takes(Speed::High));
     }
 }

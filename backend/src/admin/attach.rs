@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use control::{Attachment, WhenExchanged};
 use session::control::{Acquire, Reply, Request as Ask};
-use session::{DeviceSelector, Exchange, OnMigrate};
+use session::{DeviceInfo, DeviceSelector, Exchange, OnMigrate};
 use slog::info;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use usbif::PortNumber;
+use usbif::{PortNumber, Speed};
 
 use super::{Admin, Entry, Refused};
-use crate::controller::{Command, Device};
+use crate::controller::{self, Command, Device};
 use crate::domain::Domain;
+use crate::exporter::Exporter;
 use crate::xenbus::Key;
 
 /// Longest wait for a claim when a device is attached.
@@ -44,7 +45,7 @@ impl Admin {
         if exchange.is_some() {
             self.refuse_twins(&wanted.device).await?;
         }
-        let (key, entry, port) = self.place(&domain, wanted.controller, wanted.port).await?;
+        let (key, entry, port) = self.place(&domain, exporter, &wanted).await?;
         let acquire = Acquire {
             device: wanted.device,
             vm: domain.vm,
@@ -137,20 +138,50 @@ impl Admin {
         }
     }
 
+    /// Whether the exporter shows exactly such a device, and the guest would see it at high speed. Who is
+    /// wrong here is refused by the controller.
+    async fn is_high_speed(&self, exporter: &Exporter, device: &DeviceSelector) -> bool {
+        let Ok(Reply::Devices(devices)) = exporter.ask(Ask::Devices).await else {
+            return false;
+        };
+        let mut found = devices.iter().filter(|d| device.matches(d)).peekable();
+        let is_high = |d: &DeviceInfo| controller::speed_told(d.speed) == Speed::High;
+        found.peek().is_some() && found.all(is_high)
+    }
+
     /// Controller and port for a new device.
     async fn place(
         &self,
         domain: &Domain,
-        controller: Option<u16>,
-        port: Option<u8>,
+        exporter: &Exporter,
+        wanted: &Wanted,
     ) -> Result<(Key, Rc<Entry>, PortNumber), Refused> {
-        let mut full = Vec::new();
-        for (key, entry) in self.controllers.find(domain, controller)? {
+        let Wanted {
+            device,
+            controller,
+            port,
+            ..
+        } = wanted;
+        let (mut full, mut slow) = (Vec::new(), Vec::new());
+        let mut is_high_speed = None;
+        for (key, entry) in self.controllers.find(domain, *controller)? {
+            // Asked for once, and hardly ever.
+            if !entry.handle.usb_version.takes(Speed::High) {
+                let is_high = match is_high_speed {
+                    Some(known) => known,
+                    None => self.is_high_speed(exporter, device).await,
+                };
+                is_high_speed = Some(is_high);
+                if is_high {
+                    slow.push(key.devid);
+                    continue;
+                }
+            }
             let Some(report) = entry.handle.describe().await else {
                 continue;
             };
             let count = entry.handle.port_count;
-            let wanted = match port {
+            let wanted = match *port {
                 Some(port) if !(1..=count).contains(&port) => {
                     return Err(format!(
                         "controller {} of domain {} has ports 1 to {count}, not {port}",
@@ -179,6 +210,10 @@ impl Admin {
             if let Some(port) = PortNumber::new(wanted) {
                 return Ok((key, entry, port));
             }
+        }
+        if let (true, [devid, ..]) = (full.is_empty(), &slow[..]) {
+            let device = format!("{}/{device}", exporter.name());
+            return Err(controller::too_fast(&device, *devid, &domain.name));
         }
         Err(format!(
             "every port of controller {} of domain {} is taken; detach a device, or add a \

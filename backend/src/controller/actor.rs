@@ -24,7 +24,7 @@ use xen::Backend;
 use xen::xenstore::XenStore;
 
 use self::devices::Plugged;
-pub use self::devices::carried;
+pub use self::devices::{carried, speed_told, too_fast};
 use self::quiescing::IDLE_FOR;
 use super::allowance::Allowance;
 use super::device::{News, TaskId};
@@ -37,12 +37,13 @@ use super::unlinks::Unlinks;
 use crate::config::HandOff;
 use crate::state::ControllerFiles;
 use crate::watched;
-use crate::xenbus::{Key, XenbusState};
+use crate::xenbus::{Key, UsbVersion, XenbusState};
 
 /// A controller at work; see the module's documentation.
 pub(super) struct Actor<B: Backend> {
     key: Key,
     vm: VmUuid,
+    usb_version: UsbVersion,
     files: ControllerFiles,
     identity: Identity,
     hand_off: HandOff,
@@ -80,6 +81,7 @@ impl<B: Backend> Actor<B> {
             key,
             vm,
             port_count,
+            usb_version,
             journal,
             files,
             adopted,
@@ -105,6 +107,7 @@ impl<B: Backend> Actor<B> {
         let mut actor = Self {
             key,
             vm,
+            usb_version,
             files,
             identity,
             hand_off,

@@ -19,7 +19,7 @@ use super::rings::RingDetails;
 use crate::config::{self, HandOff};
 use crate::state::{ControllerFiles, ControllerJournal, SavedDevice};
 use crate::totals::Totals;
-use crate::xenbus::{Key, XenbusState};
+use crate::xenbus::{Key, UsbVersion, XenbusState};
 
 /// What a controller is made of.
 pub struct Setup<B> {
@@ -29,6 +29,8 @@ pub struct Setup<B> {
     pub vm: VmUuid,
     /// Its number of ports.
     pub port_count: u8,
+    /// Which devices it can have.
+    pub usb_version: UsbVersion,
     /// What a later process is to know, or what an earlier one kept.
     pub journal: ControllerJournal,
     /// Where that is.
@@ -178,6 +180,8 @@ pub struct Handle {
     commands: mpsc::UnboundedSender<Command>,
     /// How many ports it has.
     pub port_count: u8,
+    /// Which devices it can have.
+    pub usb_version: UsbVersion,
 }
 
 impl Handle {
@@ -202,7 +206,7 @@ impl Handle {
 /// Starts a controller's thread.
 pub fn spawn<B: Backend>(setup: Setup<B>) -> std::io::Result<Handle> {
     let (commands, inbox) = mpsc::unbounded_channel();
-    let port_count = setup.port_count;
+    let (port_count, usb_version) = (setup.port_count, setup.usb_version);
     let log = setup.log.clone();
     std::thread::Builder::new()
         .name(setup.key.to_string())
@@ -221,5 +225,6 @@ pub fn spawn<B: Backend>(setup: Setup<B>) -> std::io::Result<Handle> {
     Ok(Handle {
         commands,
         port_count,
+        usb_version,
     })
 }

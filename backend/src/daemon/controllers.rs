@@ -14,7 +14,7 @@ use crate::controller::{self, Adopted, Command, Device, RingDetails, Setup};
 use crate::domain::Domain;
 use crate::state::{ControllerFiles, ControllerJournal};
 use crate::watched::{self, BackendNode, Due, Heard};
-use crate::xenbus::{BACKENDS, Key, XenbusState, frontends};
+use crate::xenbus::{BACKENDS, Key, UsbVersion, XenbusState, frontends};
 
 impl<B: Backend> Daemon<B> {
     pub(super) async fn backends_changed(&mut self) -> Result<(), Error> {
@@ -88,15 +88,22 @@ impl<B: Backend> Daemon<B> {
         adopted: Option<Adopted>,
     ) -> Result<bool, Error> {
         let log = self.log.new(o!("controller" => key.to_string()));
-        let ports = self
-            .store
-            .read_optional(&format!("{}/num-ports", key.backend()))
-            .await?;
-        let Some(port_count @ 1..=31) = ports.and_then(|p| p.trim().parse().ok()) else {
-            error!(
-                log,
-                "num-ports is not 1 to 31; correct the usbctrl line of the domain"
-            );
+        let base = key.backend();
+        let read = async |name: &str| self.store.read_optional(&format!("{base}/{name}")).await;
+        let ports = read("num-ports").await?;
+        let version = read("usb-ver").await?;
+        let ports = ports.and_then(|p| p.trim().parse().ok());
+        let version = version.as_deref().and_then(UsbVersion::parse);
+        let (Some(port_count @ 1..=31), Some(usb_version)) =
+            // A guest that is served already loses nothing by a node that says nothing.
+            (ports, version.or(adopted.is_some().then_some(UsbVersion::Usb20)))
+        else {
+            error!(log, "controller refused: num-ports is not 1 to 31, or usb-ver not 1 or 2; correct the \
+                usbctrl= line of the domain, for example usbctrl=['type=pv,version=2,ports=4']");
+            if adopted.is_none() {
+                // libxl gives up at once, instead of in 10 s.
+                self.store.rm(&format!("{base}/state")).await?;
+            }
             return Ok(false);
         };
         // First: where that fails because xenstored goes away, all of this is done again.
@@ -105,6 +112,7 @@ impl<B: Backend> Daemon<B> {
             key,
             vm: domain.vm,
             port_count,
+            usb_version,
             journal,
             files,
             adopted,

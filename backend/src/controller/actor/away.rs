@@ -141,6 +141,7 @@ impl<B: Backend> Actor<B> {
         }
         info!(self.log, "device is back"; "port" => port.get(), "paused" => paused,
             "same" => same, "device" => format!("{}/{}", exporter.name, lease.device.id));
+        self.note_speed(&exporter, &lease);
         if !(paused && same) {
             let mut serving = self.serving.borrow_mut();
             if paused {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use control::Counters;
 use handoff::{Cookie, CookieError, Event, Incoming, State};
 use session::{Lease, LeasePhase, OnExchange};
-use slog::{debug, info, warn};
+use slog::{debug, error, info, warn};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::Instant;
@@ -72,6 +72,7 @@ impl<B: Backend> Actor<B> {
         let Some(port) = PortNumber::new(lease.port) else {
             return;
         };
+        self.note_speed(&exporter, &lease);
         let carried = carried(&lease, incoming).unwrap_or_else(|e| {
             warn!(self.log, "device will be replugged: {}", e; "port" => lease.port);
             None
@@ -120,6 +121,7 @@ impl<B: Backend> Actor<B> {
         let Some(port) = PortNumber::new(lease.port) else {
             return;
         };
+        self.note_speed(&exporter, &lease);
         let known = self.serving.borrow().core.snapshot(port).speed != Speed::None;
         if away {
             self.plug_away(port, exporter, lease, known);
@@ -184,6 +186,10 @@ impl<B: Backend> Actor<B> {
             let _ = answer.send(Err(format!("port {} is not 1 to 31", lease.port)));
             return;
         };
+        if let Err(e) = self.check_speed(&exporter, &lease) {
+            let _ = answer.send(Err(e));
+            return;
+        }
         let running = *self.may_claim.borrow();
         let (waiting, at_once) = if running {
             (Some(answer), None)
@@ -201,6 +207,29 @@ impl<B: Backend> Actor<B> {
         }
         if let Some(answer) = at_once {
             let _ = answer.send(result);
+        }
+    }
+
+    /// Whether a device can be plugged into this controller.
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    fn check_speed(&self, exporter: &config::Exporter, lease: &Lease) -> Result<(), String> {
+        match self.usb_version.takes(speed_of(lease)) {
+            true => Ok(()),
+            false => Err(too_fast(
+                &format!("{}/{}", exporter.name, lease.device.id),
+                self.key.devid,
+                &lease.vm_name,
+            )),
+        }
+    }
+
+    /// A device that was plugged in elsewhere, or before, stays: some drivers serve it all the same, and the
+    /// guest may be using it.
+    pub(super) fn note_speed(&self, exporter: &config::Exporter, lease: &Lease) {
+        if let Err(e) = self.check_speed(exporter, lease) {
+            error!(self.log, "the guest may not see a device: {}", e; "port" => lease.port);
         }
     }
 
@@ -397,9 +426,23 @@ pub fn carried(lease: &Lease, incoming: Incoming) -> Result<Option<PortState>, C
     }))
 }
 
-/// What the guest is told.
+/// Why a high-speed device is refused, and what to do.
+pub fn too_fast(device: &str, devid: u16, domain: &str) -> String {
+    format!(
+        "{device} is a high-speed device, and controller {devid} of domain {domain} is a USB 1.1 one \
+         (version=1), which has none. Add a USB 2.0 controller with `xl usbctrl-attach {domain} type=pv \
+         version=2 ports=4`, or write version=2 into the usbctrl= line of the domain and start it again"
+    )
+}
+
+/// The speed that the guest is told.
 pub(super) fn speed_of(lease: &Lease) -> Speed {
-    match lease.device.speed {
+    speed_told(lease.device.speed)
+}
+
+/// The speed that a guest is told of such a device.
+pub fn speed_told(speed: session::Speed) -> Speed {
+    match speed {
         session::Speed::Low => Speed::Low,
         session::Speed::Full => Speed::Full,
         session::Speed::High | session::Speed::Super => Speed::High,

@@ -7,7 +7,8 @@ mod exchange;
 mod leases;
 mod pace;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,8 @@ struct Daemon<B: Backend> {
     shutdown: BTreeMap<DomId, Option<String>>,
     /// Controllers that were told to end and may still hold the guest's pages.
     leaving: BTreeMap<Key, Rc<Entry>>,
+    /// Controllers that are gone, which their exporters are being told.
+    telling: Rc<RefCell<BTreeSet<Key>>>,
     /// How often each domain's nodes are looked at.
     pace: Pace,
     state: StateDir,
@@ -104,6 +107,7 @@ pub async fn serve<B: Backend>(
         expected: BTreeMap::new(),
         shutdown: BTreeMap::new(),
         leaving: BTreeMap::new(),
+        telling: Rc::default(),
         pace: Pace::default(),
         state,
         look: look.clone(),

@@ -19,7 +19,7 @@ use super::Daemon;
 use crate::config;
 use crate::controller::Adopted;
 use crate::domain::Domain;
-use crate::state::{ControllerFiles, Saved, SavedDevice};
+use crate::state::{Saved, SavedDevice};
 use crate::xenbus::{Key, XenbusState};
 
 /// Pauses between attempts to tell an exporter that a domain is gone.
@@ -33,11 +33,38 @@ impl<B: Backend> Daemon<B> {
     pub(super) async fn take_over(&mut self) -> Result<(), Error> {
         self.backends_changed().await?;
         for saved in self.state.saved(&self.log) {
-            if self.admin.controllers.get(saved.key()).is_none() {
-                self.say_gone(saved);
+            let key = saved.key();
+            if self.admin.controllers.get(key).is_some() {
+                continue;
+            }
+            match self.is_there(&saved).await? {
+                // A running guest must not lose its devices because we cannot serve it.
+                true => {
+                    error!(self.log, "the controller of a running guest is not served; its devices stay \
+                    lent to it. Do what an earlier message says and restart vusbd, or destroy the domain";
+                    "controller" => %key, "vm" => %saved.vm)
+                }
+                false => self.say_gone(saved),
             }
         }
         Ok(())
+    }
+
+    /// Whether a domain and its controller are there, by what xenstore says of them and not by what is
+    /// served here.
+    async fn is_there(&self, saved: &Saved) -> Result<bool, Error> {
+        let key = saved.key();
+        let domain = Domain::read(&self.store, key.domid).await?;
+        let is_same = domain.is_some_and(|domain| domain.vm == saved.vm);
+        Ok(is_same && !self.read_backend(key).await?.removed)
+    }
+
+    /// A controller has been removed that is not served: what an earlier vusbd has left of it is said to be
+    /// gone.
+    pub(super) fn forget_unserved(&self, key: Key) {
+        if let Some(saved) = self.state.files(key).saved() {
+            self.say_gone(saved);
+        }
     }
 
     /// A controller whose state says that somebody has served it.
@@ -104,7 +131,11 @@ impl<B: Backend> Daemon<B> {
     /// The domain of these devices went away while nobody was there to tell their exporters, or the
     /// exporters could not be told: tells them, however long that takes.
     pub(super) fn say_gone(&self, saved: Saved) {
-        let files = self.state.files(saved.key());
+        let key = saved.key();
+        if !self.telling.borrow_mut().insert(key) {
+            return;
+        }
+        let files = self.state.files(key);
         let (sessions, suspended) = files.left();
         info!(self.log, "domain went away unnoticed"; "controller" => %saved.key(),
             "devices" => saved.devices.len());
@@ -136,18 +167,15 @@ impl<B: Backend> Daemon<B> {
             })
         });
         let tell: Vec<_> = tell.collect();
-        let log = self.log.clone();
+        let (log, telling) = (self.log.clone(), self.telling.clone());
         spawn_local(async move {
             for gone in tell {
                 gone.say(&log).await;
             }
-            remove(&files);
+            files.remove();
+            telling.borrow_mut().remove(&key);
         });
     }
-}
-
-fn remove(files: &ControllerFiles) {
-    files.remove();
 }
 
 /// A lease whose domain is gone.

@@ -36,7 +36,8 @@ impl<B: Backend> Daemon<B> {
         Ok(())
     }
 
-    pub(super) async fn backend_changed(&mut self, key: Key) -> Result<(), Error> {
+    /// What the toolstack says of a controller.
+    pub(super) async fn read_backend(&self, key: Key) -> Result<BackendNode, Error> {
         let base = key.backend();
         let state = self.store.read_optional(&format!("{base}/state")).await?;
         let state = state
@@ -45,18 +46,28 @@ impl<B: Backend> Daemon<B> {
         let online = self.store.read_optional(&format!("{base}/online")).await?;
         let removed = online.as_deref() == Some("0")
             || (state == XenbusState::Unknown && !self.store.exists(&base).await?);
+        Ok(BackendNode { state, removed })
+    }
+
+    pub(super) async fn backend_changed(&mut self, key: Key) -> Result<(), Error> {
+        let node = self.read_backend(key).await?;
         self.forget_left();
-        let node = BackendNode { state, removed };
         let known = self.admin.controllers.get(key).is_some();
-        match watched::due(node, known, self.leaving.contains_key(&key)) {
+        let leaving = self.leaving.contains_key(&key);
+        match watched::due(node, known, leaving) {
             Due::Nothing => {}
             Due::Begin => self.begin(key).await?,
-            Due::Adopt => self.adopt(key, state).await?,
+            Due::Adopt => self.adopt(key, node.state).await?,
             Due::End => self.end(key).await,
             Due::Close => {
-                let closed = XenbusState::Closed.as_str();
-                self.store.write(&format!("{base}/state"), closed).await?;
+                let path = format!("{}/state", key.backend());
+                self.store
+                    .write(&path, XenbusState::Closed.as_str())
+                    .await?;
             }
+        }
+        if node.removed && !known && !leaving {
+            self.forget_unserved(key);
         }
         Ok(())
     }

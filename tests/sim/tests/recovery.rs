@@ -262,3 +262,61 @@ fn a_domain_that_goes_away_while_vusbd_is_started_again() {
     }
     assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
 }
+
+/// vusbd is started again and cannot serve a controller.
+fn not_served(rig: &Rig, guest: &Guest) {
+    rig.hosts[0].kill_vusbd().unwrap();
+    set_num_ports(rig, guest, "none");
+    rig.hosts[0].start_vusbd().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let log = || rig.hosts[0].vusbd_log();
+    while !log().contains("num-ports is not 1 to 31") {
+        assert!(Instant::now() < deadline, "{}", log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn set_num_ports(rig: &Rig, guest: &Guest, text: &str) {
+    let path = format!("/local/domain/0/backend/vusb/{}/0/num-ports", guest.domid);
+    let mut store = rig.hosts[0].xl.store().unwrap();
+    store.write(&path, text).unwrap();
+}
+
+fn short_hold() -> RigOptions {
+    RigOptions {
+        hold_seconds: Some(1),
+        ..RigOptions::default()
+    }
+}
+
+/// Its guest runs: no other gets its devices.
+#[test]
+fn a_controller_that_vusbd_cannot_serve_keeps_its_devices() {
+    let seed = seed(48);
+    let rig = rig_with(seed, short_hold());
+    let mut guest = working(&rig, seed);
+    not_served(&rig, &guest);
+    std::thread::sleep(Duration::from_secs(3));
+    let other = Guest::start(&rig, 0, &GuestOptions::new("other")).unwrap();
+    let refused = rig.attach_disk(&other).unwrap_err().to_string();
+    assert!(refused.contains("guest"), "{refused}\n{}", rig.log_tails());
+    rig.hosts[0].xl.destroy(other.domid).unwrap();
+    drop(other);
+    rig.hosts[0].kill_vusbd().unwrap();
+    set_num_ports(&rig, &guest, "4");
+    rig.hosts[0].start_vusbd().unwrap();
+    guest.wait_commands(10).unwrap();
+    rig.end_unnoticed(guest);
+}
+
+#[test]
+fn a_controller_that_vusbd_did_not_serve_is_gone_with_its_domain() {
+    let seed = seed(49);
+    let rig = rig_with(seed, short_hold());
+    let guest = working(&rig, seed);
+    not_served(&rig, &guest);
+    rig.hosts[0].xl.destroy(guest.domid).unwrap();
+    drop(guest);
+    rig.wait_until_free().unwrap();
+    assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
+}

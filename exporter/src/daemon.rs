@@ -151,7 +151,7 @@ impl Daemon {
             () = stop => info!(log, "stopping"),
         }
         // What nobody waited for yet. A failure is in the log.
-        let _ = hub.save().await;
+        let _ = hub.save_all().await;
         Ok(())
     }
 }

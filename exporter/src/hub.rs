@@ -6,6 +6,7 @@ mod devices;
 mod holders;
 mod in_use;
 mod requests;
+mod settings;
 mod subscribers;
 
 use std::cell::{Cell, RefCell};
@@ -21,6 +22,7 @@ use slog::{Logger, error, info};
 use tokio::sync::{Mutex, Notify};
 
 use self::in_use::Uses;
+use self::settings::Settings;
 use self::subscribers::Subscribers;
 use crate::arrivals::Arrivals;
 use crate::session_state::Session;
@@ -45,6 +47,7 @@ pub(crate) struct Hub {
     saved_changes: Arc<Mutex<u64>>,
     deadlines: Notify,
     unsaved: Notify,
+    settings: RefCell<Settings>,
 }
 
 impl Hub {
@@ -80,6 +83,7 @@ impl Hub {
             saved_changes: Arc::default(),
             deadlines: Notify::new(),
             unsaved: Notify::new(),
+            settings: RefCell::default(),
         })
     }
 
@@ -159,11 +163,23 @@ impl Hub {
     /// Saves the leases if something changed since they were saved last. An answer that depends on
     /// a change waits for this.
     pub(crate) async fn save(&self) -> Result<(), Refusal> {
+        self.write(false).await
+    }
+
+    /// The same, and what guests have set at their devices, for which nobody waits.
+    pub(crate) async fn save_all(&self) -> Result<(), Refusal> {
+        self.write(true).await
+    }
+
+    async fn write(&self, settings: bool) -> Result<(), Refusal> {
         let wanted = self.table.borrow().changes();
         let mut saved_changes = self.saved_changes.clone().lock_owned().await;
-        if *saved_changes >= wanted {
+        let set = settings && self.settings.borrow().due().is_some();
+        if *saved_changes >= wanted && !set {
             return Ok(());
         }
+        // Should this fail, the next change tries again.
+        self.settings.borrow_mut().saved(Instant::now());
         let (changes, saved) = {
             let table = self.table.borrow();
             (table.changes(), table.saved())
@@ -190,12 +206,21 @@ impl Hub {
         }
     }
 
-    /// Saves what nobody waits for: cookies, orphans. Never ends.
+    /// Saves what nobody waits for: cookies, orphans, and, not as often, settings. Never ends.
     pub(crate) async fn save_changes(&self) {
         loop {
-            self.unsaved.notified().await;
+            let due = self.settings.borrow().due();
+            let settings_due = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
             // A failure is in the log, and the next change tries again.
-            let _ = self.save().await;
+            let _ = tokio::select! {
+                () = self.unsaved.notified() => self.save().await,
+                () = settings_due => self.save_all().await,
+            };
         }
     }
 }

@@ -37,7 +37,7 @@ impl Pace {
     }
 
     /// How long it takes until there is one.
-    fn wait(&self, now: Instant) -> Duration {
+    pub(crate) fn wait(&self, now: Instant) -> Duration {
         let missing = self.full_at.saturating_duration_since(now);
         missing.saturating_sub(self.interval * (self.burst - 1))
     }

@@ -146,8 +146,9 @@ impl LeaseTable {
         }
     }
 
-    /// Counts the changes worth saving. As long as it stays the same, so does what is saved, but
-    /// for the phases of connected holders, which mean nothing after a restart.
+    /// Counts the changes worth saving at once. As long as it stays the same, so does what is saved, but
+    /// for the phases of connected holders, which mean nothing after a restart, and for what guests set
+    /// at their devices ([`LeaseTable::set_configured`]).
     pub fn changes(&self) -> u64 {
         self.changes
     }

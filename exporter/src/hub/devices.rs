@@ -48,7 +48,7 @@ impl Hub {
             } = &mut *session;
             // What is over by now is over.
             executor.drain(server);
-            table.set_configured(device, server.epoch(), server.configured().clone());
+            table.set_configured(device, server.epoch(), server.configured());
         }
         let left = table.unplugged(device, self.now_ms());
         drop(table);

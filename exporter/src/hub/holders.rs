@@ -2,6 +2,7 @@
 //! What comes over device connections: the holder, or who wants to be it, and its guest's news.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use session::control::Refusal;
 use session::lease::{Change, Claimant};
@@ -141,12 +142,19 @@ impl Hub {
         }
     }
 
-    /// The guest has set this at its device. Subscribers are not told: a guest does it as often as it
-    /// likes.
+    /// The guest has set this at its device. Subscribers are not told, and it is not saved each time: a
+    /// guest does it as often as it likes.
     pub(crate) fn set_configured(&self, device: &DeviceId, epoch: Epoch, configured: &Configured) {
         let mut table = self.table.borrow_mut();
-        table.set_configured(device, epoch, configured.clone());
-        self.unsaved.notify_one();
+        if table.set_configured(device, epoch, configured)
+            && self
+                .settings
+                .borrow_mut()
+                .changed(device, Instant::now())
+                .is_some()
+        {
+            self.unsaved.notify_one();
+        }
     }
 
     pub(crate) fn set_frontend_resumes(&self, device: &DeviceId, epoch: Epoch, resumes: bool) {

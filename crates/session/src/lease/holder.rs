@@ -166,13 +166,23 @@ impl LeaseTable {
         }
     }
 
-    /// The guest has set this at its device. Worth saving where the lease follows its device.
-    pub fn set_configured(&mut self, device: &DeviceId, epoch: Epoch, configured: Configured) {
-        if let Some(entry) = self.current(device, epoch) {
-            let follows = entry.lease.exchange.is_some();
-            entry.lease.configured = configured;
-            self.changes += u64::from(follows);
+    /// The guest has set this at its device. Returns whether that is news. It is worth saving, for after a
+    /// restart of the exporter a device is as when it was plugged in; but it is not among
+    /// [`LeaseTable::changes`]: nobody waits for it, and a guest does it as often as it likes.
+    pub fn set_configured(
+        &mut self,
+        device: &DeviceId,
+        epoch: Epoch,
+        configured: &Configured,
+    ) -> bool {
+        let Some(entry) = self.current(device, epoch) else {
+            return false;
+        };
+        if entry.lease.configured == *configured {
+            return false;
         }
+        entry.lease.configured.clone_from(configured);
+        true
     }
 
     /// Notes whether the frontend resumes. Returns whether that is news.

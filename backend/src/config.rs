@@ -108,7 +108,8 @@ pub enum WhenUnreachable {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Exchange {
-    /// For devices attached by `VID:PID:SERIAL`. Others are never followed.
+    /// Unless `attach` says otherwise. A device that is not named by `VID:PID:SERIAL` is replugged where this
+    /// is a pause.
     pub on_exchange: WhenExchanged,
     /// How long a device is waited for, in seconds, 1 to [`session::Exchange::MAX_SECONDS`].
     pub exchange_seconds: u32,

@@ -120,9 +120,10 @@ pub struct Attach {
     /// it [default: refuse for storage, else replug]
     #[arg(long, value_name = "refuse|replug|risk", value_parser = parse_on_migrate)]
     pub on_migrate: Option<OnMigrate>,
-    /// When the device, named by VID:PID:SERIAL, is pulled out: wait for it, with the port disconnected
-    /// (replug) or with nothing but a pause for the guest (pause), wherever it is plugged in [default:
-    /// as vusbd.toml says]
+    /// When the device is pulled out: wait for it, with the port disconnected (replug) or with nothing
+    /// but a pause for the guest (pause). One named by VID:PID:SERIAL may come back anywhere, another
+    /// one where it was; named by BUS-PORT, what is plugged in there is attached [default: as
+    /// vusbd.toml says]
     #[arg(long, value_name = "none|replug|pause", value_parser = parse_on_exchange)]
     pub on_exchange: Option<WhenExchanged>,
     /// For how long it is waited for then [default: as vusbd.toml says]

@@ -31,6 +31,18 @@ pub(super) struct Wanted {
     pub exchange_seconds: Option<u32>,
 }
 
+/// Whether the device is named by its serial number, by which it is known again anywhere.
+fn is_named(wanted: &Wanted) -> bool {
+    let kind = &wanted.device;
+    matches!(
+        kind,
+        DeviceSelector::Kind {
+            serial: Some(_),
+            ..
+        }
+    )
+}
+
 impl Admin {
     /// Attaches a device to a domain.
     pub(super) async fn attach(
@@ -41,8 +53,8 @@ impl Admin {
     ) -> Result<Attachment, Refused> {
         let domain = self.domain(domain).await?;
         let exporter = self.exporters.find(exporter)?;
-        let exchange = self.exchange(&wanted)?;
-        if exchange.is_some() {
+        let exchange = self.exchange(&wanted);
+        if exchange.is_some() && is_named(&wanted) {
             self.refuse_twins(&wanted.device).await?;
         }
         let (key, entry, port) = self.place(&domain, exporter, &wanted).await?;
@@ -91,33 +103,23 @@ impl Admin {
         found.ok_or_else(|| "the device was lost again at once; see vusbd's log".into())
     }
 
-    /// How an attachment follows its device: what is asked for, or the configuration's default for
-    /// devices that are named by their serial number.
-    fn exchange(&self, wanted: &Wanted) -> Result<Option<Exchange>, Refused> {
-        let is_named = matches!(
-            wanted.device,
-            DeviceSelector::Kind {
-                serial: Some(_),
-                ..
+    /// How an attachment follows its device: what is asked for, or the configuration's default.
+    fn exchange(&self, wanted: &Wanted) -> Option<Exchange> {
+        let when = match wanted.on_exchange {
+            Some(when) => when,
+            // Only what is known again by its serial number can go on as if nothing had happened.
+            None if self.exchange.on_exchange == WhenExchanged::Pause && !is_named(wanted) => {
+                WhenExchanged::Replug
             }
-        );
-        let when = match (wanted.on_exchange, is_named) {
-            (Some(WhenExchanged::None), _) | (None, false) => return Ok(None),
-            (Some(when), true) => when,
-            (None, true) => self.exchange.on_exchange,
-            (Some(when), false) => {
-                return Err(format!(
-                    "--on-exchange {when} is for a device named by EXPORTER/VID:PID:SERIAL, which is \
-                     how it is known again elsewhere, not by '{}'",
-                    wanted.device
-                ));
-            }
+            None => self.exchange.on_exchange,
         };
-        let seconds = wanted.exchange_seconds;
-        Ok(when.on().map(|on| Exchange {
-            on,
-            seconds: seconds.unwrap_or(self.exchange.exchange_seconds),
-        }))
+        Some(Exchange {
+            on: when.on()?,
+            seconds: wanted
+                .exchange_seconds
+                .unwrap_or(self.exchange.exchange_seconds),
+            at_place: matches!(wanted.device, DeviceSelector::Place(_)),
+        })
     }
 
     /// Of two devices that say the same nobody knows which one comes back.

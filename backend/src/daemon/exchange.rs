@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use handoff::State;
 use session::control::{Acquire, Reply, Request, Returns};
-use session::{DeviceInfo, DeviceSelector, Lease, LeasePhase};
+use session::{DeviceInfo, DeviceSelector, Exchange, Lease, LeasePhase, OnExchange, OnMigrate};
 use slog::{Logger, info, warn};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
@@ -55,9 +55,67 @@ struct Follows {
     key: Key,
     entry: Rc<Entry>,
     device: Device,
-    identity: DeviceSelector,
+    sought: Sought,
     /// Whether the guest runs here now.
     serves: bool,
+}
+
+/// What is the device of an attachment again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Sought {
+    /// What has this serial number, wherever it is plugged in.
+    Serial(DeviceSelector),
+    /// What is plugged in at the same place: the same device, by what it says of itself, or any.
+    Place { any: bool },
+}
+
+impl Sought {
+    /// `None` for an attachment that ends when its device is pulled out.
+    fn of(lease: &Lease) -> Option<Self> {
+        let exchange = lease.exchange?;
+        Some(match lease.device.identity() {
+            Some(identity) if !exchange.at_place => Self::Serial(identity),
+            _ => Self::Place {
+                any: exchange.at_place,
+            },
+        })
+    }
+
+    /// Whether `device` of an exporter is it; `lease` is for a device of the exporter `old`.
+    fn is(&self, exporter: &str, device: &DeviceInfo, old: &str, lease: &Lease) -> bool {
+        match self {
+            Self::Serial(identity) => identity.matches(device),
+            Self::Place { any } => {
+                exporter == old
+                    && device.id == lease.device.id
+                    && (*any || device.is_same(&lease.device))
+            }
+        }
+    }
+
+    /// How to ask for it; `lease` is the one of before.
+    fn selector(&self, lease: &Lease) -> DeviceSelector {
+        match self {
+            Self::Serial(identity) => identity.clone(),
+            Self::Place { .. } => DeviceSelector::Place(lease.device.id.clone()),
+        }
+    }
+}
+
+/// The terms of the lease of `found`, which takes the place of the device of `lease`.
+fn terms(lease: &Lease, found: &DeviceInfo) -> (Option<OnMigrate>, Option<Exchange>) {
+    // What was the default for one device need not be it for another: a modem was a disk before.
+    let chosen = lease.on_migrate != OnMigrate::default_for(&lease.device);
+    let on_migrate = (chosen || found.is_same(&lease.device)).then_some(lease.on_migrate);
+    let exchange = lease.exchange.map(|exchange| Exchange {
+        // A guest does not go on with what cannot be told from another.
+        on: match found.identity() {
+            Some(_) => exchange.on,
+            None => OnExchange::Replug,
+        },
+        ..exchange
+    });
+    (on_migrate, exchange)
 }
 
 impl Seeker {
@@ -100,10 +158,19 @@ impl Seeker {
         let here = self.devices().await;
         let mut again = false;
         for follows in &follows {
-            let found = here.iter().filter(|(_, d)| follows.identity.matches(d));
+            let Device {
+                exporter, lease, ..
+            } = &follows.device;
+            let is_it =
+                |(e, d): &&(Exporter, DeviceInfo)| follows.sought.is(e.name(), d, exporter, lease);
+            let found = here.iter().filter(is_it);
             let found: Vec<_> = found.collect();
             match &follows.device.waiting {
-                None if follows.serves => again |= self.look_for_twins(follows, &found),
+                None if follows.serves => {
+                    if let Sought::Serial(identity) = &follows.sought {
+                        again |= self.look_for_twins(follows, identity, &found);
+                    }
+                }
                 None => {}
                 Some(waiting) => {
                     again = true;
@@ -128,13 +195,12 @@ impl Seeker {
             };
             let serves = matches!(report.state, State::Serving | State::Quiescing);
             for device in report.devices {
-                let identity = device.lease.device.identity();
-                if let (Some(_), Some(identity)) = (device.lease.exchange, identity) {
+                if let Some(sought) = Sought::of(&device.lease) {
                     all.push(Follows {
                         key,
                         entry: entry.clone(),
                         device,
-                        identity,
+                        sought,
                         serves,
                     });
                 }
@@ -216,7 +282,12 @@ impl Seeker {
 
     /// While the device is plugged in there must be no other that says the same: if it is pulled out,
     /// that one is not it.
-    fn look_for_twins(&self, follows: &Follows, found: &[&(Exporter, DeviceInfo)]) -> bool {
+    fn look_for_twins(
+        &self,
+        follows: &Follows,
+        identity: &DeviceSelector,
+        found: &[&(Exporter, DeviceInfo)],
+    ) -> bool {
         let place = (follows.key, follows.device.lease.port);
         let mut twins = self.twins.borrow_mut();
         if found.len() < 2 {
@@ -227,7 +298,7 @@ impl Seeker {
         }
         match *twins.entry(place).or_insert(Twin::Seen(Instant::now())) {
             Twin::Seen(since) if since.elapsed() >= MOVED_WITHIN => {
-                warn!(self.log, "there are two devices {}: neither is taken for the other", follows.identity;
+                warn!(self.log, "there are two devices {}: neither is taken for the other", identity;
                     "controller" => %follows.key, "at" => names(found));
                 twins.insert(place, Twin::Sure);
                 false
@@ -257,10 +328,11 @@ impl Seeker {
                     lease,
                     ..
                 },
-            identity,
+            sought,
             ..
         } = follows;
         let port = lease.port;
+        let selector = sought.selector(lease);
         let note = |text: String| {
             entry.handle.tell(Command::Away(port, None, Some(text)));
         };
@@ -268,12 +340,12 @@ impl Seeker {
         if !waiting.confirmed {
             return;
         }
-        let (exporter, _) = match *found {
+        let (exporter, device) = match *found {
             [] => return,
             [one] => one,
             _ => {
                 return note(format!(
-                    "there are {} devices {identity}, at {}: none is taken; unplug all but the right one",
+                    "there are {} devices {selector}, at {}: none is taken; unplug all but the right one",
                     found.len(),
                     names(found)
                 ));
@@ -281,7 +353,7 @@ impl Seeker {
         };
         if let Some(Twin::Sure) = self.twins.borrow().get(&(*key, port)) {
             return note(format!(
-                "another device {identity} was plugged in while this one was, so it is not known which \
+                "another device {selector} was plugged in while this one was, so it is not known which \
                  one {} is: not taken; detach and attach it again",
                 names(found)
             ));
@@ -298,15 +370,16 @@ impl Seeker {
                 ..Returns::default()
             },
         };
+        let (on_migrate, exchange) = terms(lease, device);
         let acquire = Acquire {
-            device: identity.clone(),
+            device: selector,
             vm: lease.vm,
             vm_name: lease.vm_name.clone(),
             domid: key.domid.0,
             controller: key.devid,
             port,
-            on_migrate: Some(lease.on_migrate),
-            exchange: lease.exchange,
+            on_migrate,
+            exchange,
             returns: Some(returns),
         };
         let new = match exporter.ask(Request::Acquire(acquire)).await {
@@ -314,7 +387,9 @@ impl Seeker {
             Ok(_) => return note(exporter.nonsense().to_string()),
             Err(e) => return note(e.to_string()),
         };
-        let same = new.descriptors.is_some() && new.descriptors == lease.descriptors;
+        let same = new.descriptors.is_some()
+            && new.descriptors == lease.descriptors
+            && new.device.is_same(&lease.device);
         let (answer, answered) = oneshot::channel();
         entry.handle.tell(Command::Back {
             port,
@@ -353,4 +428,115 @@ async fn ask(exporter: &Exporter, request: Request) -> Result<Reply, crate::expo
 fn names(found: &[&(Exporter, DeviceInfo)]) -> String {
     let names = found.iter().map(|(e, d)| format!("{}/{}", e.name(), d.id));
     names.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use session::{Configured, DeviceId, DeviceState, Epoch, Holder, Speed, StashCounters, VmUuid};
+
+    use super::*;
+
+    fn device(place: &str, product: u16, serial: Option<&str>) -> DeviceInfo {
+        DeviceInfo {
+            id: DeviceId(place.to_owned()),
+            vendor: 0x12d1,
+            product,
+            serial: serial.map(str::to_owned),
+            name: String::new(),
+            speed: Speed::High,
+            classes: vec![if product == MODEM { 2 } else { 8 }],
+            state: DeviceState::Free,
+        }
+    }
+
+    const DISK: u16 = 0x1446;
+    const MODEM: u16 = 0x1001;
+
+    fn lease(device: DeviceInfo, exchange: Option<Exchange>) -> Lease {
+        Lease {
+            vm: VmUuid(uuid::Uuid::nil()),
+            vm_name: String::new(),
+            controller: 0,
+            port: 1,
+            epoch: Epoch(1),
+            holder: Holder {
+                host: "a".into(),
+                domid: 1,
+            },
+            phase: LeasePhase::Absent,
+            on_migrate: OnMigrate::default_for(&device),
+            frontend_resumes: true,
+            cookie: Vec::new(),
+            note: None,
+            stash: StashCounters::default(),
+            exchange,
+            descriptors: None,
+            configured: Configured::default(),
+            device,
+        }
+    }
+
+    fn follows(at_place: bool) -> Option<Exchange> {
+        Some(Exchange {
+            on: OnExchange::Pause,
+            seconds: 60,
+            at_place,
+        })
+    }
+
+    /// What is taken for the device of an attachment, by how it was attached.
+    #[test]
+    fn what_comes_back_is_the_same_or_at_the_place_that_was_attached() {
+        let there = [
+            ("pi4", device("1-1", DISK, None)),
+            ("pi4", device("1-1", DISK, Some("S"))),
+            ("pi4", device("1-1", MODEM, None)),
+            ("pi4", device("1-2", DISK, None)),
+            ("pi4", device("1-2", DISK, Some("S"))),
+            ("pi5", device("1-1", DISK, None)),
+            ("pi5", device("1-1", DISK, Some("S"))),
+        ];
+        for (serial, at_place, expected) in [
+            // Without a serial number: the same, where it was.
+            (None, false, vec![0]),
+            // With one: anywhere.
+            (Some("S"), false, vec![1, 4, 6]),
+            // A place: whatever is there, and nothing elsewhere.
+            (None, true, vec![0, 1, 2]),
+            (Some("S"), true, vec![0, 1, 2]),
+        ] {
+            let lease = lease(device("1-1", DISK, serial), follows(at_place));
+            let sought = Sought::of(&lease).unwrap();
+            let found = there.iter().enumerate();
+            let found = found.filter(|(_, (e, d))| sought.is(e, d, "pi4", &lease));
+            let found: Vec<_> = found.map(|(at, _)| at).collect();
+            assert_eq!(found, expected, "{serial:?} {at_place}");
+            let by_place = matches!(sought.selector(&lease), DeviceSelector::Place(_));
+            assert_eq!(by_place, at_place || serial.is_none());
+        }
+        assert_eq!(
+            Sought::of(&lease(device("1-1", DISK, Some("S")), None)),
+            None
+        );
+    }
+
+    #[test]
+    fn another_device_has_terms_of_its_own() {
+        let disk = lease(device("1-1", DISK, Some("S")), follows(true));
+        let (on_migrate, exchange) = terms(&disk, &disk.device);
+        assert_eq!(
+            (on_migrate, exchange),
+            (Some(OnMigrate::Refuse), disk.exchange)
+        );
+        // A disk's default is not a modem's, and a guest pauses only for what has a serial number.
+        let (on_migrate, exchange) = terms(&disk, &device("1-1", MODEM, None));
+        assert_eq!(on_migrate, None);
+        assert_eq!(exchange.unwrap().on, OnExchange::Replug);
+        assert!(exchange.unwrap().at_place);
+        // What the administrator has chosen stays.
+        let mut chosen = disk;
+        chosen.on_migrate = OnMigrate::Risk;
+        let (on_migrate, _) = terms(&chosen, &device("1-1", MODEM, None));
+        assert_eq!(on_migrate, Some(OnMigrate::Risk));
+    }
 }

@@ -82,9 +82,11 @@ pub struct Acquire {
     pub port: u8,
     /// What to do at a migration if the frontend cannot resume; none for the device's default.
     pub on_migrate: Option<OnMigrate>,
-    /// How the lease follows the device. Refused where the device has no serial number.
+    /// How the lease follows the device. [`OnExchange::Pause`](crate::OnExchange::Pause) is refused where the
+    /// device has no serial number.
     pub exchange: Option<Exchange>,
-    /// The device comes back to this port: what is waiting there may be, here or elsewhere.
+    /// The device comes back to this port: what is waiting there may be, here or elsewhere. Named by its
+    /// place, it must be what was there, unless the lease is [one of the place](Exchange::at_place).
     pub returns: Option<Returns>,
 }
 

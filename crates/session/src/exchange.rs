@@ -34,6 +34,10 @@ pub struct Exchange {
     pub on: OnExchange,
     /// How long it waits, in seconds, 1 to [`Exchange::MAX_SECONDS`].
     pub seconds: u32,
+    /// Whether it is an attachment of a place: what is plugged in there takes the device's place, also
+    /// where it is another device. Else it is an attachment of the device.
+    #[serde(default)]
+    pub at_place: bool,
 }
 
 impl Exchange {

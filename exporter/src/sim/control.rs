@@ -11,6 +11,7 @@
 //! DEVICE advance MICROSECONDS lets time pass on the bus, where it does not by itself
 //! DEVICE unplug
 //! DEVICE plug
+//! DEVICE plug as OTHER        plugs in, at this place, a device like the one of that place's configuration
 //! ```
 
 use std::fs::{self, Permissions};
@@ -91,9 +92,12 @@ async fn run(hub: &Hub, configs: &[Simulated], line: &str) -> Result<String, Str
     let [device, ref command @ ..] = words[..] else {
         return Err("no command".to_owned());
     };
-    let number = (1..=configs.len()).find(|n| place(*n).0 == device);
-    let number = number.ok_or_else(|| format!("no simulated device '{device}'"))?;
-    match command {
+    let known = |device: &str| {
+        let number = (1..=configs.len()).find(|n| place(*n).0 == device);
+        number.ok_or_else(|| format!("no simulated device '{device}'"))
+    };
+    let number = known(device)?;
+    match *command {
         ["unplug"] => {
             if hub.session(&place(number)).is_none() {
                 return Err("it is not plugged in".to_owned());
@@ -101,11 +105,16 @@ async fn run(hub: &Hub, configs: &[Simulated], line: &str) -> Result<String, Str
             hub.remove_device(&place(number));
             return Ok(String::new());
         }
-        ["plug"] => {
+        ["plug", ref like @ ..] => {
+            let like = match like {
+                [] => number,
+                ["as", other] => known(other)?,
+                _ => return Err(format!("no command '{}'", command.join(" "))),
+            };
             if hub.session(&place(number)).is_some() {
                 return Err("it is plugged in".to_owned());
             }
-            let device = open(&configs[number - 1], number).await?;
+            let device = open(&configs[like - 1], number).await?;
             hub.add_device(Executor::Simulated(Box::new(device)));
             return Ok(String::new());
         }

@@ -131,3 +131,49 @@ fn a_resume_with_numbers_that_cannot_be_is_fenced_and_a_claim_is_not() {
         assert!(matches!(opened, Opened::Ready { .. }), "{opened:?}");
     });
 }
+
+/// Alternate settings, which no kernel keeps when the exporter ends; of any lease, also one that does not follow
+/// its device.
+#[test]
+fn what_a_guest_had_set_outlives_the_exporter() {
+    let pool = Pool::new();
+    let host = pool.identity("host-a");
+    let config = format!("{ALLOW_ALL}[[simulated]]\nkind = 'source-sink'\n");
+    let exporter = pool.start(&config);
+    let saved = pool.dir.join("state/leases.json");
+    let alternates = || {
+        let text = std::fs::read_to_string(&saved).unwrap();
+        let saved: session::lease::Saved = serde_json::from_str(&text).unwrap();
+        saved.leases[0].configured.alternates.clone()
+    };
+    let set_interface = |setting| control_transfer([1, 11, setting, 0, 0, 0, 0, 0]);
+    let seen = run(async {
+        let lease = exporter.acquire(&host).await;
+        let mut device = exporter.claim(&host, &lease).await;
+        device
+            .transfer(&control_transfer([0, 9, 3, 0, 0, 0, 0, 0]), &[])
+            .await;
+        device.transfer(&set_interface(3), &[]).await;
+        // A crash would find it, too: nothing else is saved meanwhile.
+        while alternates() != [(0, 3)] {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        // And again and again: that is not written each time, but at the end.
+        for round in 0..100 {
+            device.transfer(&set_interface(round % 3), &[]).await;
+        }
+        device.transfer(&set_interface(2), &[]).await;
+        device.client.epoch()
+    });
+    drop(exporter);
+    assert_eq!(alternates(), [(0, 2)]);
+    let exporter = pool.start(&config);
+    run(async {
+        let lease = exporter.control(&host).await.lease().await;
+        assert!(lease.epoch > seen);
+        let mut device = exporter.claim(&host, &lease).await;
+        let get_interface = control_transfer([0x81, 10, 0, 0, 0, 0, 1, 0]);
+        let (_, setting) = device.transfer(&get_interface, &[]).await;
+        assert_eq!(setting, [2]);
+    });
+}

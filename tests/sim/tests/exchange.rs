@@ -3,6 +3,8 @@
 
 #[path = "exchange/disk.rs"]
 mod disk;
+#[path = "exchange/place.rs"]
+mod place;
 #[path = "exchange/refused.rs"]
 mod refused;
 #[path = "exchange/small.rs"]

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! A device is lent: to whom, to which port, on which terms.
 
+use super::absent::Absent;
 use super::{Entry, LeaseTable};
 use crate::control::{Acquire, Refusal};
 use crate::frame::MAX_COOKIE_LEN;
 use crate::open::Attempt;
 use crate::{
-    Configured, DeviceInfo, DeviceState, Exchange, Holder, Lease, LeasePhase, OnMigrate,
-    StashCounters,
+    Configured, DeviceInfo, DeviceSelector, DeviceState, Exchange, Holder, Lease, LeasePhase,
+    OnExchange, OnMigrate, StashCounters,
 };
 
 /// Longest name of a VM, in bytes.
@@ -56,13 +57,15 @@ impl LeaseTable {
                 reason: reason.clone(),
             });
         }
-        if wanted.exchange.is_some() && device.identity().is_none() {
+        let pauses = wanted.exchange.is_some_and(|e| e.on == OnExchange::Pause);
+        if pauses && device.identity().is_none() {
             return Err(Refusal::Limit(format!(
-                "device {} has no serial number, so it cannot be told from another like it; attach it \
-                 with --on-exchange none",
+                "device {} has no serial number, so it cannot be told from another like it, and a guest must \
+                 not go on with another; attach it with --on-exchange replug",
                 device.id
             )));
         }
+        self.check_return(wanted, device)?;
         self.check_port(wanted)?;
         if wanted.returns.is_some() {
             self.absent
@@ -114,6 +117,26 @@ impl LeaseTable {
         };
         self.entries.insert(lease.device.id.clone(), entry);
         lease
+    }
+
+    /// What comes back by its place must be what was there, unless the attachment is one of the place.
+    fn check_return(&self, wanted: &Acquire, device: &DeviceInfo) -> Result<(), Refusal> {
+        if wanted.returns.is_none() || !matches!(wanted.device, DeviceSelector::Place(_)) {
+            return Ok(());
+        }
+        let comes_back = |absent: &Absent| {
+            let lease = &absent.lease;
+            lease.is_at(wanted.vm, wanted.controller, wanted.port)
+                && lease.device.id == device.id
+                && (lease.device.is_same(device) || lease.exchange.is_some_and(|e| e.at_place))
+        };
+        match self.absent.iter().any(comes_back) {
+            true => Ok(()),
+            false => Err(Refusal::NoLease {
+                device: device.id.clone(),
+                vm: wanted.vm,
+            }),
+        }
     }
 
     fn check_port(&self, wanted: &Acquire) -> Result<(), Refusal> {

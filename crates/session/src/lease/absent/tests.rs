@@ -8,6 +8,7 @@ use crate::{Configured, DeviceInfo, Digest, Exchange, OnExchange};
 const FOLLOWS: Exchange = Exchange {
     on: OnExchange::Pause,
     seconds: 30,
+    at_place: false,
 };
 
 fn following(device: &str) -> Acquire {
@@ -70,16 +71,23 @@ fn a_lease_that_does_not_follow_ends_with_its_device() {
 }
 
 #[test]
-fn only_what_has_a_serial_number_is_followed() {
+fn only_what_has_a_serial_number_pauses_its_guest() {
     let mut table = LeaseTable::new(any(), 60_000);
     for serial in [None, Some(String::new())] {
         let nameless = DeviceInfo {
             serial,
             ..device(1)
         };
-        let refused = table.acquire(&following("1-1"), "a", &[nameless]);
+        let refused = table.acquire(&following("1-1"), "a", std::slice::from_ref(&nameless));
         let text = refused.unwrap_err().to_string();
         assert!(text.contains("no serial number"), "{text}");
+        let mut replug = following("1-1");
+        replug.exchange = Some(Exchange {
+            on: OnExchange::Replug,
+            ..FOLLOWS
+        });
+        assert!(table.acquire(&replug, "a", &[nameless]).is_ok());
+        table.remove(&id(1));
     }
     for seconds in [0, Exchange::MAX_SECONDS + 1] {
         let mut wanted = following("1-1");
@@ -181,6 +189,93 @@ fn a_device_comes_back_to_its_port_elsewhere() {
         .acquire(&back(Configured::default()), "c", &[moved(3)])
         .unwrap();
     assert_eq!(again.epoch, new.epoch);
+}
+
+/// A modem whose mode is switched, a bootloader, a stick that is swapped for another.
+#[test]
+fn what_comes_back_by_its_place_is_what_was_there_or_the_place_is_what_was_attached() {
+    let switched = DeviceInfo {
+        product: 0x1001,
+        serial: None,
+        ..device(1)
+    };
+    for at_place in [false, true] {
+        let exchange = Some(Exchange {
+            on: OnExchange::Replug,
+            at_place,
+            ..FOLLOWS
+        });
+        let place = Acquire {
+            exchange,
+            ..following("1-1")
+        };
+        let back = Acquire {
+            returns: Some(Returns::default()),
+            ..place.clone()
+        };
+        for (now, may) in [(device(1), true), (switched.clone(), at_place)] {
+            let mut table = LeaseTable::new(any(), 60_000);
+            table.acquire(&place, "a", &devices()).unwrap();
+            table.unplugged(&id(1), 0);
+            let answer = table.acquire(&back, "b", std::slice::from_ref(&now));
+            assert_eq!(answer.is_ok(), may, "{now:?}");
+            // Either way there is one lease for the port.
+            assert_eq!(table.leases().count(), 1);
+            assert_eq!(table.is_absent(&id(1), vm(1)), !may);
+            if may {
+                let lease = answer.unwrap();
+                assert_eq!(
+                    (&lease.device.product, lease.exchange),
+                    (&now.product, exchange)
+                );
+            }
+        }
+        // Nothing waits for what is at another place, nor for another port.
+        let mut table = LeaseTable::new(any(), 60_000);
+        table.acquire(&place, "a", &devices()).unwrap();
+        table.unplugged(&id(1), 0);
+        let elsewhere = Acquire {
+            device: "1-2".parse().unwrap(),
+            ..back.clone()
+        };
+        assert!(table.acquire(&elsewhere, "a", &devices()).is_err());
+        let port = Acquire { port: 2, ..back };
+        assert!(table.acquire(&port, "a", &devices()).is_err());
+        assert!(table.is_absent(&id(1), vm(1)));
+    }
+}
+
+/// What appears at a place must itself be allowed.
+#[test]
+fn policy_is_asked_about_what_is_at_the_place_now() {
+    let policy = Policy {
+        allow: vec![allow("0951:1666", "*", "*")],
+    };
+    let mut table = LeaseTable::new(policy, 60_000);
+    let place = Acquire {
+        exchange: Some(Exchange {
+            on: OnExchange::Replug,
+            at_place: true,
+            ..FOLLOWS
+        }),
+        ..following("1-1")
+    };
+    table.acquire(&place, "a", &devices()).unwrap();
+    table.unplugged(&id(1), 0);
+    let other = DeviceInfo {
+        product: 0x1001,
+        ..device(1)
+    };
+    let back = Acquire {
+        returns: Some(Returns::default()),
+        ..place
+    };
+    let refused = table.acquire(&back, "a", &[other]);
+    assert!(
+        matches!(refused, Err(Refusal::Policy { .. })),
+        "{refused:?}"
+    );
+    assert!(table.acquire(&back, "a", &devices()).is_ok());
 }
 
 #[test]

@@ -178,6 +178,7 @@ fn one_that_follows_its_device_waits_for_it_anywhere() {
     let exchange = Some(Exchange {
         on: OnExchange::Replug,
         seconds: 10,
+        at_place: false,
     });
     let wanted = Acquire {
         exchange,

@@ -290,8 +290,8 @@ fn queue(scene: &mut Scene, device: &Device, place: &str, count: usize) {
 #[test]
 fn a_device_that_is_pulled_out_in_the_middle_of_transfers() {
     let mut scene = Scene::start("[[simulated]]\nkind = \"serial\"\n").unwrap();
+    let mut device = scene.plug("0-2", 1).unwrap();
     for round in 0..3 {
-        let device = scene.plug("0-2", 1).unwrap();
         let port = device.target.port;
         queue(&mut scene, &device, "0-2", 5);
         scene.devices.tell("0-2", "unplug").unwrap();
@@ -308,10 +308,13 @@ fn a_device_that_is_pulled_out_in_the_middle_of_transfers() {
         }
         assert_eq!(scene.kernel.host().counters().disconnects, round + 1);
         while scene.kernel.host().next_port_change().is_some() {}
-        // It is listed again when it is plugged in again, and free.
+        // It is attached by its place, so it is the guest's again when it is plugged in again.
         scene.devices.tell("0-2", "plug").unwrap();
+        while scene.kernel.host().front().speed(port) == Speed::None {
+            scene.kernel.host().wait(LIMIT).unwrap();
+        }
+        device = scene.enumerate(1).unwrap();
     }
-    let device = scene.plug("0-2", 1).unwrap();
     let written = scene.write(device.target, BULK_OUT, UrbKind::Bulk, b"as good as new");
     assert_eq!(written.unwrap(), Ok(14));
     let read = scene

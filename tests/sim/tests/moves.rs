@@ -214,7 +214,7 @@ fn migrations_back_to_back() {
     rig.end_unnoticed(guest);
 }
 
-/// Wherever it was then, the guest sees that its disk is gone, once, and can have it again.
+/// Wherever it was then, the guest sees that its disk is gone, once, and has it again when it is plugged in again.
 #[test]
 fn the_device_is_unplugged_in_the_middle() {
     let rig = rig();
@@ -236,9 +236,7 @@ fn the_device_is_unplugged_in_the_middle() {
         guest
             .wait_for("sees its disk go", Duration::from_secs(20), unplugged)
             .unwrap_or_else(|e| panic!("{e}\n{}", rig.log_tails()));
-        assert!(rig.status(there).unwrap().attachments.is_empty());
         devices.tell("0-1", "plug").unwrap();
-        rig.attach_disk(&guest).unwrap();
         guest.wait_commands(10).unwrap();
     }
     assert_eq!(rig.end(guest).disconnects, 4);

@@ -55,6 +55,9 @@ pub enum LabCommand {
         /// How long faults are injected, in minutes.
         #[arg(long)]
         minutes: Option<u32>,
+        /// The log that `soak` adds to (default: soak.log in the cache).
+        #[arg(long)]
+        log: Option<std::path::PathBuf>,
         /// Which schedule of faults.
         #[arg(long)]
         seed: Option<u64>,
@@ -123,6 +126,7 @@ pub fn run(command: LabCommand) -> Result<()> {
             migrations,
             minutes,
             seed,
+            log,
             device,
             guest,
         } => scenario::run(
@@ -133,6 +137,7 @@ pub fn run(command: LabCommand) -> Result<()> {
                 migrations,
                 minutes,
                 seed,
+                log,
                 devices: device,
                 guest,
             },

@@ -212,6 +212,35 @@ pub fn with_logs<T>(lab: &Lab, lines: usize, result: Result<T>) -> Result<T> {
     result
 }
 
+/// Everything that is known of the machines, their daemons and their guests: what is to be looked at when a
+/// guest did not come up. Asks the guests' kernels which of their tasks wait.
+pub fn state(lab: &Lab) -> String {
+    let mut text = logs(lab, 400);
+    for machine in MACHINES.iter().filter(|machine| machine.role == Role::Host) {
+        let ask = |command: &str| {
+            let agent = lab.agent(machine.name);
+            let answer = agent.and_then(|a| a.exec_for(command, Duration::from_secs(120)));
+            answer.map_or_else(|error| format!("{error:#}\n"), |output| output.stdout)
+        };
+        for command in [
+            "xl list -l",
+            "xenstore-ls -fp",
+            "xl-vusb --json status",
+            "xl dmesg | tail -n 200",
+            "dmesg | tail -n 200",
+            "tail -n 100 /var/log/migrate-receive.log",
+            "for log in /var/log/xen/console/guest-*.log; do echo \"$log\"; cat \"$log\"; done",
+        ] {
+            text.push_str(&format!(
+                "--- {}: {command}\n{}",
+                machine.name,
+                ask(command)
+            ));
+        }
+    }
+    text
+}
+
 fn logs(lab: &Lab, lines: usize) -> String {
     let mut text = String::new();
     for machine in Machine::all().filter(|machine| machine.pid(lab.run_directory()).is_some()) {

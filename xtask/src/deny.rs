@@ -43,7 +43,7 @@ fn install() -> Result<PathBuf> {
         // Its own profile takes minutes to save milliseconds.
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0")
         // Not among our own: it would be rebuilt with every other set of features.
         .env_remove("CARGO_TARGET_DIR")
         .status()?;

@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 
-use crate::cargo::{DEMO_PACKAGES, build_release, cargo, program};
+use crate::cargo::{DEMO_PACKAGES, build_release, program};
 use crate::step::Tally;
 use crate::{check, packages};
 
@@ -16,16 +16,7 @@ pub fn run(no_lab: bool) -> Result<ExitCode> {
         // Without the packages nothing else is left out: a compiler has built this program.
         tally.skip(format!("the ring's structs against Xen's headers: {e:#}"));
     }
-    check::steps(&mut tally);
-    let scenarios = cargo(&[
-        "test",
-        "-p",
-        "sim-scenarios",
-        "--test",
-        "*",
-        "--no-fail-fast",
-    ]);
-    tally.run("scenarios on the simulator", scenarios);
+    check::steps(&mut tally, true);
     if built(&mut tally, "demo", &DEMO_PACKAGES) {
         let mut demo = Command::new(program("sim-demo"));
         demo.args(["--migrations", "3"]);

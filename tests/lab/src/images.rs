@@ -47,6 +47,7 @@ const GUEST_MODULES: &[&str] = &[
     "ftdi_sio",
     "snd_usb_audio",
     "usbtest",
+    "usbmon",
 ];
 const EXPORTER_MODULES: &[&str] = &[
     "virtio_net",

@@ -32,6 +32,7 @@ pub mod stack;
 pub mod switch;
 pub mod traffic;
 pub mod tree;
+pub mod usbmon;
 pub mod workload;
 
 /// `cargo xtask lab …`

@@ -11,10 +11,7 @@ use anyhow::{Result, anyhow};
 use serde_json::{Value, json};
 
 use crate::qmp::Qmp;
-
-/// How far apart a tablet's numbered positions are, of 32768.
-const STEP: u64 = 64;
-const POSITIONS: u64 = 32768 / STEP;
+use crate::usbmon::{TABLET_POSITIONS, TABLET_STEP};
 
 /// What is typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +76,7 @@ fn strokes(input: Input, number: u64) -> [Value; 2] {
             })
         }
         Input::Clicks => {
-            let x = number % POSITIONS * STEP;
+            let x = number % TABLET_POSITIONS * TABLET_STEP;
             [true, false].map(|down| {
                 json!([
                     { "type": "abs", "data": { "axis": "x", "value": x } },

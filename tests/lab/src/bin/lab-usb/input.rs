@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use xen_vusb_lab::traffic::Tally;
+use xen_vusb_lab::usbmon::{TABLET_POSITIONS, TABLET_STEP};
 
 use crate::ioctl::{self, Plain};
 use crate::report::Reporter;
@@ -26,9 +27,9 @@ const LETTERS: [u16; 26] = [
     30, 48, 46, 32, 18, 33, 34, 35, 23, 36, 37, 38, 50, 49, 24, 25, 16, 19, 31, 20, 22, 47, 17, 45,
     21, 44,
 ];
-/// Of a position to the next; the last bits of a position are the scaling's.
-const STEP: u64 = 64;
-const POSITIONS: u64 = 32768 / STEP;
+/// The last bits of a position are the scaling's.
+const STEP: u64 = TABLET_STEP;
+const POSITIONS: u64 = TABLET_POSITIONS;
 
 /// `EVIOCSREP`: how long until a key that is held repeats itself, and how often, in milliseconds.
 const SET_REPEAT: u32 = ioctl::request::<Repeat>(ioctl::WRITE, b'E', 0x03);

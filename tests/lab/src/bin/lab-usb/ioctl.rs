@@ -36,6 +36,14 @@ pub fn plain(file: &File, request: u32) -> io::Result<i32> {
     checked(result)
 }
 
+/// Call with a number.
+pub fn with_number(file: &File, request: u32, number: usize) -> io::Result<i32> {
+    // SAFETY: the requests that take a number read no memory of ours; what takes a structure is called by
+    // `with`.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request as _, number) };
+    checked(result)
+}
+
 /// Does poll(2) say now that a write would not wait, or that something is wrong?
 pub fn writable(file: &File) -> bool {
     let mut of = libc::pollfd {

@@ -19,6 +19,7 @@ mod serial;
 mod standstill;
 mod usbfs;
 mod usbtest;
+mod watch;
 
 const USAGE: &str = "usage: lab-usb COMMAND
 usbtest NODE CASE ITERATIONS LENGTH VARY SGLEN   one case of the kernel's usbtest driver
@@ -31,6 +32,7 @@ atr NODE                             powers the card in a CCID reader, prints wh
 card NODE REPORT                     the same, then numbered commands without pause
 play PCM CONTROL SECONDS|REPORT MILLISECONDS   plays numbered audio frames, at full volume, from a buffer that long
 record PCM SECONDS|REPORT MILLISECONDS         records and checks numbered audio frames
+watch BUS REPORT DEVICE=CARRIES...   counts what passes on a bus, by Linux's USB monitor
 blocks DISK COUNT SEED               writes blocks, reads them back past the cache";
 
 fn main() -> ExitCode {
@@ -70,6 +72,7 @@ fn run() -> io::Result<()> {
         ["card", node, report] => card::session(node, report),
         ["play", pcm, control, until, buffer] => pcm::play(pcm, control, until, number(buffer)?),
         ["record", pcm, until, buffer] => pcm::record(pcm, until, number(buffer)?),
+        ["watch", bus, report, devices @ ..] => watch::bus(number(bus)?, report, devices),
         ["blocks", disk, count, seed] => {
             print(&blocks::check(disk, number(count)?, number(seed)?)?)
         }

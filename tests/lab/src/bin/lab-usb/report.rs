@@ -61,7 +61,8 @@ impl Reporter {
 }
 
 /// Seconds, by the clock of the kernel's log.
-fn uptime() -> f64 {
+/// Seconds since the machine was started, without those that it stood still.
+pub fn uptime() -> f64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -14,8 +14,15 @@ pub fn workspace() -> PathBuf {
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
 
+/// Environment variable with a directory of programs that were built before: these are used, and none are
+/// built. A run of hours is not to have others because somebody works on the sources.
+pub const PROGRAMS_VARIABLE: &str = "XEN_VUSB_PROGRAMS";
+
 /// Build release binaries of packages of this workspace; the directory they are in.
 pub fn build(packages: &[&str]) -> Result<PathBuf> {
+    if let Some(directory) = std::env::var_os(PROGRAMS_VARIABLE) {
+        return Ok(PathBuf::from(directory));
+    }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new("nice");
     command

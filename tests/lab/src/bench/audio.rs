@@ -31,6 +31,7 @@ fn playback(heard: &Heard, played: Tally) -> Score {
         received: heard.good,
         lost: if excused { 0 } else { missing },
         lost_standing: if excused { missing } else { 0 },
+        dropped_by_device: 0,
         doubled: heard.doubled,
         unit: FRAMES,
         errors: played
@@ -100,6 +101,7 @@ pub(super) fn headset(
         received: recorded.received,
         lost: recorded.lost - recorded.lost_standing,
         lost_standing: recorded.lost_standing,
+        dropped_by_device: 0,
         doubled: recorded.doubled,
         unit: FRAMES,
         errors,

@@ -21,6 +21,7 @@ pub use user::User;
 mod audio;
 mod emulated;
 mod gadget;
+pub mod hops;
 pub mod job;
 mod kind;
 mod peer;

@@ -17,6 +17,9 @@ pub struct Score {
     /// Audio only, and not in `lost`: what did not because its user stood still meanwhile, as a guest
     /// does that is being migrated. Nothing sends audio again, and a microphone does not wait.
     pub lost_standing: u64,
+    /// Where that was watched, and not in `lost`: what the device was given and did not hand over, because it
+    /// was asked too seldom. An emulated keyboard keeps 16 events.
+    pub dropped_by_device: u64,
     /// What came twice.
     pub doubled: u64,
     /// What was counted: keys, records, commands, frames, blocks.

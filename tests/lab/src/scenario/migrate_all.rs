@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 
 use super::Options;
+use crate::bench::hops::{Hops, Passage};
 use crate::bench::job::{Job, Score};
 use crate::bench::{self, Bench, Kind, Plugged, User};
 use crate::disk::{self, Frontend};
@@ -19,10 +20,9 @@ use crate::stack;
 use crate::workload::Report;
 
 /// Blocks of each disk's file, and milliseconds that a writer pauses between two batches of four: five
-/// of them share one emulated processor with everything else. A batch takes some seconds here; without
-/// a pause as long as that the guest's load was 12, and its migrations took up to 340 seconds.
+/// of them share one emulated processor with everything else. A batch takes some seconds here.
 const FILE_BLOCKS: u32 = 64;
-const PAUSE_MS: u32 = 3000;
+const PAUSE_MS: u32 = 200;
 
 /// A controller's ring has 16 slots, and a transfer that waits for its device has one for as long.
 const CONTROLLERS: usize = 4;
@@ -39,9 +39,10 @@ fn controller(kind: Kind) -> usize {
 }
 
 /// How often each of them is used. A key is two reports, a report a round trip, and fourteen busy devices
-/// make that most of a second here; what is typed faster than it is fetched overflows in the keyboard, and
-/// what is typed in a long pause in what an exporter keeps. With fewer devices the pace is quicker.
-const EVERY_MS: usize = 2500;
+/// make that most of a second here; what is typed faster than it is fetched overflows in the keyboard (which
+/// is counted apart), and what is typed in a long pause in what an exporter keeps. With fewer devices the
+/// pace is quicker.
+const EVERY_MS: usize = 2000;
 
 /// A round trip takes that much longer beside the others: it is to be again shorter than what the audio driver
 /// has in flight, 12 packets. At 5 that was 3 seconds, which the slowest of thousands exceeded: in ten migrations
@@ -62,6 +63,9 @@ struct Line {
     good: bool,
     score: Score,
     disconnects: usize,
+    /// What passed on both buses, where that was counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    passage: Option<Passage>,
 }
 
 impl Line {
@@ -75,6 +79,7 @@ impl Line {
                 ..Score::default()
             },
             disconnects: 0,
+            passage: None,
         }
     }
 }
@@ -94,9 +99,14 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
         );
     } else {
         for line in &lines {
+            if let Some(passage) = &line.passage {
+                println!("{}: {passage}", line.device);
+            }
+        }
+        for line in &lines {
             let score = &line.score;
             println!(
-                "RESULT {} device={} {} sent={} received={} lost={} lost_standing={} doubled={} disconnects={}{}",
+                "RESULT {} device={} {} sent={} received={} lost={} lost_standing={} doubled={} disconnects={} dropped_by_device={}{}",
                 if line.good { "ok" } else { "failed" },
                 line.device,
                 score.unit,
@@ -106,6 +116,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
                 score.lost_standing,
                 score.doubled,
                 line.disconnects,
+                score.dropped_by_device,
                 score.words(),
             );
         }
@@ -156,6 +167,7 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, 
     attached.sort_by_key(|(plugged, _): &(Plugged, User)| !plugged.kind.is_disk());
     let every = EVERY_MS * attached.len() / Kind::USEFUL.len();
     let every = Duration::from_millis(every as u64).max(Duration::from_millis(300));
+    let hops = Hops::start(&bench, &guest, &attached)?;
     let mut busy = Vec::new();
     for (plugged, user) in attached {
         let kind = plugged.kind;
@@ -177,9 +189,11 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, 
     let guest = guest::agent_through(lab, host)?;
     // What does the most work is stopped first; e2fsck beside it takes a minute.
     busy.sort_by_key(|one| one.plugged.kind.is_disk());
+    let mut done = Vec::new();
     for mut one in busy {
         one.user.agent = guest.clone();
-        let name = one.plugged.kind.name();
+        let kind = one.plugged.kind;
+        let name = kind.name();
         let step = Step::start(format!("{name}: account"));
         let score = match one.job.take() {
             Some(job) => job.finish(&bench, &one.plugged, &one.user),
@@ -196,11 +210,21 @@ fn attempt(lab: &Lab, options: &Options, count: u32) -> Result<(Vec<Migration>, 
             .filter(|line| line.contains(&disconnect))
             .count();
         step.done();
+        done.push((kind, score, disconnects));
+    }
+    let mut passages = hops.finish(lab, &bench, host, &guest)?;
+    for (kind, score, disconnects) in done {
+        let passage = passages.remove(kind.name());
+        let score = match &passage {
+            Some(passage) => passage.judge(score),
+            None => score,
+        };
         lines.push(Line {
-            device: name,
+            device: kind.name(),
             good: score.perfect() && disconnects == 0,
             score,
             disconnects,
+            passage,
         });
     }
     guest::healthy(&guest)?;

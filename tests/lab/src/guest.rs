@@ -87,6 +87,18 @@ impl Setup {
             Kind::Pv | Kind::Pvh => Hypervisor::Debian,
         }
     }
+
+    /// Fail unless its kernel has the stock frontend.
+    pub fn must_have_stock_driver(&self) -> Result<()> {
+        if !self.kernel.has_stock_driver() {
+            bail!(
+                "the kernel of {} has no xen-hcd, which this scenario's guest has: use --kernel {}",
+                self.kernel.name(),
+                Choice::default().name()
+            );
+        }
+        Ok(())
+    }
 }
 
 /// The guest's `xl` configuration. `boot` is the directory of its kernel and ramdisk in dom0.

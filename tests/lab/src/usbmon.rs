@@ -201,14 +201,14 @@ impl Watched {
                 self.failed(event);
                 if let Some(mut data) = self.on_the_way.remove(&event.id) {
                     data.truncate(event.length as usize);
-                    self.to_device(&data);
+                    self.count_out(&data);
                 }
             }
             (b'C', true) => {
                 self.failed(event);
                 self.passed.failed_with_data +=
                     u64::from(event.status != 0 && !event.data.is_empty());
-                self.from_device(event.data);
+                self.count_in(event.data);
             }
             _ => (),
         }
@@ -220,7 +220,7 @@ impl Watched {
         }
     }
 
-    fn to_device(&mut self, data: &[u8]) {
+    fn count_out(&mut self, data: &[u8]) {
         let Passed { to_device, .. } = &mut self.passed;
         match self.carries {
             Carries::Keys | Carries::Clicks => (),
@@ -233,7 +233,7 @@ impl Watched {
         }
     }
 
-    fn from_device(&mut self, data: &[u8]) {
+    fn count_in(&mut self, data: &[u8]) {
         let Passed { from_device, .. } = &mut self.passed;
         match self.carries {
             Carries::Keys => {

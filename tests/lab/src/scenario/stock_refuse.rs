@@ -41,6 +41,7 @@ struct Outcome {
 
 /// Run the scenario: as many migrations, each of which must be refused.
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
+    options.guest.must_have_stock_driver()?;
     lab.fresh(options.guest.hypervisor(true))?;
     stack::deploy(lab)?;
     let outcome = stack::with_logs(lab, 15, attempt(lab, options))?;

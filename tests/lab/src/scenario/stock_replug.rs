@@ -47,6 +47,7 @@ struct Round {
 
 /// Run the scenario.
 pub fn run(lab: &Lab, options: &Options) -> Result<()> {
+    options.guest.must_have_stock_driver()?;
     lab.fresh(options.guest.hypervisor(true))?;
     stack::deploy(lab)?;
     let count = options.migrations_or(10);

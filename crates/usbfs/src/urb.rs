@@ -181,7 +181,9 @@ impl Urb {
             assert!(count < MAX_PACKETS, "too many packets");
             block.packets[count] = RawPacket {
                 length,
-                ..RawPacket::default()
+                actual_length: 0,
+                // Its turn has not come.
+                status: (-libc::EINPROGRESS) as u32,
             };
             count += 1;
             sum += length as usize;

@@ -726,7 +726,7 @@ fn isochronous_results_are_readable() {
     let packet = |length| Packet {
         length,
         actual_length: 0,
-        status: Status::Completed,
+        status: Status::Cancelled,
     };
     assert!(urb.packets().eq([packet(16), packet(8)]));
     assert_eq!(urb.error_count(), 0);

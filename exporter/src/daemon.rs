@@ -4,6 +4,7 @@
 use std::future::pending;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -21,7 +22,10 @@ use crate::executor::Executor;
 use crate::hub::Hub;
 use crate::sim::{self, SimulatedDevice};
 use crate::store::Store;
-use crate::usb::{Bus, Change, UsbDevice};
+use crate::usb::{Bus, Change, Usb, UsbDevice};
+
+/// How long devices and files may take when we end.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An exporter that is about to run.
 pub struct Daemon {
@@ -63,14 +67,18 @@ impl Daemon {
             .build()
             .context("cannot make a runtime")?;
         let local = LocalSet::new();
-        let result = local.block_on(&runtime, self.serve(ready, stop));
-        // A device that does not answer must not keep us from ending.
-        runtime.shutdown_timeout(Duration::from_secs(2));
+        let usb = Arc::new(Usb::new());
+        let result = local.block_on(&runtime, self.serve(&usb, ready, stop));
+        // Whatever has a device open lets go of it. One that does not answer must not keep us from ending.
+        drop(local);
+        usb.wait_until_closed(END_TIMEOUT);
+        runtime.shutdown_timeout(END_TIMEOUT);
         result
     }
 
     async fn serve(
         self,
+        usb: &Arc<Usb>,
         ready: impl FnOnce(SocketAddr),
         stop: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
@@ -107,7 +115,7 @@ impl Daemon {
             false => None,
         };
         while let Ok(change) = changed.try_recv() {
-            apply(&hub, change);
+            apply(&hub, change, usb);
         }
         hub.wait_for_missing();
         if let Err(refusal) = hub.save().await {
@@ -143,7 +151,7 @@ impl Daemon {
             never = service::watchdog() => match never {},
             () = async {
                 while let Some(change) = changed.recv().await {
-                    apply(&hub, change);
+                    apply(&hub, change, usb);
                 }
                 // Without real devices there are no changes.
                 pending().await
@@ -167,10 +175,11 @@ fn start_bus(log: &Logger, changes: UnboundedSender<Change>) -> Option<Bus> {
     }
 }
 
-fn apply(hub: &Hub, change: Change) {
+fn apply(hub: &Hub, change: Change, usb: &Arc<Usb>) {
     match change {
         Change::Added(device, info) => {
-            hub.add_device(Executor::Usb(Box::new(UsbDevice::new(device, info))));
+            let device = UsbDevice::new(&device, info, usb.clone());
+            hub.add_device(Executor::Usb(Box::new(device)));
         }
         Change::Removed(device) => hub.remove_device(&device),
     }

@@ -79,7 +79,15 @@ impl Executor {
     pub(crate) fn restore(&mut self, configured: &Configured) {
         match self {
             Self::Simulated(device) => device.restore(configured),
-            Self::Usb(_) => (),
+            Self::Usb(device) => device.restore(configured),
+        }
+    }
+
+    /// The host that holds it.
+    pub(crate) fn set_host(&mut self, host: &str) {
+        match self {
+            Self::Simulated(_) => (),
+            Self::Usb(device) => device.set_host(host),
         }
     }
 
@@ -122,6 +130,14 @@ impl Executor {
                 server.complete(server.epoch(), request, outcome, |_| ());
             }
             Self::Usb(device) => device.reset(server, request),
+        }
+    }
+
+    /// Has the device see what it was asked for since the last time: one wake, however much it is.
+    pub(crate) fn flush(&mut self) {
+        match self {
+            Self::Simulated(_) => (),
+            Self::Usb(device) => device.flush(),
         }
     }
 

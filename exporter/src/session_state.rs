@@ -119,6 +119,7 @@ impl Session {
     pub(crate) fn pump(&mut self) {
         self.executor.drain(&mut self.server);
         self.carry_out();
+        self.executor.flush();
     }
 
     /// Does what the session wants of the device by itself.
@@ -241,7 +242,7 @@ pub(crate) fn forget_later(session: &Rc<RefCell<Session>>) {
         let mut state = session.borrow_mut();
         if state.server.away_changes() == changes {
             state.server.forget(|_| true);
-            state.carry_out();
+            state.pump();
         }
     });
 }

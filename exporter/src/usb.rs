@@ -1,60 +1,74 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! Real devices, through libusb.
+//! Real devices, through usbfs. libusb finds them and notices what comes and goes.
 //!
 //! - `list`: what is plugged in, and whether it can be lent; `bus`: libusb's context, its event
 //!   thread, and the thread that notices what comes and goes;
-//! - `handle`: an open device, and what may block: claiming, configurations, resets;
+//! - `opening`: a device's own thread, from opening it to giving it back; `interfaces`: what is claimed, and the
+//!   operations that the kernel must know of; `configurations`: what the descriptors say;
 //! - `open`: a device while it is lent: which request goes where; `request`: those that are not the
 //!   device's alone; `packets`: bulk endpoints of SuperSpeed devices;
-//! - `transfer`, `pool`: asynchronous transfers, the only unsafe code; `iso`: packets; `status`: words.
+//! - `transfer`: transfers and their answers; `iso`: packets; `status`: words.
 //!
-//! A transfer is submitted by the thread of the sessions, completed by libusb's event thread, and
-//! handed back through [`shared::Shared`], which wakes the session's connection.
+//! A transfer goes from the thread of the sessions into the queue of the device's thread ([`usbfs::Worker`]), and comes back
+//! through [`shared::Shared`], which wakes the session's connection. The thread of the sessions never waits for a device.
 
 mod bus;
-mod handle;
+mod configurations;
+mod interfaces;
 mod iso;
 mod list;
 mod open;
+mod opening;
 mod packets;
-mod pool;
 mod request;
 mod shared;
 mod status;
 mod transfer;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusb::Context;
 use session::control::Returns;
 use session::frame::{Transfer, TransferStatus};
 use session::server::{Outcome, Server};
-use session::{DeviceInfo, Digest, Epoch};
+use session::{Configured, DeviceInfo, Digest, Epoch};
 use tokio::sync::Notify;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
 
-use crate::in_use;
 pub(crate) use bus::{Bus, Change};
-use handle::Handle;
 pub(crate) use open::Open;
+pub(crate) use opening::Usb;
+use opening::{Begin, Thread};
+
+/// How long a device may take to be opened, also if it is still being given back by its last holder. The reset of one that
+/// does not answer takes longer.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A device, whether lent or not.
 pub(crate) struct UsbDevice {
-    device: rusb::Device<Context>,
+    /// Bus number and device address.
+    address: (u8, u8),
     info: DeviceInfo,
+    usb: Arc<Usb>,
+    thread: Thread,
     open: Option<Open>,
-    /// The handle of before is being closed.
-    closing: Option<JoinHandle<()>>,
+    /// What a guest has set that has the device since before we were started.
+    restore: Option<Configured>,
+    host: Option<String>,
     wake: Option<Arc<Notify>>,
 }
 
 impl UsbDevice {
-    pub(crate) fn new(device: rusb::Device<Context>, info: DeviceInfo) -> Self {
+    pub(crate) fn new(device: &rusb::Device<Context>, info: DeviceInfo, usb: Arc<Usb>) -> Self {
         Self {
-            device,
+            address: (device.bus_number(), device.address()),
             info,
+            usb,
+            thread: Thread::default(),
             open: None,
-            closing: None,
+            restore: None,
+            host: None,
             wake: None,
         }
     }
@@ -63,7 +77,7 @@ impl UsbDevice {
         &self.info
     }
 
-    /// Opens the device for its holder, on another thread; `None` when it is open. With `begin` it
+    /// Opens the device for its holder, on a thread of its own; `None` when it is open. With `begin` it
     /// begins as if it were plugged in now, and is made what its guest knows, if it is that.
     pub(crate) fn start_opening(
         &mut self,
@@ -72,29 +86,42 @@ impl UsbDevice {
         if self.open.is_some() {
             return None;
         }
-        let (device, closing) = (self.device.clone(), self.closing.take());
-        let info = self.info.clone();
-        let begin = begin.cloned();
+        let begin = match begin {
+            Some(returns) => Begin::Anew(returns.clone()),
+            None => Begin::GoOn(self.restore.clone().unwrap_or_default()),
+        };
+        let (usb, address) = (&self.usb, self.address);
+        let opening = self.thread.start(usb, address, self.info.clone(), begin);
         Some(async move {
-            if let Some(closing) = closing {
-                // It ends in any case, if only by a panic.
-                let _ = closing.await;
-            }
-            let opening = spawn_blocking(move || match in_use::needed_by(&info.id) {
-                Some(reason) => Err(reason),
-                None => take(&device, &info, begin.as_ref()),
-            });
-            let (handle, descriptors) = opening
-                .await
-                .map_err(|_| "the exporter is shutting down".to_owned())??;
-            let bulk_only = handle.super_speed_bulk_only();
-            Ok(Open::new(handle, bulk_only, descriptors))
+            let opened = timeout(OPEN_TIMEOUT, opening?).await.map_err(|_| {
+                "it does not answer, or is not given back yet; unplug it, or try again later"
+                    .to_owned()
+            })?;
+            let gone = |_| "its thread has ended".to_owned();
+            Ok(Open::new(opened.map_err(gone)??))
         })
     }
 
     pub(crate) fn opened(&mut self, open: Open) {
+        self.restore = None;
+        if let Some(host) = &self.host {
+            open.set_owner(host);
+        }
         open.set_wake(self.wake.clone());
         self.open = Some(open);
+    }
+
+    /// Somebody holds the device since before we were started, and has set this.
+    pub(crate) fn restore(&mut self, configured: &Configured) {
+        self.restore = Some(configured.clone());
+    }
+
+    /// The host that holds it.
+    pub(crate) fn set_host(&mut self, host: &str) {
+        if let Some(open) = &self.open {
+            open.set_owner(host);
+        }
+        self.host = Some(host.to_owned());
     }
 
     /// Its descriptors, once it is open.
@@ -125,22 +152,19 @@ impl UsbDevice {
 
     /// wMaxPacketSize of an endpoint.
     pub(crate) fn packet_len(&self, endpoint: u8) -> Option<u16> {
-        let configuration = self.device.active_config_descriptor().ok()?;
-        let settings = configuration.interfaces().flat_map(|i| i.descriptors());
-        let mut endpoints = settings.flat_map(|s| s.endpoint_descriptors());
-        let found = endpoints.find(|e| e.address() == endpoint)?;
-        Some(found.max_packet_size() & 0x7ff)
+        self.open.as_ref()?.packet_len(endpoint)
     }
 
     /// The endpoints of an interface, of all its settings.
     pub(crate) fn endpoints_of(&self, interface: u8) -> Option<Vec<u8>> {
-        let configuration = self.device.active_config_descriptor().ok()?;
-        let found = configuration
-            .interfaces()
-            .find(|i| i.number() == interface)?;
-        let settings = found.descriptors();
-        let endpoints = settings.flat_map(|s| s.endpoint_descriptors());
-        Some(endpoints.map(|e| e.address()).collect())
+        Some(self.open.as_ref()?.endpoints_of(interface))
+    }
+
+    /// Has the device see what it was asked for.
+    pub(crate) fn flush(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.flush();
+        }
     }
 
     pub(crate) fn cancel(&mut self, server: &mut Server, request: u64) {
@@ -170,44 +194,13 @@ impl UsbDevice {
         }
     }
 
-    /// Resets the device and gives it back to this machine, on another thread.
+    /// Has the device reset and given back to this machine, by its thread.
     pub(crate) fn release(&mut self) {
-        let Some(open) = self.open.take() else {
-            return;
-        };
-        let shared = open.into_shared();
-        let before = self.closing.take();
-        debug_assert!(before.is_none(), "it was open, so nothing is closing");
-        self.closing = Some(spawn_blocking(move || {
-            // Transfers hold the handle open until they are back.
-            shared.wait_until_idle();
-            shared.handle().give_back();
-        }));
-    }
-}
-
-/// Opens the device. Blocks.
-fn take(
-    device: &rusb::Device<Context>,
-    info: &DeviceInfo,
-    begin: Option<&Returns>,
-) -> Result<(Handle, Option<Digest>), String> {
-    let handle = Handle::open(device, begin.is_some())
-        .map_err(|e| format!("this machine does not give it away: {e}"))?;
-    let digest = handle.descriptors(info);
-    let known = begin.filter(|r| digest.is_some() && r.descriptors == digest);
-    let mut requests = known.into_iter().flat_map(|r| r.configured.requests());
-    let refused = requests.any(|setup| match request::classify(setup) {
-        request::Request::Operation(operation) => {
-            handle.carry_out(operation) != TransferStatus::Completed
+        self.restore = None;
+        if let Some(open) = self.open.take() {
+            open.release();
         }
-        _ => true,
-    });
-    if refused {
-        handle.give_back();
-        return Err(crate::sim::NOT_CONFIGURED.to_owned());
     }
-    Ok((handle, digest))
 }
 
 fn no_device(server: &mut Server, request: u64) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! Simulated devices on a real kernel's bus, lent through libusb.
+//! Simulated devices on a real kernel's bus, lent through usbfs.
 //!
 //! Not run by default: it needs root, a kernel with `vhci_hcd` (`modprobe vhci-hcd`), and the program
 //! `usbip-sim` of this workspace:
@@ -7,8 +7,14 @@
 //! --test-threads 1`
 
 mod common;
+#[path = "bus/held.rs"]
+mod held;
 #[path = "bus/isochronous.rs"]
 mod isochronous;
+#[path = "bus/neighbours.rs"]
+mod neighbours;
+#[path = "bus/restart.rs"]
+mod restart;
 #[path = "bus/super_speed.rs"]
 mod super_speed;
 #[path = "common/vhci.rs"]

@@ -114,7 +114,15 @@ impl Hub {
         let _only_one = opening.lock().await;
         let start = session.borrow_mut().executor.start_opening(begin)?;
         if let Some(opening) = start {
-            let open = opening.await?;
+            let mut open = opening.await?;
+            if let Some(note) = open.take_note() {
+                warn!(
+                    self.log,
+                    "device {}: {}",
+                    session.borrow().executor.info().id,
+                    note
+                );
+            }
             session.borrow_mut().executor.opened(open);
         }
         Ok(())

@@ -96,6 +96,7 @@ impl Hub {
             }
         };
         self.lease_changed(device);
+        session.borrow_mut().executor.set_host(host);
         let opened = {
             let table = self.table.borrow();
             let lease = table.get(device).ok_or_else(no_lease)?;

@@ -68,7 +68,7 @@ impl Hub {
             return Ok(Reply::Lease(Box::new(lease)));
         }
         let device = &lease.device.id;
-        if let Err(refusal) = self.hand_over(&lease, wanted.returns.as_ref()).await {
+        if let Err(refusal) = self.hand_over(&lease, host, wanted.returns.as_ref()).await {
             // Unless it was released meanwhile, and perhaps lent again.
             let mut table = self.table.borrow_mut();
             if table.get(device).is_some_and(|l| l.epoch == lease.epoch) {
@@ -88,7 +88,12 @@ impl Hub {
     }
 
     /// Makes the device of a new lease ready, and the lease permanent.
-    async fn hand_over(&self, lease: &Lease, returns: Option<&Returns>) -> Result<(), Refusal> {
+    async fn hand_over(
+        &self,
+        lease: &Lease,
+        host: &str,
+        returns: Option<&Returns>,
+    ) -> Result<(), Refusal> {
         let device = &lease.device.id;
         let unavailable = |reason| Refusal::Unavailable {
             device: device.clone(),
@@ -97,6 +102,7 @@ impl Hub {
         let unplugged = || unavailable("it was unplugged".to_owned());
         let session = self.session(device).ok_or_else(unplugged)?;
         session.borrow_mut().lend(lease.epoch);
+        session.borrow_mut().executor.set_host(host);
         let anew = Returns::default();
         let begin = returns.unwrap_or(&anew);
         self.prepare(&session, Some(begin))

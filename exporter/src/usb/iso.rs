@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! The packets of an isochronous transfer: in the session's body, and in libusb's buffer.
+//! The packets of an isochronous transfer: in the session's body, and in the kernel's buffer.
 //!
-//! The guest says where in its buffer each packet lies; libusb has them one after the other.
+//! The guest says where in its buffer each packet lies; the kernel has them one after the other.
 
 use session::frame::{ISO_PACKET_LEN, MAX_ISO_PACKETS, TransferStatus};
 
@@ -63,10 +63,6 @@ impl Packets {
             self.0.push(packet);
         }
         Some(sum)
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
     }
 
     pub(super) fn lengths(&self) -> impl Iterator<Item = u32> {

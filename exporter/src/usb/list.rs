@@ -91,7 +91,13 @@ fn speed(speed: rusb::Speed) -> Option<Speed> {
 /// Whether the kernel has configured it, which it does soon after it was plugged in. There are devices
 /// that it never configures.
 pub(super) fn is_configured(id: &DeviceId) -> bool {
-    text(&sysfs(id), "bConfigurationValue").is_some()
+    configuration(id).is_some()
+}
+
+/// bConfigurationValue of the configuration that is active; `None` for none. The kernel may be busy with the device, then this
+/// waits for that.
+pub(super) fn configuration(id: &DeviceId) -> Option<u8> {
+    text(&sysfs(id), "bConfigurationValue")?.parse().ok()
 }
 
 /// The device descriptor and all configurations, as the device gave them.

@@ -10,53 +10,39 @@ use session::frame::{Transfer, TransferStatus, TransferType};
 use session::server::{Outcome, Server, is_poll};
 use session::{Digest, Epoch};
 use tokio::sync::Notify;
-use tokio::task::spawn_blocking;
 use usb_present::Intercept;
+use usbfs::{Handle, Status, Taken, Urb};
 
-use super::handle::Handle;
+use super::configurations::Configurations;
+use super::opening::Opened;
 use super::packets::BulkEndpoints;
-use super::pool::{InFlight, Pool};
 use super::request::{Operation, Request, classify};
 use super::shared::{Finished, Shared, Tag};
-use super::transfer::Job;
+use super::transfer::{Job, Slots};
 
-/// See the module's documentation. Belongs to the thread of the sessions.
+/// See the module's documentation. Belongs to the thread of the sessions; whatever is asked of the device goes into the queue
+/// of its own thread, in order.
 pub(crate) struct Open {
+    handle: Handle<Operation>,
     shared: Arc<Shared>,
-    in_flight: Vec<InFlight>,
-    pool: Pool,
+    slots: Slots,
     finished: Vec<Finished>,
     /// The device runs at SuperSpeed and is presented as one of high speed.
     presented: Option<BulkEndpoints>,
     /// The guest has sent SET_CONFIGURATION(0).
     unconfigured: bool,
-    /// What is being carried out.
-    operation: Option<Operation>,
-    /// What has to wait for that, in order.
-    waiting: VecDeque<Waiting>,
+    /// What is being carried out, or waits for its turn, oldest first, each with its name at the device's thread.
+    operations: VecDeque<(u64, Tag, Operation)>,
+    last_operation: u64,
+    configurations: Arc<Configurations>,
+    /// bConfigurationValue of the active one.
+    configuration: u8,
     descriptors: Option<Digest>,
+    note: Option<String>,
 }
 
-/// A transfer with its body, or an operation, that has to wait.
-enum Waiting {
-    Transfer(Tag, Transfer, Vec<u8>),
-    Reset(Tag),
-}
-
-impl Waiting {
-    fn tag(&self) -> Tag {
-        match self {
-            Self::Transfer(tag, ..) | Self::Reset(tag) => *tag,
-        }
-    }
-
-    fn endpoint(&self) -> u8 {
-        match self {
-            Self::Transfer(_, transfer, _) => transfer.endpoint,
-            Self::Reset(_) => 0,
-        }
-    }
-}
+/// Names of operations at the device's thread; those of transfers are small.
+const OPERATIONS: u64 = 1 << 63;
 
 /// What became of a request.
 enum Submitted {
@@ -78,18 +64,20 @@ enum Data {
 const DONE: Submitted = Submitted::Done(TransferStatus::Completed, 0, Data::None);
 
 impl Open {
-    /// `bulk_only`: for a SuperSpeed device, its OUT endpoints of bulk-only mass storage.
-    pub(super) fn new(handle: Handle, bulk_only: Option<u16>, descriptors: Option<Digest>) -> Self {
+    pub(super) fn new(opened: Opened) -> Self {
         Self {
-            shared: Arc::new(Shared::new(handle)),
-            in_flight: Vec::new(),
-            pool: Pool::default(),
+            handle: opened.handle,
+            shared: opened.shared,
+            slots: Slots::default(),
             finished: Vec::new(),
-            presented: bulk_only.map(BulkEndpoints::new),
+            presented: opened.bulk_only.map(BulkEndpoints::new),
             unconfigured: false,
-            operation: None,
-            descriptors,
-            waiting: VecDeque::new(),
+            operations: VecDeque::new(),
+            last_operation: OPERATIONS,
+            configurations: opened.configurations,
+            configuration: opened.configuration,
+            descriptors: opened.descriptors,
+            note: opened.note,
         }
     }
 
@@ -97,11 +85,32 @@ impl Open {
         self.descriptors
     }
 
+    /// Something that did not go as it should when it was opened, for the log.
+    pub(crate) fn take_note(&mut self) -> Option<String> {
+        self.note.take()
+    }
+
     pub(super) fn set_wake(&self, wake: Option<Arc<Notify>>) {
         self.shared.set_wake(wake);
     }
 
-    /// Carries out a transfer that `server` handed out.
+    /// The host that has it: its devices share a part of the kernel's memory.
+    pub(super) fn set_owner(&self, host: &str) {
+        self.handle.set_owner(host);
+    }
+
+    /// wMaxPacketSize of an endpoint.
+    pub(super) fn packet_len(&self, endpoint: u8) -> Option<u16> {
+        self.configurations.packet_len(self.configuration, endpoint)
+    }
+
+    /// The endpoints of an interface, of all its settings.
+    pub(super) fn endpoints_of(&self, interface: u8) -> Vec<u8> {
+        self.configurations
+            .endpoints_of(self.configuration, interface)
+    }
+
+    /// Carries out a transfer that `server` handed out. Its thread may not see it before [`Open::flush`].
     pub(super) fn submit(
         &mut self,
         server: &mut Server,
@@ -109,30 +118,12 @@ impl Open {
         transfer: &Transfer,
         body: &[u8],
     ) {
-        let tag = tag(server, request);
-        if self.must_wait(transfer) {
-            let waiting = Waiting::Transfer(tag, *transfer, body.to_vec());
-            return self.waiting.push_back(waiting);
-        }
-        self.carry_out(server, tag, transfer, body);
+        self.carry_out(server, tag(server, request), transfer, body);
     }
 
-    /// Requests of endpoint 0 are carried out one after the other; and what needs the device as it
-    /// will be waits for that.
-    fn must_wait(&self, transfer: &Transfer) -> bool {
-        let is_control = transfer.transfer_type == TransferType::Control;
-        match self.operation {
-            Some(Operation::Reset | Operation::SetConfiguration(_)) => true,
-            // Also behind what waits for the same endpoint.
-            Some(_) => {
-                is_control
-                    || self
-                        .waiting
-                        .iter()
-                        .any(|w| w.endpoint() == transfer.endpoint)
-            }
-            None => false,
-        }
+    /// Has the device's thread see what it was asked for.
+    pub(super) fn flush(&mut self) {
+        self.handle.flush();
     }
 
     fn carry_out(&mut self, server: &mut Server, tag: Tag, transfer: &Transfer, body: &[u8]) {
@@ -193,8 +184,8 @@ impl Open {
     }
 
     fn send(&mut self, job: &Job<'_>) -> Result<Submitted, TransferStatus> {
-        let in_flight = self.pool.submit(&self.shared, job)?;
-        self.in_flight.push(in_flight);
+        let urb = self.slots.prepare(job).ok_or(TransferStatus::Invalid)?;
+        self.handle.submit(urb);
         Ok(Submitted::Later)
     }
 
@@ -210,11 +201,6 @@ impl Open {
             Request::Operation(operation) => {
                 self.operate(tag, operation);
                 return Ok(Submitted::Later);
-            }
-            Request::Unconfigure => {
-                self.cancel_endpoints(|_| true);
-                self.unconfigured = true;
-                return Ok(DONE);
             }
             Request::GetConfiguration if self.unconfigured => {
                 return Ok(match transfer.length {
@@ -240,96 +226,96 @@ impl Open {
     /// Cancels a transfer. It completes in any case.
     pub(super) fn cancel(&mut self, server: &mut Server, request: u64) {
         let tag = tag(server, request);
-        for transfer in self.in_flight.iter().filter(|t| t.tag() == tag) {
-            transfer.cancel();
-        }
+        self.cancel_where(|t, _| t == tag);
         // A reset cannot be taken back.
-        let is_it = |w: &Waiting| matches!(w, Waiting::Transfer(..)) && w.tag() == tag;
-        let waited = match self.waiting.iter().position(is_it) {
-            Some(at) => self.waiting.remove(at).is_some(),
-            None => self.presented.as_mut().is_some_and(|b| b.take_back(tag)),
-        };
-        if waited {
+        let mut operations = self.operations.iter();
+        let waiting = operations.find(|(_, t, o)| *t == tag && *o != Operation::Reset);
+        if let Some(&(name, ..)) = waiting {
+            self.take_back_operation(name);
+        }
+        if self.presented.as_mut().is_some_and(|b| b.take_back(tag)) {
             cancelled(server, tag);
         }
     }
 
-    /// Resets the device for `request`. What is in flight is cancelled.
-    pub(super) fn reset(&mut self, server: &mut Server, request: u64) {
-        let tag = tag(server, request);
-        self.cancel_in_flight();
-        self.take_back_waiting(server);
-        match self.operation {
-            Some(_) => self.waiting.push_back(Waiting::Reset(tag)),
-            None => self.operate(tag, Operation::Reset),
+    /// Cancels the transfers that the device's thread has, or is to have.
+    fn cancel_where(&mut self, which: impl Fn(Tag, u8) -> bool) {
+        let used = self.slots.used();
+        for (name, ..) in used.filter(|(_, tag, endpoint)| which(*tag, *endpoint)) {
+            if let Some(Taken::Transfer(urb)) = self.handle.cancel(name) {
+                self.finished.push(Finished::Transfer {
+                    urb,
+                    status: Status::Cancelled,
+                });
+                self.shared.notify();
+            }
         }
+    }
+
+    /// Takes an operation back, if it was not begun.
+    fn take_back_operation(&mut self, name: u64) {
+        if self.handle.cancel(name).is_some() {
+            self.finished.push(Finished::Operation {
+                context: name,
+                outcome: TransferStatus::Cancelled,
+            });
+            self.shared.notify();
+        }
+    }
+
+    /// Resets the device for `request`. What is in flight is cancelled, and what waits for its turn.
+    pub(super) fn reset(&mut self, server: &mut Server, request: u64) {
+        self.cancel_where(|_, _| true);
+        for at in 0..self.operations.len() {
+            let (name, _, operation) = self.operations[at];
+            if operation != Operation::Reset {
+                self.take_back_operation(name);
+            }
+        }
+        if let Some(bulk) = &mut self.presented {
+            for tag in bulk.take_back_all() {
+                cancelled(server, tag);
+            }
+        }
+        self.operate(tag(server, request), Operation::Reset);
     }
 
     /// Cancels these requests; nobody waits for them any more.
     pub(super) fn abandon(&mut self, epoch: Epoch, requests: &[u64]) {
         for tag in requests.iter().map(|&request| Tag { epoch, request }) {
-            for transfer in self.in_flight.iter().filter(|t| t.tag() == tag) {
-                transfer.cancel();
-            }
-            // Those of an operation that goes on are over when it is: its guest waits for them.
-            self.waiting.retain(|w| w.tag() != tag);
+            // An operation goes on: its guest waits for it.
+            self.cancel_where(|t, _| t == tag);
             if let Some(bulk) = &mut self.presented {
                 bulk.take_back(tag);
             }
         }
+        self.flush();
     }
 
-    /// Cancels everything.
-    fn abandon_all(&mut self) {
-        self.cancel_in_flight();
-        self.waiting.clear();
-        if let Some(bulk) = &mut self.presented {
-            bulk.take_back_all().for_each(drop);
-        }
-    }
-
-    /// Gives the device back. Blocks.
-    pub(super) fn into_shared(mut self) -> Arc<Shared> {
-        self.abandon_all();
+    /// Has the device reset and given back. Everything is cancelled. Waits for nothing.
+    pub(super) fn release(self) {
         self.set_wake(None);
-        self.shared
+        self.shared.set_give_back();
     }
 
-    fn cancel_in_flight(&self) {
-        for transfer in &self.in_flight {
-            transfer.cancel();
-        }
-    }
-
-    /// Answers what waits for its turn.
-    fn take_back_waiting(&mut self, server: &mut Server) {
-        let waiting = self.waiting.drain(..).map(|w| w.tag());
-        let bulk = self.presented.iter_mut();
-        for tag in waiting.chain(bulk.flat_map(BulkEndpoints::take_back_all)) {
-            cancelled(server, tag);
-        }
-    }
-
-    /// Ends what these endpoints, of which 0 is none, carry out. libusb would take what the kernel
-    /// ends by itself for done.
+    /// Ends what these endpoints, of which 0 is none, carry out.
     fn cancel_endpoints(&mut self, which: impl Fn(u8) -> bool) {
-        let of_them = |t: &&InFlight| t.endpoint() & 0x0f != 0 && which(t.endpoint());
-        for transfer in self.in_flight.iter().filter(of_them) {
-            transfer.cancel();
-        }
+        self.cancel_where(|_, endpoint| endpoint & 0x0f != 0 && which(endpoint));
         if let Some(bulk) = &mut self.presented {
             bulk.restart(which);
         }
     }
 
-    /// Carries out an operation on another thread. Only one is carried out at a time.
+    /// Carries out an operation, in order with everything else.
     fn operate(&mut self, tag: Tag, operation: Operation) {
-        debug_assert!(self.operation.is_none(), "two operations");
         match operation {
-            Operation::Reset | Operation::SetConfiguration(_) => self.cancel_endpoints(|_| true),
+            Operation::Reset | Operation::SetConfiguration(_) | Operation::Unconfigure => {
+                self.cancel_endpoints(|_| true);
+                self.unconfigured = operation == Operation::Unconfigure;
+            }
             Operation::SetInterface { interface, .. } => {
-                let endpoints = self.shared.handle().endpoints_of(interface);
-                self.cancel_endpoints(|address| endpoints.contains(address));
+                let endpoints = self.endpoints_of(interface);
+                self.cancel_endpoints(|address| endpoints.contains(&address));
             }
             Operation::ClearHalt(endpoint) => {
                 if let Some(bulk) = &mut self.presented {
@@ -337,72 +323,84 @@ impl Open {
                 }
             }
         }
-        if matches!(operation, Operation::Reset | Operation::SetConfiguration(_)) {
-            self.unconfigured = false;
-        }
-        self.operation = Some(operation);
-        let shared = self.shared.clone();
-        spawn_blocking(move || {
-            if operation == Operation::Reset {
-                shared.wait_until_idle();
-            }
-            let status = shared.handle().carry_out(operation);
-            shared.finish(Finished::Operation { tag, status });
-        });
+        self.last_operation += 1;
+        let name = self.last_operation;
+        self.operations.push_back((name, tag, operation));
+        self.handle.operate(name, operation);
     }
 
     /// Hands what is over to `server`, and starts what waited for it.
     pub(super) fn drain(&mut self, server: &mut Server) {
         let mut finished = std::mem::take(&mut self.finished);
-        self.shared.take_finished(&mut finished);
+        let goes_on = self.shared.take_finished(&mut finished);
         for over in finished.drain(..) {
             match over {
-                Finished::Operation { tag, status } => {
-                    self.operation = None;
-                    server.complete(tag.epoch, tag.request, Outcome::new(status, 0), |_| ());
-                    self.go_on(server);
+                Finished::Operation { context, outcome } => {
+                    self.operation_over(server, context, outcome);
                 }
-                Finished::Transfer(mut transfer) => {
-                    let tag = transfer.tag();
-                    self.in_flight.retain(|t| t.tag() != tag);
-                    let bulk = transfer.bulk_endpoint();
-                    let ended = transfer.ended();
-                    server.complete(tag.epoch, tag.request, ended.outcome, |out| {
-                        ended.write_body(out);
-                    });
-                    let mut has_next = false;
-                    if let (Some(address), Some(bulk)) = (bulk, &mut self.presented) {
-                        let done = ended.outcome.status == TransferStatus::Completed;
-                        match address & 0x80 {
-                            0 if !done => bulk.output(address).restart(),
-                            0 => (),
-                            _ => {
-                                bulk.input(address).ended(tag, ended.surplus);
-                                has_next = true;
-                            }
-                        }
-                    }
-                    self.pool.put_back(transfer);
-                    if let (true, Some(address)) = (has_next, bulk) {
-                        self.next_input(server, address);
-                    }
+                Finished::Transfer { urb, status } => self.transfer_over(server, urb, status),
+            }
+        }
+        if self.finished.is_empty() {
+            self.finished = finished;
+        }
+        if !goes_on {
+            self.give_up(server);
+        }
+    }
+
+    fn operation_over(&mut self, server: &mut Server, name: u64, status: TransferStatus) {
+        let at = self.operations.iter().position(|(n, ..)| *n == name);
+        let Some((_, tag, operation)) = at.and_then(|at| self.operations.remove(at)) else {
+            return;
+        };
+        if let (Operation::SetConfiguration(value), TransferStatus::Completed) = (operation, status)
+        {
+            self.configuration = value;
+        }
+        server.complete(tag.epoch, tag.request, Outcome::new(status, 0), |_| ());
+    }
+
+    fn transfer_over(&mut self, server: &mut Server, urb: Urb, status: Status) {
+        let Some((at, slot)) = self.slots.take_back(urb) else {
+            return;
+        };
+        let (tag, bulk_endpoint) = (slot.tag(), slot.bulk_endpoint());
+        let ended = slot.ended(status);
+        server.complete(tag.epoch, tag.request, ended.outcome, |out| {
+            ended.write_body(out);
+        });
+        let mut next = None;
+        if let (Some(address), Some(bulk)) = (bulk_endpoint, &mut self.presented) {
+            let done = ended.outcome.status == TransferStatus::Completed;
+            match address & 0x80 {
+                0 if !done => bulk.output(address).restart(),
+                0 => (),
+                _ => {
+                    bulk.input(address).ended(tag, ended.surplus);
+                    next = Some(address);
                 }
             }
         }
-        self.finished = finished;
+        self.slots.free(at);
+        if let Some(address) = next {
+            self.next_input(server, address);
+        }
     }
 
-    /// Starts what waited for an operation.
-    fn go_on(&mut self, server: &mut Server) {
-        while self.operation.is_none()
-            && let Some(waiting) = self.waiting.pop_front()
-        {
-            match waiting {
-                Waiting::Transfer(tag, transfer, body) => {
-                    self.carry_out(server, tag, &transfer, &body);
-                }
-                Waiting::Reset(tag) => self.operate(tag, Operation::Reset),
-            }
+    /// The device's thread has ended, though it should not have: nothing comes of what it had.
+    fn give_up(&mut self, server: &mut Server) {
+        let none = |server: &mut Server, tag: Tag| {
+            let outcome = Outcome::new(TransferStatus::NoDevice, 0);
+            server.complete(tag.epoch, tag.request, outcome, |_| ());
+        };
+        let transfers: Vec<Tag> = self.slots.used().map(|(_, tag, _)| tag).collect();
+        for tag in transfers {
+            // It stays in use: its memory is lost with the thread. The server takes a second answer for none.
+            none(server, tag);
+        }
+        for (_, tag, _) in self.operations.drain(..) {
+            none(server, tag);
         }
     }
 }

@@ -1,13 +1,19 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! Standard requests that do not go to the device as they are.
 
-/// What has to go through libusb, since it changes what the kernel here knows.
+/// What has to go through the kernel's own calls, since it changes what the kernel here knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     Reset,
     SetConfiguration(u8),
-    SetInterface { interface: u8, setting: u8 },
+    SetInterface {
+        interface: u8,
+        setting: u8,
+    },
     ClearHalt(u8),
+    /// SET_CONFIGURATION(0): no endpoint but 0 until another SET_CONFIGURATION. Nothing is done: the kernel here keeps
+    /// the device configured, or it would have no interfaces to hold on to.
+    Unconfigure,
 }
 
 /// What to do with a control request.
@@ -18,9 +24,6 @@ pub(super) enum Request {
     /// The kernel has given the device an address; the guest's is the backend's business.
     SetAddress,
     Operation(Operation),
-    /// SET_CONFIGURATION(0): no endpoint but 0 until another SET_CONFIGURATION. The kernel here keeps
-    /// the device configured, or it would have no interfaces to hold on to.
-    Unconfigure,
     /// GET_CONFIGURATION.
     GetConfiguration,
 }
@@ -37,13 +40,13 @@ pub(super) fn classify(setup: [u8; 8]) -> Request {
     let operation = match (request_type, request) {
         (0x00, SET_ADDRESS) => return Request::SetAddress,
         (0x80, GET_CONFIGURATION) => return Request::GetConfiguration,
-        (0x00, SET_CONFIGURATION) if value == 0 => return Request::Unconfigure,
+        (0x00, SET_CONFIGURATION) if value == 0 => Operation::Unconfigure,
         (0x00, SET_CONFIGURATION) => Operation::SetConfiguration(value),
         (0x01, SET_INTERFACE) => Operation::SetInterface {
             interface: index,
             setting: value,
         },
-        // Endpoint 0 has no halt to clear that libusb would know of.
+        // Endpoint 0 has no halt to clear that the kernel would know of.
         (0x02, CLEAR_FEATURE) if [value, value_high] == ENDPOINT_HALT && index & 0x0f != 0 => {
             Operation::ClearHalt(index)
         }
@@ -65,13 +68,13 @@ mod tests {
     #[test]
     fn requests_that_the_kernel_must_know_of_are_intercepted() {
         assert_eq!(set(0x00, 5, 17, 0), Request::SetAddress);
-        assert_eq!(set(0x00, 9, 0, 0), Request::Unconfigure);
         assert_eq!(set(0x80, 8, 0, 0), Request::GetConfiguration);
         let interface = Operation::SetInterface {
             interface: 1,
             setting: 3,
         };
         for (request, operation) in [
+            (set(0x00, 9, 0, 0), Operation::Unconfigure),
             (set(0x00, 9, 2, 0), Operation::SetConfiguration(2)),
             (set(0x01, 11, 3, 1), interface),
             (set(0x02, 1, 0, 0x81), Operation::ClearHalt(0x81)),

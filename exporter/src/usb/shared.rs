@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! What libusb's event thread and the thread of the sessions share.
+//! What a device's thread and the thread of the sessions share.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use session::Epoch;
 use session::frame::TransferStatus;
 use tokio::sync::Notify;
-
-use super::handle::Handle;
-use super::transfer::UsbTransfer;
-
-/// How long cancelled transfers may take to come back.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Whose transfer it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,35 +16,37 @@ pub(super) struct Tag {
 }
 
 /// What is over.
-pub(super) enum Finished {
-    Transfer(Box<UsbTransfer>),
-    Operation { tag: Tag, status: TransferStatus },
+pub(super) type Finished = usbfs::Completion<TransferStatus>;
+
+/// What the thread has for the sessions, and how it wakes them.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    finished: Mutex<Vec<Finished>>,
+    wake: Mutex<Option<Arc<Notify>>>,
+    /// The thread has ended: nothing comes any more.
+    ended: AtomicBool,
+    /// The device is to be reset and given back when it is closed.
+    give_back: AtomicBool,
 }
 
-/// An open device, and what the event thread has for it.
-pub(super) struct Shared {
-    // Before the handle, so that transfers are freed before it is closed.
-    finished: Mutex<Vec<Finished>>,
-    handle: Handle,
-    wake: Mutex<Option<Arc<Notify>>>,
-    /// Transfers that libusb has.
-    in_flight: Mutex<usize>,
-    idle: Condvar,
+/// Says that the thread has ended, also if it panicked.
+struct Sink(Arc<Shared>);
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
+        self.0.notify();
+    }
 }
 
 impl Shared {
-    pub(super) fn new(handle: Handle) -> Self {
-        Self {
-            handle,
-            finished: Mutex::default(),
-            wake: Mutex::default(),
-            in_flight: Mutex::new(0),
-            idle: Condvar::new(),
+    /// What the thread gives what is over to: one wake for a batch.
+    pub(super) fn sink(self: &Arc<Self>) -> impl FnMut(&mut Vec<Finished>) + Send + use<> {
+        let sink = Sink(self.clone());
+        move |batch| {
+            lock(&sink.0.finished).append(batch);
+            sink.0.notify();
         }
-    }
-
-    pub(super) fn handle(&self) -> &Handle {
-        &self.handle
     }
 
     pub(super) fn set_wake(&self, wake: Option<Arc<Notify>>) {
@@ -61,43 +57,59 @@ impl Shared {
         *lock(&self.wake) = wake;
     }
 
-    pub(super) fn finish(&self, finished: Finished) {
-        lock(&self.finished).push(finished);
+    /// Has the sessions look.
+    pub(super) fn notify(&self) {
         if let Some(wake) = &*lock(&self.wake) {
             wake.notify_one();
         }
     }
 
-    /// Moves all that is over to the empty `into`, and takes its memory for what comes.
-    pub(super) fn take_finished(&self, into: &mut Vec<Finished>) {
-        debug_assert!(into.is_empty());
-        std::mem::swap(&mut *lock(&self.finished), into);
-    }
-
-    /// Waits until libusb has no transfer any more. Blocks; the transfers are to be cancelled
-    /// before.
-    pub(super) fn wait_until_idle(&self) {
-        let in_flight = lock(&self.in_flight);
-        // After the timeout the handle just stays open until the last transfer is back.
-        let _ = self
-            .idle
-            .wait_timeout_while(in_flight, IDLE_TIMEOUT, |n| *n > 0);
-    }
-
-    pub(super) fn started(&self) {
-        *lock(&self.in_flight) += 1;
-    }
-
-    pub(super) fn ended(&self) {
-        let mut in_flight = lock(&self.in_flight);
-        *in_flight -= 1;
-        if *in_flight == 0 {
-            self.idle.notify_all();
+    /// Moves all that is over to the end of `into`. Answers whether more may come.
+    pub(super) fn take_finished(&self, into: &mut Vec<Finished>) -> bool {
+        // In this order: what came before the end is there.
+        let goes_on = !self.ended.load(Ordering::Acquire);
+        let mut finished = lock(&self.finished);
+        match into.is_empty() {
+            // Its memory serves what comes.
+            true => std::mem::swap(&mut *finished, into),
+            false => into.append(&mut finished),
         }
+        goes_on
+    }
+
+    pub(super) fn set_give_back(&self) {
+        self.give_back.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_to_be_given_back(&self) -> bool {
+        self.give_back.load(Ordering::Acquire)
     }
 }
 
 /// A panic while one of these is held cannot leave anything half done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_before_the_end_is_not_lost() {
+        let shared = Arc::new(Shared::default());
+        let mut sink = shared.sink();
+        let operation = |context| Finished::Operation {
+            context,
+            outcome: TransferStatus::Completed,
+        };
+        let mut into = Vec::new();
+        sink(&mut vec![operation(1), operation(2)]);
+        assert!(shared.take_finished(&mut into));
+        assert_eq!(into.len(), 2);
+        sink(&mut vec![operation(3)]);
+        drop(sink);
+        assert!(!shared.take_finished(&mut into), "nothing comes any more");
+        assert_eq!(into.len(), 3);
+    }
 }

@@ -1,28 +1,18 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! Asynchronous transfers of libusb.
+//! Transfers: made of what the guest asked for, and what comes of them made into an answer.
 //!
-//! Why unsafe: rusb has no asynchronous interface. Why sound: libusb's transfer and its buffer
-//! belong to one [`UsbTransfer`]. While libusb has it, its box is libusb's `user_data` and nobody
-//! else touches it; the callback makes the box again and hands it over through [`Shared`]. Only the
-//! thread of the sessions frees one, in the pool or in `Open::drain`, after it removed the
-//! `InFlight` with the pointer that `cancel` uses.
+//! Each has a [`Slot`], which keeps the memory of its [`Urb`]: nothing is allocated when it is used again. The number of
+//! the slot is the transfer's name at the device's thread.
 
-use std::os::raw::{c_int, c_uint};
-use std::ptr::NonNull;
-use std::sync::Arc;
-
-use rusb::Context;
-use rusb::ffi::{
-    libusb_alloc_transfer, libusb_free_transfer, libusb_iso_packet_descriptor, libusb_transfer,
-};
 use session::frame::{
-    FLAG_SHORT_NOT_OK, ISO_PACKET_LEN, MAX_ISO_PACKETS, Transfer, TransferStatus, TransferType,
+    FLAG_SHORT_NOT_OK, FLAG_ZERO_PACKET, ISO_PACKET_LEN, Transfer, TransferStatus, TransferType,
 };
 use session::server::Outcome;
+use usbfs::{Kind, Status, Urb};
 
 use super::iso::{self, PacketResult, Packets};
 use super::packets::PRESENTED;
-use super::shared::{Shared, Tag};
+use super::shared::Tag;
 use super::status;
 
 /// Bytes of a SETUP packet, which is at the front of a control transfer's buffer.
@@ -32,8 +22,6 @@ const MAX_DATA: usize = 65_536;
 /// Bytes of every buffer: the longest data, what a SuperSpeed endpoint may have besides, and a SETUP
 /// packet.
 const BUFFER_LEN: usize = SETUP_LEN + PRESENTED + MAX_DATA;
-/// Longest data stage that libusb takes. No descriptor is longer in practice; a longer one is cut.
-const MAX_CONTROL_IN: u16 = 4096;
 
 /// What is to be done.
 #[derive(Clone, Copy)]
@@ -64,33 +52,74 @@ impl<'a> Job<'a> {
     }
 }
 
-/// A transfer of libusb with its buffer.
-pub(super) struct UsbTransfer {
-    pub(super) raw: NonNull<libusb_transfer>,
-    pub(super) buffer: Box<[u8]>,
+/// A transfer with its buffer.
+pub(super) struct Slot {
+    /// While the device's thread does not have it.
+    urb: Option<Urb>,
+    /// Whether a transfer is under way, or was not looked at yet.
+    is_used: bool,
     tag: Tag,
     transfer_type: TransferType,
     endpoint: u8,
     is_in: bool,
     /// Bytes of data that the guest asked for.
     length: usize,
-    /// Bytes of data that libusb was asked for.
+    /// Bytes of data that the device was asked for.
     asked: usize,
     /// Bytes of data that were there before.
     lead: usize,
     short_is_error: bool,
     /// The guest's SETUP packet, where another one was sent.
     guest_setup: Option<[u8; 8]>,
-    pub(super) packets: Packets,
-    /// While libusb has it.
-    pub(super) shared: Option<Arc<Shared>>,
-    /// libusb looks into it when the transfer is freed, whatever was closed before.
-    _context: Context,
+    packets: Packets,
 }
 
-// SAFETY: libusb's transfers may be used from any thread, one at a time, and nothing in here is
-// tied to a thread.
-unsafe impl Send for UsbTransfer {}
+/// All transfers of a device.
+#[derive(Default)]
+pub(super) struct Slots {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+}
+
+impl Slots {
+    /// Makes a transfer, to be submitted; `None` where it makes no sense.
+    pub(super) fn prepare(&mut self, job: &Job<'_>) -> Option<Urb> {
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::new());
+            self.slots.len() - 1
+        });
+        let slot = &mut self.slots[at];
+        let mut urb = slot.urb.take().unwrap_or_else(|| Urb::new(BUFFER_LEN));
+        if slot.prepare(job, &mut urb).is_none() {
+            slot.urb = Some(urb);
+            self.free.push(at);
+            return None;
+        }
+        slot.is_used = true;
+        urb.set_context(at as u64);
+        Some(urb)
+    }
+
+    /// The transfers that are under way: their names at the device's thread, tags, and endpoints.
+    pub(super) fn used(&self) -> impl Iterator<Item = (u64, Tag, u8)> + '_ {
+        let used = self.slots.iter().enumerate().filter(|(_, s)| s.is_used);
+        used.map(|(at, slot)| (at as u64, slot.tag, slot.endpoint))
+    }
+
+    /// A transfer is over, and is looked at before [`Slots::free`]. `None` for one that was not under way.
+    pub(super) fn take_back(&mut self, urb: Urb) -> Option<(usize, &mut Slot)> {
+        let at = usize::try_from(urb.context()).ok()?;
+        let slot = self.slots.get_mut(at).filter(|slot| slot.is_used)?;
+        slot.urb = Some(urb);
+        Some((at, slot))
+    }
+
+    /// It was looked at.
+    pub(super) fn free(&mut self, at: usize) {
+        self.slots[at].is_used = false;
+        self.free.push(at);
+    }
+}
 
 /// What came of a transfer.
 pub(super) struct Ended<'a> {
@@ -102,7 +131,7 @@ pub(super) struct Ended<'a> {
 
 enum Body<'a> {
     Data(&'a [u8]),
-    Packets(&'a UsbTransfer),
+    Packets(&'a Slot, &'a Urb),
 }
 
 impl Ended<'_> {
@@ -110,18 +139,16 @@ impl Ended<'_> {
     pub(super) fn write_body(&self, out: &mut Vec<u8>) {
         match self.body {
             Body::Data(data) => out.extend_from_slice(data),
-            Body::Packets(transfer) => transfer.write_packets(out),
+            Body::Packets(slot, urb) => slot.write_packets(urb, out),
         }
     }
 }
 
-impl UsbTransfer {
-    pub(super) fn new(context: Context) -> Option<Self> {
-        // SAFETY: no arguments to get wrong; a null is looked for.
-        let raw = NonNull::new(unsafe { libusb_alloc_transfer(MAX_ISO_PACKETS as c_int) })?;
-        Some(Self {
-            raw,
-            buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
+impl Slot {
+    fn new() -> Self {
+        Self {
+            urb: None,
+            is_used: false,
             tag: Tag::default(),
             transfer_type: TransferType::Control,
             endpoint: 0,
@@ -132,9 +159,7 @@ impl UsbTransfer {
             short_is_error: false,
             guest_setup: None,
             packets: Packets::new(),
-            shared: None,
-            _context: context,
-        })
+        }
     }
 
     pub(super) fn tag(&self) -> Tag {
@@ -146,19 +171,14 @@ impl UsbTransfer {
         (self.transfer_type == TransferType::Bulk).then_some(self.endpoint)
     }
 
-    /// What came of it, to be asked once: an answer that is presented changes. libusb must have given
-    /// it back, which it has when one has it.
-    pub(super) fn ended(&mut self) -> Ended<'_> {
-        // SAFETY: libusb does not have it (we do), and `raw` lives as long as we do.
-        let (raw_status, actual) = unsafe {
-            let fields = self.raw.as_ref();
-            (fields.status, fields.actual_length)
-        };
-        let status = status::of_transfer(raw_status);
-        if self.transfer_type == TransferType::Isochronous {
+    /// What came of it, to be asked once: an answer that is presented changes.
+    pub(super) fn ended(&mut self, status: Status) -> Ended<'_> {
+        let status = status::of_transfer(status, self.transfer_type);
+        if self.urb.is_none() || self.transfer_type == TransferType::Isochronous {
             return self.isochronous_ended(status);
         }
-        let moved = usize::try_from(actual).unwrap_or(0).min(self.asked);
+        let moved = self.urb.as_ref().map_or(0, Urb::actual_length);
+        let moved = moved.min(self.asked);
         match self.is_in {
             true => self.in_ended(status, moved),
             false => {
@@ -182,12 +202,15 @@ impl UsbTransfer {
             _ => 0,
         };
         let mut there = self.lead + moved;
-        let answer = &mut self.buffer[start..start + there];
+        let buffer = match &mut self.urb {
+            Some(urb) => &mut urb.buffer_mut()[start..start + there],
+            None => &mut [],
+        };
         if let Some(setup) = self.guest_setup {
-            there = usb_present::present(setup, answer);
+            there = usb_present::present(setup, buffer);
         }
         let actual = there.min(self.length);
-        let (data, surplus) = self.buffer[start..start + there].split_at(actual);
+        let (data, surplus) = buffer[..there].split_at(actual);
         let status = match status {
             TransferStatus::Completed if self.short_is_error && actual < self.length => {
                 TransferStatus::ShortPacket
@@ -202,57 +225,36 @@ impl UsbTransfer {
     }
 
     fn isochronous_ended(&self, status: TransferStatus) -> Ended<'_> {
-        let (actual_length, error_count) = iso::totals(self.packet_results());
-        let gone = |r: PacketResult| r.status == TransferStatus::NoDevice;
-        // libusb has one word for all that can befall the whole of it.
-        let status = match status {
-            TransferStatus::Protocol if self.packet_results().any(gone) => TransferStatus::NoDevice,
-            status => status,
+        let Some(urb) = &self.urb else {
+            return Ended {
+                outcome: Outcome::new(status, 0),
+                body: Body::Data(&[]),
+                surplus: &[],
+            };
         };
+        let (actual_length, error_count) = iso::totals(packet_results(urb));
         Ended {
             outcome: Outcome {
                 status,
                 actual_length,
                 error_count,
-                // libusb does not tell.
+                // The kernel does not write it back.
                 start_frame: 0,
             },
-            body: Body::Packets(self),
+            body: Body::Packets(self, urb),
             surplus: &[],
         }
     }
 
-    fn write_packets(&self, out: &mut Vec<u8>) {
+    fn write_packets(&self, urb: &Urb, out: &mut Vec<u8>) {
         let length = self.is_in.then_some(self.length as u32);
-        let data = &self.buffer[..self.asked];
+        let data = &urb.buffer()[..self.asked];
         self.packets
-            .write_body(self.packet_results(), data, length, out);
+            .write_body(packet_results(urb), data, length, out);
     }
 
-    fn packet_results(&self) -> impl Iterator<Item = PacketResult> + Clone {
-        let first = self.packet_descriptors();
-        (0..self.packets.len()).map(move |at| {
-            // SAFETY: libusb does not have the transfer. It was allocated for MAX_ISO_PACKETS
-            // packets, of which there are no more, and `prepare` has initialised these.
-            let packet = unsafe { &*first.as_ptr().add(at) };
-            PacketResult {
-                status: status::of_transfer(packet.status),
-                actual_length: packet.actual_length,
-            }
-        })
-    }
-
-    fn packet_descriptors(&self) -> NonNull<libusb_iso_packet_descriptor> {
-        // SAFETY: `raw` points to a transfer; only the address of its last field is taken. It is an
-        // array of as many packets as it was allocated for, whatever its type here says.
-        let first = unsafe { &raw mut (*self.raw.as_ptr()).iso_packet_desc };
-        // SAFETY: a field of something is not at null.
-        unsafe { NonNull::new_unchecked(first.cast()) }
-    }
-
-    /// Makes it `job`, with the data of an OUT transfer. Returns where the bytes begin that libusb may
-    /// touch, and how many they are; `None` where it makes no sense.
-    pub(super) fn prepare(&mut self, job: &Job<'_>) -> Option<(usize, usize)> {
+    /// Makes `urb` into `job`, with the data of an OUT transfer; `None` where it makes no sense.
+    fn prepare(&mut self, job: &Job<'_>, urb: &mut Urb) -> Option<()> {
         let Job { transfer, .. } = *job;
         self.tag = job.tag;
         self.transfer_type = transfer.transfer_type;
@@ -262,17 +264,37 @@ impl UsbTransfer {
         self.length = (transfer.length as usize).min(MAX_DATA);
         self.guest_setup = None;
         self.lead = 0;
+        let endpoint = transfer.endpoint;
         match transfer.transfer_type {
-            TransferType::Control => Some(self.prepare_control(job)),
-            TransferType::Isochronous => self.prepare_isochronous(job),
-            TransferType::Bulk | TransferType::Interrupt => Some(match self.is_in {
-                true => self.prepare_in(job),
-                false => self.prepare_out(job),
-            }),
+            TransferType::Control => {
+                self.prepare_control(job, urb.buffer_mut());
+                urb.prepare(Kind::Control, endpoint, 0..SETUP_LEN + self.asked);
+            }
+            TransferType::Isochronous => self.prepare_isochronous(job, urb)?,
+            TransferType::Bulk | TransferType::Interrupt => {
+                let kind = match transfer.transfer_type {
+                    TransferType::Bulk => Kind::Bulk,
+                    _ => Kind::Interrupt,
+                };
+                match self.is_in {
+                    true => {
+                        self.prepare_in(job, urb.buffer_mut());
+                        urb.prepare(kind, endpoint, self.lead..self.lead + self.asked);
+                    }
+                    false => {
+                        self.prepare_out(job, urb.buffer_mut());
+                        urb.prepare(kind, endpoint, 0..self.asked);
+                        if transfer.flags & FLAG_ZERO_PACKET != 0 {
+                            urb.set_zero_packet();
+                        }
+                    }
+                }
+            }
         }
+        Some(())
     }
 
-    fn prepare_control(&mut self, job: &Job<'_>) -> (usize, usize) {
+    fn prepare_control(&mut self, job: &Job<'_>, buffer: &mut [u8]) {
         // The data stage is as long as the SETUP packet says; it must not be longer than what the
         // guest has room for, and the packet must tell the device the same.
         let guest = job.transfer.setup;
@@ -285,9 +307,6 @@ impl UsbTransfer {
             self.is_in = guest[0] & 0x80 != 0;
         }
         let mut setup = guest;
-        if self.is_in {
-            length = length.min(MAX_CONTROL_IN);
-        }
         if let Some(instead) = job.instead {
             self.guest_setup = Some(guest);
             setup = instead;
@@ -296,52 +315,47 @@ impl UsbTransfer {
         }
         self.asked = length.into();
         setup[6..].copy_from_slice(&length.to_le_bytes());
-        self.buffer[..SETUP_LEN].copy_from_slice(&setup);
+        buffer[..SETUP_LEN].copy_from_slice(&setup);
         if !self.is_in {
-            copy_padded(&mut self.buffer[SETUP_LEN..][..self.asked], job.body);
+            copy_padded(&mut buffer[SETUP_LEN..][..self.asked], job.body);
         }
-        (0, SETUP_LEN + self.asked)
     }
 
-    fn prepare_in(&mut self, job: &Job<'_>) -> (usize, usize) {
+    fn prepare_in(&mut self, job: &Job<'_>, buffer: &mut [u8]) {
         self.lead = job.lead.len().min(PRESENTED);
         self.asked = job.ask.min(MAX_DATA + PRESENTED - self.lead);
-        self.buffer[..self.lead].copy_from_slice(&job.lead[..self.lead]);
-        (self.lead, self.asked)
+        buffer[..self.lead].copy_from_slice(&job.lead[..self.lead]);
     }
 
-    fn prepare_out(&mut self, job: &Job<'_>) -> (usize, usize) {
+    fn prepare_out(&mut self, job: &Job<'_>, buffer: &mut [u8]) {
         self.lead = job.lead.len().min(PRESENTED);
         self.asked = job.ask.min(MAX_DATA + PRESENTED);
-        self.buffer[..self.lead].copy_from_slice(&job.lead[..self.lead]);
-        if let Some(data) = self.buffer.get_mut(self.lead..self.asked) {
+        buffer[..self.lead].copy_from_slice(&job.lead[..self.lead]);
+        if let Some(data) = buffer.get_mut(self.lead..self.asked) {
             copy_padded(data, job.body);
         }
-        (0, self.asked)
     }
 
-    fn prepare_isochronous(&mut self, job: &Job<'_>) -> Option<(usize, usize)> {
+    fn prepare_isochronous(&mut self, job: &Job<'_>, urb: &mut Urb) -> Option<()> {
         let descriptors = job.transfer.iso_packets() * ISO_PACKET_LEN;
         let (descriptors, data) = job.body.split_at_checked(descriptors)?;
         let length = self.length as u32;
         self.asked = self.packets.parse(descriptors, length, MAX_DATA)?;
+        let buffer = &mut urb.buffer_mut()[..self.asked];
         if !self.is_in {
-            self.packets.gather(data, &mut self.buffer[..self.asked]);
+            self.packets.gather(data, buffer);
         }
-        let first = self.packet_descriptors();
-        for (at, length) in self.packets.lengths().enumerate() {
-            // SAFETY: libusb does not have the transfer. It was allocated for MAX_ISO_PACKETS
-            // packets, and `parse` takes no more. Written without reading: it may be uninitialised.
-            unsafe {
-                first.as_ptr().add(at).write(libusb_iso_packet_descriptor {
-                    length: length as c_uint,
-                    actual_length: 0,
-                    status: 0,
-                });
-            }
-        }
-        Some((0, self.asked))
+        urb.prepare(Kind::Isochronous, self.endpoint, 0..self.asked);
+        urb.set_packets(self.packets.lengths());
+        Some(())
     }
+}
+
+fn packet_results(urb: &Urb) -> impl Iterator<Item = PacketResult> + Clone {
+    urb.packets().map(|packet| PacketResult {
+        status: status::of_transfer(packet.status, TransferType::Isochronous),
+        actual_length: packet.actual_length,
+    })
 }
 
 /// Copies what fits; what `from` lacks is zeros.
@@ -349,13 +363,4 @@ fn copy_padded(into: &mut [u8], from: &[u8]) {
     let len = into.len().min(from.len());
     into[..len].copy_from_slice(&from[..len]);
     into[len..].fill(0);
-}
-
-impl Drop for UsbTransfer {
-    fn drop(&mut self) {
-        debug_assert!(self.shared.is_none(), "freed while libusb has it");
-        // SAFETY: libusb does not have it: while it has, the box is leaked and nobody drops it. Its
-        // context is there, we have a reference.
-        unsafe { libusb_free_transfer(self.raw.as_ptr()) };
-    }
 }

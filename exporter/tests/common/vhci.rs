@@ -72,6 +72,22 @@ impl Simulator {
         value.parse().unwrap()
     }
 
+    /// Stops it: its devices answer nothing any more.
+    pub fn stop(&self) {
+        self.signal("STOP");
+    }
+
+    /// It goes on.
+    pub fn go_on(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let kill = Command::new("kill").args(["-s", name, &pid]).status();
+        assert!(kill.expect("no kill").success());
+    }
+
     /// Attaches the device `1-number`; its place on this machine's bus.
     pub fn attach(&mut self, number: u32) -> String {
         let mut stream = TcpStream::connect(&self.address).unwrap();

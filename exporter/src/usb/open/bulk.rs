@@ -19,9 +19,8 @@ impl Open {
     ) -> Result<Submitted, TransferStatus> {
         let Self {
             presented: Some(bulk),
-            pool,
-            in_flight,
-            shared,
+            slots,
+            handle,
             ..
         } = self
         else {
@@ -45,13 +44,11 @@ impl Open {
                     ask,
                     ..Job::new(tag, transfer, body)
                 };
-                match pool.submit(shared, &job) {
-                    Ok(started) => in_flight.push(started),
-                    Err(status) => {
-                        output.restart();
-                        return Err(status);
-                    }
-                }
+                let Some(urb) = slots.prepare(&job) else {
+                    output.restart();
+                    return Err(TransferStatus::Invalid);
+                };
+                handle.submit(urb);
                 output.started(body, halves);
                 Ok(Submitted::Later)
             }
@@ -76,8 +73,8 @@ impl Open {
                     ask,
                     ..Job::new(tag, transfer, &[])
                 };
-                let started = self.pool.submit(&self.shared, &job)?;
-                self.in_flight.push(started);
+                let urb = self.slots.prepare(&job).ok_or(TransferStatus::Invalid)?;
+                self.handle.submit(urb);
                 input.started(halves.then_some(tag));
                 Ok(Submitted::Later)
             }

@@ -55,11 +55,10 @@ impl Allowance {
     /// Takes note of what happened. Once too much was caused there is a
     /// [pause](Allowance::paused_until); true when it is the first one.
     pub(super) fn spend(&mut self, spent: Spent, now: Instant) -> bool {
-        let refilled = now.duration_since(self.at).as_nanos() / REFILL.as_nanos();
-        let refilled = i64::try_from(refilled).unwrap_or(BURST);
-        if refilled > 0 {
-            self.at = now;
-        }
+        let elapsed = now.duration_since(self.at).as_nanos();
+        let refilled = i64::try_from(elapsed / REFILL.as_nanos()).unwrap_or(BURST);
+        // What is left of an interval counts; it is less than one.
+        self.at = now - Duration::from_nanos((elapsed % REFILL.as_nanos()) as u64);
         let earned = i64::from(spent.useful) * EARNED + refilled;
         let left = self.left.saturating_add(earned).min(BURST) - i64::from(spent.useless);
         self.left = left.max(-MAX_DEBT);
@@ -175,5 +174,27 @@ mod tests {
         let later = start + Duration::from_secs(1 << 30);
         assert!(!allowance.spend(useless(0), later));
         assert!(allowance.spend(useless(2048), later));
+    }
+
+    /// What is left of an interval counts: looks that come just before the next one is whole cost nothing.
+    #[test]
+    fn the_rate_does_not_depend_on_when_it_is_looked_at() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        // Nothing is left.
+        while allowance.paused_until().is_none() {
+            allowance.spend(useless(1), start);
+        }
+        let mut spent = 0;
+        let mut now = start;
+        while now < start + REFILL * 1000 {
+            now += REFILL * 19 / 10;
+            allowance.go_on();
+            while allowance.paused_until().is_none() {
+                allowance.spend(useless(1), now);
+                spent += 1;
+            }
+        }
+        assert!((990..=1010).contains(&spent), "{spent} in the time of 1000");
     }
 }

@@ -64,12 +64,11 @@ impl Pace {
         if looks.due.is_some() {
             return Look::Waits;
         }
-        let refilled = now.duration_since(looks.at).as_millis() / REFILL.as_millis();
-        if refilled > 0 {
-            let refilled = u32::try_from(refilled).unwrap_or(BURST);
-            looks.left = looks.left.saturating_add(refilled).min(BURST);
-            looks.at = now;
-        }
+        let elapsed = now.duration_since(looks.at).as_nanos();
+        let refilled = u32::try_from(elapsed / REFILL.as_nanos()).unwrap_or(BURST);
+        looks.left = looks.left.saturating_add(refilled).min(BURST);
+        // What is left of an interval counts; it is less than one.
+        looks.at = now - Duration::from_nanos((elapsed % REFILL.as_nanos()) as u64);
         match looks.left.checked_sub(1) {
             Some(left) => {
                 looks.left = left;
@@ -89,9 +88,10 @@ impl Pace {
 
     /// Nodes to be watched again now. That counts as a change, which there was.
     pub(super) fn take_due(&mut self, now: Instant) -> Option<(DomId, Nodes)> {
-        let is_due = |looks: &Looks| looks.due.is_some_and(|due| due <= now);
-        let (&changed, looks) = self.domains.iter_mut().find(|(_, looks)| is_due(looks))?;
-        (looks.due, looks.left, looks.at) = (None, 1, now);
+        let is_due = |looks: &Looks| looks.due.filter(|due| *due <= now);
+        let mut domains = self.domains.iter_mut();
+        let (changed, looks, due) = domains.find_map(|(k, l)| is_due(l).map(|due| (*k, l, due)))?;
+        (looks.due, looks.left, looks.at) = (None, 1, due);
         Some(changed)
     }
 
@@ -154,5 +154,24 @@ mod tests {
         assert_eq!(pace.due(), None);
         let first = pace.may_look(STORMY, Nodes::Frontend, now);
         assert_eq!(first, Look::Now, "a new domain of this number");
+    }
+
+    /// What is left of an interval counts.
+    #[test]
+    fn the_rate_does_not_depend_on_when_something_changes() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let mut now = start;
+        let mut looks = 0;
+        while now < start + REFILL * 1000 {
+            now += REFILL * 6 / 10;
+            if pace.due().is_some_and(|due| due <= now) {
+                pace.take_due(now);
+            }
+            if pace.may_look(DomId(1), Nodes::Frontend, now) == Look::Now {
+                looks += 1;
+            }
+        }
+        let most = 1000 + BURST + 5;
+        assert!((990..=most).contains(&looks), "{looks} in the time of 1000");
     }
 }

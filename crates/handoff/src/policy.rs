@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! What a guest gets at a migration, lease by lease (design: "What each guest gets").
+//! What a guest gets at a migration, lease by lease (`docs/architecture.md`, "Hand-off").
 
 use session::{Holder, Lease, LeasePhase, OnMigrate};
 

@@ -145,7 +145,8 @@ pub enum Refusal {
     },
     /// The exporter's policy does not allow it.
     #[error(
-        "policy refuses device {device} to VM {vm} on host {host}; add an [[allow]] to the          exporter's /etc/xen-vusb/exporter.toml"
+        "policy refuses device {device} to VM {vm} on host {host}; add an [[allow]] to the \
+         exporter's /etc/xen-vusb/exporter.toml"
     )]
     Policy {
         /// The device.
@@ -238,4 +239,20 @@ pub enum Event {
         /// Whether it is.
         arriving: bool,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_reads_as_one_line() {
+        let refused = Refusal::Policy {
+            device: DeviceId("1-2".into()),
+            vm: VmUuid(uuid::Uuid::nil()),
+            host: "host-a".into(),
+        };
+        let text = refused.to_string();
+        assert!(!text.contains("  ") && !text.contains('\n'), "{text}");
+    }
 }

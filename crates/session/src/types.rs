@@ -210,8 +210,8 @@ impl DeviceInfo {
     }
 }
 
-/// What happens to a device when a guest is migrated whose frontend cannot resume (design:
-/// "What each guest gets"). A guest whose frontend can resume is always migrated seamlessly.
+/// What happens to a device when a guest is migrated whose frontend cannot resume
+/// (`docs/architecture.md`, "Hand-off"). A guest whose frontend can resume is always migrated seamlessly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnMigrate {

@@ -257,3 +257,27 @@ fn mains(dir: &Path, found: &mut Vec<(PathBuf, String)>) {
         }
     }
 }
+
+/// `docs/architecture.md` shows the same layers. Its last row names directories, not packages.
+#[test]
+fn the_layers_are_as_the_documentation_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/architecture.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let rows = [
+        (Wire, "wire"),
+        (Pure, "pure"),
+        (Adapter, "adapters"),
+        (Harness, "harness"),
+        (Program, "programs"),
+    ];
+    for (layer, name) in rows {
+        let begin = format!("| {name} |");
+        let row = text.lines().find(|line| line.starts_with(&begin));
+        let row = row.unwrap_or_else(|| panic!("no row {name}"));
+        for (package, _) in LAYERS.iter().filter(|(_, of)| *of == layer) {
+            let names = [format!("`{package}`"), format!("`{package}::")];
+            let is_named = names.iter().any(|n| row.contains(n));
+            assert!(is_named, "{package} is not in the row of {name}: {row}");
+        }
+    }
+}

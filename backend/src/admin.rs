@@ -21,6 +21,7 @@ use crate::config;
 use crate::domain::Domain;
 use crate::exporter::Exporter;
 use crate::totals::Totals;
+use crate::xenbus::Key;
 
 /// The state that the daemon and the control socket share, and the answers made of it.
 pub struct Admin {
@@ -117,4 +118,12 @@ impl Admin {
             .map_err(|e| format!("xenstore does not answer: {e}"))?
             .ok_or_else(|| format!("no domain '{wanted}' on this host; `xl list` shows them"))
     }
+}
+
+/// Why nothing can be asked of a controller.
+fn stuck(key: Key, domain: &str) -> Refused {
+    format!(
+        "controller {} of domain {domain} does not answer: its thread hangs in the kernel; see vusbd's log",
+        key.devid
+    )
 }

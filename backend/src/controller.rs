@@ -16,7 +16,9 @@ mod unlinks;
 
 pub use actor::{carried, speed_told, too_fast};
 pub use allowance::Spent;
-pub use handle::{Adopted, Command, Device, Fetched, Handle, Report, Setup, Waiting, spawn};
+pub use handle::{
+    ANSWERS_WITHIN, Adopted, Command, Device, Fetched, Handle, Report, Setup, Waiting, spawn,
+};
 pub use rings::{RingDetails, RingError};
 pub use serving::{Attached, End, Outcome, Place, Serving, Unanswered};
 pub use tenure::{Next, Tenure};

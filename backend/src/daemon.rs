@@ -6,6 +6,7 @@ mod controllers;
 mod exchange;
 mod leases;
 mod pace;
+mod supervisor;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,8 +120,11 @@ pub async fn serve<B: Backend>(
     spawn_local(socket::serve(listener, admin, log.clone()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // No socket from systemd is no error: then nobody waits for us.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    // A task of its own, not a branch of the loop below: the loop waits for xenstored, and a vusbd that is
+    // killed because xenstored hangs could not start again. What all share is this thread.
+    spawn_local(service::watchdog());
+    spawn_local(supervisor::run(daemon.admin.clone(), log.clone()));
+    service::ready();
     info!(log, "ready");
     loop {
         let due = daemon.pace.due();
@@ -143,7 +147,7 @@ pub async fn serve<B: Backend>(
         }
     }
     info!(log, "stopping");
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    service::stopping();
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use usbif::{PortNumber, Speed};
 
-use super::{Admin, Entry, Refused};
+use super::{Admin, Entry, Refused, stuck};
 use crate::controller::{self, Command, Device};
 use crate::domain::Domain;
 use crate::exporter::Exporter;
@@ -180,6 +180,9 @@ impl Admin {
                 }
             }
             let Some(report) = entry.handle.describe().await else {
+                if entry.handle.is_running() {
+                    return Err(stuck(key, &domain.name));
+                }
                 continue;
             };
             let count = entry.handle.port_count;

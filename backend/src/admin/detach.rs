@@ -6,10 +6,11 @@ use session::DeviceSelector;
 use session::control::{Reply, Request as Ask};
 use slog::info;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use usbif::PortNumber;
 
-use super::{Admin, Refused};
-use crate::controller::Command;
+use super::{Admin, Refused, stuck};
+use crate::controller::{ANSWERS_WITHIN, Command};
 
 impl Admin {
     /// Unplugs what is at a port, and gives it back.
@@ -34,6 +35,9 @@ impl Admin {
             )
         };
         let (key, entry) = controllers.into_iter().next().ok_or_else(nothing)?;
+        if entry.handle.describe().await.is_none() && entry.handle.is_running() {
+            return Err(stuck(key, &domain.name));
+        }
         let attachments = self.attachments_of(key, &entry).await;
         let attachment = attachments
             .into_iter()
@@ -42,8 +46,10 @@ impl Admin {
         let (answer, detached) = oneshot::channel();
         let number = PortNumber::new(port).ok_or_else(nothing)?;
         entry.handle.tell(Command::Detach(number, answer));
-        let Ok(Some((exporter, lease))) = detached.await else {
-            return Err(nothing());
+        let (exporter, lease) = match timeout(ANSWERS_WITHIN, detached).await {
+            Ok(Ok(Some(detached))) => detached,
+            Ok(_) => return Err(nothing()),
+            Err(_) => return Err(stuck(key, &domain.name)),
         };
         info!(self.log, "device detached"; "controller" => %key, "port" => port);
         let released = self.exporters.release(&exporter, &lease).await;

@@ -17,9 +17,11 @@ impl Admin {
             let Some(entry) = self.controllers.get(key) else {
                 continue;
             };
-            let Some(report) = entry.handle.describe().await else {
+            let report = entry.handle.describe().await;
+            if report.is_none() && !entry.handle.is_running() {
                 continue;
-            };
+            }
+            let stuck = || "stuck".to_owned();
             controllers.push(Controller {
                 vm: entry.domain.vm,
                 domid: key.domid.0,
@@ -27,9 +29,11 @@ impl Admin {
                 controller: key.devid,
                 ports: entry.handle.port_count,
                 frontend: entry.frontend.get().to_string(),
-                backend: report.backend.to_string(),
-                hand_off: report.state.to_string(),
-                frontend_resumes: report.frontend_resumes,
+                backend: report
+                    .as_ref()
+                    .map_or_else(stuck, |r| r.backend.to_string()),
+                hand_off: report.as_ref().map_or_else(stuck, |r| r.state.to_string()),
+                frontend_resumes: report.is_some_and(|r| r.frontend_resumes),
             });
         }
         Status {

@@ -2,6 +2,7 @@
 //! A controller as the daemon sees it: what it is made of, what it is told, what it answers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use control::Counters;
 use handoff::{Incoming, State};
@@ -9,6 +10,7 @@ use session::{DeviceId, Lease, VmUuid};
 use slog::{Logger, error};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::LocalSet;
+use tokio::time::timeout;
 use transport::Identity;
 use usbif::PortNumber;
 use xen::Backend;
@@ -46,7 +48,7 @@ pub struct Setup<B> {
     /// Times.
     pub hand_off: HandOff,
     /// How long to look at the rings before sleeping, at most.
-    pub poll: std::time::Duration,
+    pub poll: Duration,
     /// The daemon's counters.
     pub totals: Arc<Totals>,
     /// Notified when a device is to be looked for that was pulled out.
@@ -54,6 +56,10 @@ pub struct Setup<B> {
     /// Its logger.
     pub log: Logger,
 }
+
+/// Longest wait for a controller's answer to a question. Its thread answers between two wake-ups of its
+/// guest, and waits for nothing; one that takes longer hangs in the kernel.
+pub const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// What is known of a controller that an earlier process served, besides its journal.
 pub struct Adopted {
@@ -195,11 +201,16 @@ impl Handle {
         !self.commands.is_closed()
     }
 
-    /// Asks what is there; `None` when it has ended.
+    /// Asks what is there; `None` when it has ended, or [does not answer](ANSWERS_WITHIN).
     pub async fn describe(&self) -> Option<Report> {
+        timeout(ANSWERS_WITHIN, self.ask()).await.ok()?.ok()
+    }
+
+    /// Asks the same; the answer never comes where the thread is stuck.
+    pub fn ask(&self) -> oneshot::Receiver<Report> {
         let (answer, report) = oneshot::channel();
-        self.tell(Command::Describe(answer)).then_some(())?;
-        report.await.ok()
+        self.tell(Command::Describe(answer));
+        report
     }
 }
 
@@ -227,4 +238,34 @@ pub fn spawn<B: Backend>(setup: Setup<B>) -> std::io::Result<Handle> {
         port_count,
         usb_version,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A controller whose thread hangs: what it is told is never read.
+    fn stuck() -> (Handle, mpsc::UnboundedReceiver<Command>) {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let handle = Handle {
+            commands,
+            port_count: 4,
+            usb_version: UsbVersion::Usb20,
+        };
+        (handle, inbox)
+    }
+
+    #[test]
+    fn who_asks_a_controller_that_is_stuck_does_not_wait_for_ever() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let (handle, inbox) = stuck();
+        assert!(runtime.block_on(handle.describe()).is_none());
+        assert!(handle.is_running());
+        drop(inbox);
+        assert!(runtime.block_on(handle.describe()).is_none());
+        assert!(!handle.is_running());
+    }
 }

@@ -299,9 +299,9 @@ pub struct Controller {
     pub ports: u8,
     /// XenbusState of the frontend, as a word ("Connected").
     pub frontend: String,
-    /// XenbusState of our side, as a word.
+    /// XenbusState of our side, as a word; "stuck" where the controller's thread does not answer.
     pub backend: String,
-    /// State of the hand-off machine, as a word ("Serving").
+    /// State of the hand-off machine, as a word ("Serving"), or "stuck".
     pub hand_off: String,
     /// Whether the guest's frontend can resume.
     pub frontend_resumes: bool,

@@ -287,12 +287,15 @@ fn what_is_read_in_proc_can_be_read_there() {
 }
 
 #[test]
-fn systemd_watches_the_exporter() {
-    let unit = EXPORTER.unit();
-    assert_eq!(unit.get("Type"), Some("notify"));
-    assert_eq!(unit.get("Restart"), Some("always"));
-    let watchdog = unit.get("WatchdogSec").and_then(|s| s.strip_suffix('s'));
-    let seconds: u32 = watchdog.unwrap().parse().unwrap();
-    // Longer than a computer under load takes, shorter than the patience of guests (30 s for a disk).
-    assert!((10..30).contains(&seconds), "{seconds}");
+fn systemd_watches_both_daemons() {
+    for daemon in [EXPORTER, VUSBD] {
+        let unit = daemon.unit();
+        assert_eq!(unit.get("Type"), Some("notify"), "{}", daemon.unit);
+        assert_eq!(unit.get("Restart"), Some("always"), "{}", daemon.unit);
+        let watchdog = unit.get("WatchdogSec").and_then(|s| s.strip_suffix('s'));
+        let watchdog = watchdog.unwrap_or_else(|| panic!("{} has no WatchdogSec=", daemon.unit));
+        let seconds: u32 = watchdog.parse().unwrap();
+        // Longer than a computer under load takes, shorter than the patience of guests (30 s for a disk).
+        assert!((10..30).contains(&seconds), "{}: {seconds}", daemon.unit);
+    }
 }

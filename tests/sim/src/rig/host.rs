@@ -161,6 +161,20 @@ impl Host {
         Ok(())
     }
 
+    /// The command that starts its vusbd, for a test that starts it itself.
+    ///
+    /// # Errors
+    /// When the program cannot be found.
+    pub fn vusbd_command(&self) -> Result<Command> {
+        command(&self.dir, &self.config, self.store_link.as_ref())
+    }
+
+    /// Stops its xenstored and its hypervisor in their tracks (SIGSTOP), or lets them go on.
+    pub fn pause_xen(&self, paused: bool) {
+        let signal = if paused { libc::SIGSTOP } else { libc::SIGCONT };
+        self.xen.signal(signal);
+    }
+
     /// From now on vusbd reaches xenstored through something that can be lost.
     pub(super) fn link_store(&mut self) -> Result<()> {
         let path = self.dir.join("link.sock");
@@ -233,13 +247,18 @@ fn run(
     log: &Path,
     store_link: Option<&StoreLink>,
 ) -> Result<Process> {
+    let command = command(dir, config, store_link)?;
+    let mut vusbd = Process::start("vusbd-sim", command, log)?;
+    vusbd.wait_until("listening", || UnixStream::connect(socket).is_ok())?;
+    Ok(vusbd)
+}
+
+fn command(dir: &Path, config: &Path, store_link: Option<&StoreLink>) -> Result<Command> {
     let mut command = Command::new(programs::path("vusbd-sim")?);
     command.arg("--host-dir").arg(dir);
     command.arg("--config").arg(config);
     if let Some(link) = store_link {
         command.arg("--xenstored").arg(link.path());
     }
-    let mut vusbd = Process::start("vusbd-sim", command, log)?;
-    vusbd.wait_until("listening", || UnixStream::connect(socket).is_ok())?;
-    Ok(vusbd)
+    Ok(command)
 }

@@ -100,7 +100,11 @@ impl Admin {
                 .detach(&domain, controller, port)
                 .await
                 .map(|a| Response::Detached(Box::new(a))),
-            Request::Release { exporter, device } => self.take_away(&exporter, &device).await,
+            Request::Release {
+                exporter,
+                device,
+                force,
+            } => self.take_away(&exporter, &device, force).await,
             Request::List => Ok(Response::Attachments(self.attachments().await)),
             Request::Status => Ok(Response::Status(Box::new(self.status().await))),
             Request::Check { domain, toolstack } => {

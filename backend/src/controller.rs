@@ -17,7 +17,8 @@ mod unlinks;
 pub use actor::{carried, speed_told, too_fast};
 pub use allowance::Spent;
 pub use handle::{
-    ANSWERS_WITHIN, Adopted, Command, Device, Fetched, Handle, Report, Setup, Waiting, spawn,
+    ANSWERS_WITHIN, Adopted, Command, Detached, Device, Fetched, Handle, Report, Setup, Waiting,
+    spawn,
 };
 pub use rings::{RingDetails, RingError};
 pub use serving::{Attached, End, Outcome, Place, Serving, Unanswered};

@@ -46,6 +46,9 @@ pub struct SavedDevice {
     /// Whether it was pulled out, and is waited for.
     #[serde(default)]
     pub away: bool,
+    /// Whether another domain with the VM's uuid has it, and the guest is not shown it.
+    #[serde(default)]
+    pub elsewhere: bool,
 }
 
 /// The devices of a controller.
@@ -59,6 +62,9 @@ pub struct Saved {
     pub devid: u16,
     /// Its devices.
     pub devices: Vec<SavedDevice>,
+    /// Whether the toolstack said that the VM arrives in this domain from another one.
+    #[serde(default)]
+    pub arrives: bool,
 }
 
 impl Saved {

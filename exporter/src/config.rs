@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use session::lease::{Allow, HoldTimes, Policy};
+use session::lease::{Allow, HoldTimes, Policy, TAKEOVER_MS};
 use transport::{HOST_KEY, TLS_DIR, Tls};
 
 mod hold;
@@ -39,6 +39,13 @@ pub struct Config {
     /// How long a lease waits for its device after the exporter was started.
     #[serde(default = "default_startup_hold_seconds")]
     pub startup_hold_seconds: u64,
+    /// How long it waits for a holder whose connection was lost; for ever by default.
+    #[serde(default = "default_disconnected_hold_seconds")]
+    pub disconnected_hold_seconds: HoldTime,
+    /// For how long a holder must not have been connected before another domain with its VM's uuid may have
+    /// the device although nothing says that it is the same VM.
+    #[serde(default = "default_takeover_seconds")]
+    pub takeover_seconds: u64,
     /// Our certificate; by default where systemd shows it, or in [`transport::TLS_DIR`].
     #[serde(default)]
     pub tls: Tls,
@@ -180,6 +187,14 @@ fn default_saved_hold_seconds() -> HoldTime {
     HoldTime::Seconds(7 * 24 * 60 * 60)
 }
 
+fn default_disconnected_hold_seconds() -> HoldTime {
+    HoldTime::Forever
+}
+
+fn default_takeover_seconds() -> u64 {
+    TAKEOVER_MS / 1000
+}
+
 fn default_plugged() -> bool {
     true
 }
@@ -292,6 +307,8 @@ impl Config {
             gone_ms: self.hold_seconds.saturating_mul(1000),
             saved_ms: self.saved_hold_seconds.ms(),
             startup_ms: self.startup_hold_seconds.saturating_mul(1000),
+            disconnected_ms: self.disconnected_hold_seconds.ms(),
+            takeover_ms: self.takeover_seconds.saturating_mul(1000),
         }
     }
 

@@ -17,7 +17,7 @@ use session::{DeviceId, Epoch};
 use slog::{Logger, info, o, warn};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use transport::{Error, MessageReader, TlsStream, send};
 
 use crate::hub::{Hub, SharedSession};
@@ -25,6 +25,10 @@ use crate::session_state::{Connection, forget_later};
 
 /// Several of the longest frames, so that the rest of one is rarely moved.
 const INPUT_LEN: usize = 4 * (HEADER_LEN + MAX_BODY_LEN);
+/// Silence of a backend after which its connection counts as lost: it asks whether we are there after 2 s.
+/// Else the holder of a machine that nobody answers for any more, behind a device that keeps its connections
+/// open, would be connected for ever.
+const SILENT_AFTER: Duration = Duration::from_secs(6);
 /// How long the last bytes of a connection may take.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -37,6 +41,8 @@ enum Ended {
     Lost(io::Error),
     #[error("closed, because of the backend's frames: {0}")]
     Fault(#[from] ServerError),
+    #[error("lost: no sign of life for {} s", SILENT_AFTER.as_secs())]
+    Silent,
     #[error("superseded")]
     Dismissed,
 }
@@ -74,6 +80,7 @@ pub(crate) async fn serve(
         connection,
         input: vec![0; INPUT_LEN].into_boxed_slice(),
         filled: 0,
+        heard: Instant::now(),
     };
     let ended = match send(&mut stream, &opened).await {
         Ok(()) => serving.run(&mut stream).await,
@@ -105,11 +112,14 @@ struct Serving<'a> {
     /// What arrived and is not handled yet, at the front.
     input: Box<[u8]>,
     filled: usize,
+    /// When something arrived last.
+    heard: Instant,
 }
 
 impl Serving<'_> {
     async fn run(&mut self, stream: &mut TlsStream) -> Ended {
         let connection = self.connection.clone();
+        let mut alarm = pin!(sleep_until(self.heard + SILENT_AFTER));
         loop {
             let mut woken = pin!(connection.wake.notified());
             let step = poll_fn(|cx| {
@@ -117,6 +127,8 @@ impl Serving<'_> {
                 let is_woken = woken.as_mut().poll(cx).is_ready();
                 match self.poll(cx, stream) {
                     Poll::Pending if is_woken => Poll::Ready(Ok(())),
+                    // After the read: what waited while we did not run counts.
+                    Poll::Pending => self.poll_alarm(cx, alarm.as_mut()).map(Err),
                     other => other,
                 }
             });
@@ -124,6 +136,17 @@ impl Serving<'_> {
                 return ended;
             }
         }
+    }
+
+    /// Ready when the backend has been silent for too long. The alarm is set again only when it rings.
+    fn poll_alarm(&self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> Poll<Ended> {
+        while alarm.as_mut().poll(cx).is_ready() {
+            if self.heard.elapsed() >= SILENT_AFTER {
+                return Poll::Ready(Ended::Silent);
+            }
+            alarm.as_mut().reset(self.heard + SILENT_AFTER);
+        }
+        Poll::Pending
     }
 
     /// Reads, executes and writes as much as is possible now. Ready when the connection is over.
@@ -157,6 +180,7 @@ impl Serving<'_> {
             Poll::Ready(Ok(())) if into.filled().is_empty() => Poll::Ready(Err(Ended::Closed)),
             Poll::Ready(Ok(())) => {
                 self.filled += into.filled().len();
+                self.heard = Instant::now();
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(e)) => Poll::Ready(Err(Ended::Lost(e))),

@@ -146,9 +146,10 @@ impl Hub {
             for lease in &expired {
                 let why = match lease.phase {
                     LeasePhase::Absent => "it was pulled out and not plugged in again in time",
-                    LeasePhase::Disconnected => {
+                    LeasePhase::Disconnected if self.session(&lease.device.id).is_none() => {
                         "it was not there when the exporter was started, and did not come in time"
                     }
+                    LeasePhase::Disconnected => "its holder did not connect again in time",
                     _ => "its VM is gone and nobody claimed it in time",
                 };
                 self.ended(lease, why);

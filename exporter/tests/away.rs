@@ -100,8 +100,10 @@ fn keys_pressed_while_nobody_is_connected_are_kept_for_the_guest() {
         target.flush().await;
         let lease = control.lease().await;
         let device = DeviceId("0-1".to_owned());
+        // Whose it is.
+        let mut holder = exporter.control(&b).await;
         assert_eq!(
-            control.release(device, vm(1), lease.epoch).await,
+            holder.release(device, vm(1), lease.epoch).await,
             Reply::Done
         );
         let lease = control.acquire(wanted("0-1", vm(2), 1)).await;

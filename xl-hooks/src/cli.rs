@@ -53,6 +53,10 @@ pub enum Command {
         /// EXPORTER/BUS-PORT or EXPORTER/VID:PID[:SERIAL]
         #[arg(value_parser = DeviceName::from_str)]
         device: DeviceName,
+        /// Also where the VM's host is not connected and has not said that the VM is gone. EPOCH is the number
+        /// that the command names without this option. If the VM does run there, it loses the device
+        #[arg(long, value_name = "EPOCH")]
+        force: Option<u64>,
     },
     /// List what is attached to this host's domains
     List,

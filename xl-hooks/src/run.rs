@@ -176,9 +176,10 @@ fn request(command: &Command) -> Result<Request, RunError> {
             controller: *controller,
             port: *port,
         },
-        Command::Release { device } => Request::Release {
+        Command::Release { device, force } => Request::Release {
             exporter: device.exporter.as_str().to_owned(),
             device: device.device.clone(),
+            force: force.map(session::Epoch),
         },
         Command::List => Request::List,
         Command::Status => Request::Status,

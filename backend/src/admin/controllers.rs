@@ -19,6 +19,8 @@ pub struct Entry {
     pub handle: Handle,
     /// Its domain.
     pub domain: Domain,
+    /// Whether the toolstack said that the VM arrives in this domain from another one.
+    pub arrives: bool,
     /// The frontend's state as last seen.
     pub frontend: Cell<XenbusState>,
     /// The rings that the controller was last told to use.
@@ -31,11 +33,12 @@ pub struct Entry {
 
 impl Entry {
     /// A controller whose frontend was not seen yet.
-    pub fn new(handle: Handle, domain: Domain) -> Self {
+    pub fn new(handle: Handle, domain: Domain, arrives: bool) -> Self {
         let frontend = Cell::new(XenbusState::Unknown);
         Self {
             handle,
             domain,
+            arrives,
             frontend,
             rings: Cell::new(None),
             decided: Cell::new(false),

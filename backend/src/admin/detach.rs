@@ -2,15 +2,15 @@
 //! A device is detached, or taken away from a VM that is gone.
 
 use control::{Attachment, Response};
-use session::DeviceSelector;
 use session::control::{Reply, Request as Ask};
+use session::{DeviceSelector, Epoch, Lease, LeasePhase};
 use slog::info;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use usbif::PortNumber;
 
 use super::{Admin, Refused, stuck};
-use crate::controller::{ANSWERS_WITHIN, Command};
+use crate::controller::{ANSWERS_WITHIN, Command, Detached};
 
 impl Admin {
     /// Unplugs what is at a port, and gives it back.
@@ -46,12 +46,19 @@ impl Admin {
         let (answer, detached) = oneshot::channel();
         let number = PortNumber::new(port).ok_or_else(nothing)?;
         entry.handle.tell(Command::Detach(number, answer));
-        let (exporter, lease) = match timeout(ANSWERS_WITHIN, detached).await {
+        let Detached {
+            exporter,
+            lease,
+            elsewhere,
+        } = match timeout(ANSWERS_WITHIN, detached).await {
             Ok(Ok(Some(detached))) => detached,
             Ok(_) => return Err(nothing()),
             Err(_) => return Err(stuck(key, &domain.name)),
         };
         info!(self.log, "device detached"; "controller" => %key, "port" => port);
+        if elsewhere {
+            return Ok(attachment);
+        }
         let released = self.exporters.release(&exporter, &lease).await;
         released.map_err(|e| {
             format!(
@@ -62,11 +69,13 @@ impl Admin {
         Ok(attachment)
     }
 
-    /// Ends the lease of a VM that is gone. One that runs somewhere keeps its device.
+    /// Ends the lease of a VM that is gone. One that runs somewhere keeps its device. Whether it does is not
+    /// known of one whose host is not connected: its lease ends only where `force` is its epoch.
     pub(super) async fn take_away(
         &self,
         exporter: &str,
         device: &DeviceSelector,
+        force: Option<Epoch>,
     ) -> Result<Response, Refused> {
         let lender = self.exporters.find(exporter)?;
         let reply = lender.ask(Ask::Leases { vm: None }).await;
@@ -84,20 +93,61 @@ impl Admin {
                 ));
             }
         };
-        if !lease.phase.is_orphaned() {
-            return Err(format!(
-                "{exporter}/{} is held by {} for VM {}, which is not gone; `xl-vusb detach {} {}` \
-                 there",
-                lease.device.id, lease.holder, lease.vm_name, lease.vm_name, lease.port
-            ));
-        }
-        self.exporters.release(exporter, &lease).await?;
+        let by_force = match lease.phase {
+            LeasePhase::Orphaned | LeasePhase::Saved => false,
+            LeasePhase::Disconnected => match force {
+                Some(epoch) if epoch == lease.epoch => true,
+                _ => return Err(is_silent(exporter, &lease, force)),
+            },
+            _ => {
+                return Err(format!(
+                    "{exporter}/{} is held by {} for VM {}, which is not gone; `xl-vusb detach {} {}` \
+                     there",
+                    lease.device.id, lease.holder, lease.vm_name, lease.vm_name, lease.port
+                ));
+            }
+        };
+        self.exporters.end_lease(exporter, &lease, by_force).await?;
         info!(self.log, "device taken away from a VM that is gone"; "vm" => &lease.vm_name,
-            "device" => format!("{exporter}/{}", lease.device.id));
+            "device" => format!("{exporter}/{}", lease.device.id), "holder" => %lease.holder,
+            "force" => by_force);
         Ok(Response::Released {
             exporter: exporter.to_owned(),
             device: Box::new(lease.device),
             vm_name: lease.vm_name,
         })
+    }
+}
+
+/// Why the lease of a host that is not connected is not ended, and how it is.
+fn is_silent(exporter: &str, lease: &Lease, force: Option<Epoch>) -> Refused {
+    let Lease {
+        device,
+        holder,
+        epoch,
+        vm_name,
+        ..
+    } = lease;
+    let device = &device.id;
+    let since = match lease.silent_seconds {
+        Some(seconds) => format!("has not been connected for {}", duration(seconds)),
+        None => "has not connected yet".to_owned(),
+    };
+    let stale = force.map_or_else(String::new, |named| {
+        format!("epoch {named} is not its current one; ")
+    });
+    format!(
+        "{stale}{exporter}/{device} is held by {holder} for VM {vm_name}; that host {since}, and has not said \
+         that the VM is gone. If you know that the VM does not run there: `xl-vusb release \
+         {exporter}/{device} --force {epoch}`"
+    )
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
     }
 }

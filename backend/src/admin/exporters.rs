@@ -91,6 +91,17 @@ impl Exporters {
 
     /// Gives a lease back.
     pub async fn release(&self, exporter: &str, lease: &Lease) -> Result<(), Refused> {
+        self.end_lease(exporter, lease, false).await
+    }
+
+    /// Ends a lease; with `force` also where its holder is not connected, and has not said that its domain
+    /// is gone.
+    pub(super) async fn end_lease(
+        &self,
+        exporter: &str,
+        lease: &Lease,
+        force: bool,
+    ) -> Result<(), Refused> {
         let Lease {
             device, vm, epoch, ..
         } = lease;
@@ -98,6 +109,7 @@ impl Exporters {
             device: device.id.clone(),
             vm: *vm,
             epoch: *epoch,
+            force,
         };
         let reply = self.find(exporter)?.ask(release).await;
         reply.map(drop).map_err(|e| e.to_string())

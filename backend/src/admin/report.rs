@@ -79,6 +79,7 @@ impl Admin {
                  lease,
                  counters,
                  waiting,
+                 elsewhere,
                  ..
              }| {
                 let current = now.get(&(exporter.clone(), lease.device.id.clone()));
@@ -91,13 +92,16 @@ impl Admin {
                     toolstack,
                     frontend_resumes,
                     on_migrate: lease.on_migrate,
-                    phase: match waiting {
-                        Some(_) => LeasePhase::Absent,
-                        None => current.map_or(LeasePhase::Disconnected, |l| l.phase),
+                    phase: match (&waiting, &elsewhere) {
+                        (Some(_), _) => LeasePhase::Absent,
+                        // What it is in there is not about this guest.
+                        (None, Some(_)) => LeasePhase::Disconnected,
+                        (None, None) => current.map_or(LeasePhase::Disconnected, |l| l.phase),
                     },
                     exchange: lease.exchange,
                     note: waiting
                         .and_then(|w| w.note)
+                        .or(elsewhere)
                         .or_else(|| current.and_then(|l| l.note.clone())),
                     stash: current.map_or_else(Default::default, |l| l.stash),
                     counters,

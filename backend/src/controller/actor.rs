@@ -4,6 +4,7 @@
 
 mod away;
 mod devices;
+mod elsewhere;
 mod frontend;
 mod goodbye;
 mod quiescing;
@@ -44,6 +45,10 @@ pub(super) struct Actor<B: Backend> {
     key: Key,
     vm: VmUuid,
     usb_version: UsbVersion,
+    /// The toolstack said that the VM arrives in this domain from another one.
+    arrives: bool,
+    /// The frontend has not connected yet, to nobody.
+    first_connect: bool,
     files: ControllerFiles,
     identity: Identity,
     hand_off: HandOff,
@@ -80,6 +85,7 @@ impl<B: Backend> Actor<B> {
         let Setup {
             key,
             vm,
+            arrives,
             port_count,
             usb_version,
             journal,
@@ -108,6 +114,8 @@ impl<B: Backend> Actor<B> {
             key,
             vm,
             usb_version,
+            arrives,
+            first_connect: adopted.is_none(),
             files,
             identity,
             hand_off,
@@ -143,7 +151,9 @@ impl<B: Backend> Actor<B> {
 
     /// Goes on for an earlier process. The rings come with the frontend's state.
     fn adopt(&mut self, adopted: Adopted) {
-        let Adopted { backend, devices } = adopted;
+        let Adopted {
+            backend, devices, ..
+        } = adopted;
         self.backend = backend;
         self.state = watched::adopted(backend);
         info!(self.log, "taking over from an earlier vusbd"; "backend" => %backend,
@@ -241,6 +251,7 @@ impl<B: Backend> Actor<B> {
                     self.event(Event::FrontendClosed);
                 }
                 self.rings = Some(details);
+                self.first_connect = false;
                 let was_quiescing = self.serving.borrow().was_quiescing();
                 self.event(Event::FrontendConnected);
                 if was_quiescing {

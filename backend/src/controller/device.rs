@@ -10,7 +10,7 @@ use session::control::Refusal;
 use session::frame::{HEADER_LEN, Kind, MAX_BODY_LEN};
 use session::message::Purpose;
 use session::open::{Open, Opened};
-use session::{Epoch, Lease};
+use session::{Epoch, Holder, Lease};
 use slog::{Logger, debug, info, warn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::{Notify, mpsc, watch};
@@ -50,6 +50,9 @@ pub enum News {
     Unreachable(PortNumber),
     /// It is not any more.
     Reached(PortNumber),
+    /// Another domain with the VM's uuid has the device, or has had it since: the guest is not shown it
+    /// before [`News::Claimed`]. The text is for people.
+    HeldElsewhere(PortNumber, String),
     /// The device is pulled out, and its lease waits for it.
     Absent {
         /// Where it was.
@@ -69,6 +72,7 @@ impl News {
             | Self::Lost(port, _)
             | Self::Unreachable(port)
             | Self::Reached(port)
+            | Self::HeldElsewhere(port, _)
             | Self::Absent { port, .. } => port,
         }
     }
@@ -129,6 +133,8 @@ enum Broken {
     Refused(Refusal),
     #[error("the lease is at epoch {0} meanwhile")]
     Outdated(Epoch),
+    #[error("{0}")]
+    HeldElsewhere(String),
     #[error("the device is gone")]
     Gone,
     #[error("the device is unplugged")]
@@ -147,7 +153,8 @@ impl Broken {
             | Self::Io(_)
             | Self::Session(_)
             | Self::Silent
-            | Self::Outdated(_) => {
+            | Self::Outdated(_)
+            | Self::HeldElsewhere(_) => {
                 waiting.over();
                 false
             }
@@ -160,6 +167,21 @@ impl Broken {
             self,
             Self::Unplugged | Self::Refused(Refusal::Absent { .. })
         )
+    }
+}
+
+/// What an administrator is told of a device that another domain with the same uuid holds.
+pub(super) fn held_elsewhere(holder: &Holder, connected: bool) -> String {
+    match connected {
+        true => format!(
+            "the VM runs at {holder}, and this domain has the same uuid. It gets the device when that domain \
+             is gone: shut one of the two down, or give this one a uuid of its own"
+        ),
+        false => format!(
+            "the VM ran last at {holder}, which is not connected to the exporter, and this domain has the \
+             same uuid. It gets the device when that domain is known to be gone, or its host has been \
+             silent for the exporter's takeover_seconds"
+        ),
     }
 }
 
@@ -225,11 +247,18 @@ impl<B: Backend> DeviceTask<B> {
                 self.news.send(News::Lost(self.port, text));
                 return;
             }
-            if let Some(after) = self.exporter.disconnect_after() {
+            let is_there = matches!(broken, Broken::HeldElsewhere(_) | Broken::Outdated(_));
+            if let Some(after) = self.exporter.disconnect_after().filter(|_| !is_there) {
                 away.get_or_insert_with(|| Away::start(after, self.port, self.news.clone()));
             }
             if text != said {
-                warn!(self.log, "connection to the exporter lost: {}", text);
+                match &broken {
+                    Broken::HeldElsewhere(_) => {
+                        warn!(self.log, "device not plugged in: {}", text);
+                        self.news.send(News::HeldElsewhere(self.port, text.clone()));
+                    }
+                    _ => warn!(self.log, "connection to the exporter lost: {}", text),
+                }
                 said = text;
             }
             sleep(pause).await;
@@ -257,6 +286,7 @@ impl<B: Backend> DeviceTask<B> {
             domid: self.domid,
             attempt: self.serving.borrow_mut().next_attempt(self.port),
             frontend_resumes: *self.frontend_resumes.borrow_and_update(),
+            evidence: self.tenure.evidence(),
             how,
         };
         transport::send(&mut stream, &open).await?;
@@ -264,7 +294,14 @@ impl<B: Backend> DeviceTask<B> {
         match self.tenure.answered(how, opened) {
             Next::Elsewhere(current) => {
                 match Domain::read(&self.store, DomId(self.domid)).await {
-                    Ok(Some(domain)) if !domain.has_left() => self.tenure.stays(current),
+                    Ok(Some(domain)) if !domain.has_left() => {
+                        self.tenure.stays(current);
+                        if self.tenure.waits() {
+                            let text = "another domain with the same uuid has had the device since \
+                                        this one was made; it is connected anew when it is free";
+                            return Err(Broken::HeldElsewhere(text.to_owned()));
+                        }
+                    }
                     Ok(_) => return Err(Broken::Fenced),
                     // Asked again with the next attempt.
                     Err(e) => warn!(self.log, "xenstore: {}", e),
@@ -272,6 +309,14 @@ impl<B: Backend> DeviceTask<B> {
                 return Err(Broken::Outdated(current));
             }
             Next::Again(current) => return Err(Broken::Outdated(current)),
+            Next::HeldElsewhere { holder, connected } => {
+                if self.is_gone(&holder).await {
+                    self.tenure.holder_is_gone(holder.domid);
+                    return Err(Broken::Outdated(self.lease.epoch));
+                }
+                let text = held_elsewhere(&holder, connected);
+                return Err(Broken::HeldElsewhere(text));
+            }
             Next::Refused(refusal) => return Err(Broken::Refused(refusal)),
             Next::Claimed(epoch) => {
                 *pause = RETRY_MIN;
@@ -296,6 +341,20 @@ impl<B: Backend> DeviceTask<B> {
             broken = self.receive(reader) => broken,
             broken = self.send(writer) => broken,
             broken = self.announce_resume() => broken,
+        }
+    }
+
+    /// Whether this was a domain of this host, which is no more.
+    async fn is_gone(&self, holder: &Holder) -> bool {
+        if holder.host != self.identity.name() {
+            return false;
+        }
+        match Domain::read(&self.store, DomId(holder.domid)).await {
+            Ok(domain) => domain.is_none_or(|d| d.vm != self.lease.vm),
+            Err(e) => {
+                warn!(self.log, "xenstore: {}", e);
+                false
+            }
         }
     }
 

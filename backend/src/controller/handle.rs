@@ -29,6 +29,8 @@ pub struct Setup<B> {
     pub key: Key,
     /// The VM.
     pub vm: VmUuid,
+    /// Whether the toolstack said that the VM arrives in this domain from another one.
+    pub arrives: bool,
     /// Its number of ports.
     pub port_count: u8,
     /// Which devices it can have.
@@ -67,6 +69,8 @@ pub struct Adopted {
     pub backend: XenbusState,
     /// Its devices.
     pub devices: Vec<(config::Exporter, SavedDevice)>,
+    /// Whether the toolstack said that the VM arrives in this domain from another one.
+    pub arrives: bool,
 }
 
 /// What the daemon tells a controller.
@@ -98,9 +102,8 @@ pub enum Command {
         Box<Lease>,
         oneshot::Sender<Result<(), String>>,
     ),
-    /// Unplug what is at a port. Answered with the exporter's name, and the lease with its epoch of
-    /// now.
-    Detach(PortNumber, oneshot::Sender<Option<(String, Lease)>>),
+    /// Unplug what is at a port.
+    Detach(PortNumber, oneshot::Sender<Option<Detached>>),
     /// What is known of a device that is waited for at a port: its lease, as the old exporter has it, and
     /// a note for people.
     Away(u8, Option<Box<Lease>>, Option<String>),
@@ -121,6 +124,17 @@ pub enum Command {
     Ended(String, DeviceId),
     /// What is there.
     Describe(oneshot::Sender<Report>),
+}
+
+/// What was at a port.
+#[derive(Clone, Debug)]
+pub struct Detached {
+    /// The exporter's name.
+    pub exporter: String,
+    /// The lease, with its epoch of now.
+    pub lease: Lease,
+    /// Another domain with the VM's uuid holds it: it is not ours to give back.
+    pub elsewhere: bool,
 }
 
 /// What came of a device that was waited for and found.
@@ -171,6 +185,8 @@ pub struct Device {
     pub counters: Counters,
     /// Its device is pulled out.
     pub waiting: Option<Waiting>,
+    /// Another domain with the VM's uuid has it, and the guest is not shown it: what people are told.
+    pub elsewhere: Option<String>,
 }
 
 impl Report {

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use session::Epoch;
 use session::client::Client;
 use session::control::Refusal;
-use session::open::{How, Opened};
+use session::open::{Evidence, How, Opened};
+use session::{Epoch, Holder};
 
 /// What is known of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,6 +18,11 @@ pub struct Tenure {
     session: Option<Epoch>,
     /// Whether we have held it.
     held: bool,
+    /// What says that our guest is the VM.
+    evidence: Evidence,
+    /// Another domain with the VM's uuid has it, or has had it since it was seen here: our guest is not shown
+    /// the device before we hold it.
+    waits: bool,
 }
 
 /// What is next after the exporter's answer.
@@ -32,6 +37,14 @@ pub enum Next {
     /// The lease is at this epoch meanwhile. If the guest is still here, say so with
     /// [`Tenure::stays`] and connect again; if it has moved on, the device is where it is.
     Elsewhere(Epoch),
+    /// Another domain with the VM's uuid holds it and may be running: connect again after a while. Where it
+    /// is one of this host and is gone, say so with [`Tenure::holder_is_gone`] first.
+    HeldElsewhere {
+        /// That domain.
+        holder: Holder,
+        /// Whether its host is connected to the exporter.
+        connected: bool,
+    },
     /// No.
     Refused(Refusal),
 }
@@ -44,7 +57,38 @@ impl Tenure {
             seen,
             session,
             held: session.is_some(),
+            evidence: Evidence::Uuid,
+            waits: false,
         }
+    }
+
+    /// The same, with what says that our guest is the VM.
+    #[must_use]
+    pub fn with(self, evidence: Evidence) -> Self {
+        Self { evidence, ..self }
+    }
+
+    /// The same, where another domain with the VM's uuid was seen to have it.
+    #[must_use]
+    pub fn waiting(self, waits: bool) -> Self {
+        match waits {
+            true => Self {
+                waits,
+                evidence: Evidence::Uuid,
+                ..self
+            },
+            false => self,
+        }
+    }
+
+    /// What says that our guest is the VM, for the next connection.
+    pub fn evidence(&self) -> Evidence {
+        self.evidence
+    }
+
+    /// Whether another domain with the VM's uuid has it, or has had it since it was seen here.
+    pub fn waits(&self) -> bool {
+        self.waits
     }
 
     /// The same, where nobody else's claim is to be overruled.
@@ -81,7 +125,27 @@ impl Tenure {
             (How::Claim { .. }, Opened::Refused(Refusal::Fenced { current, .. }))
                 if !self.held && current > self.seen =>
             {
+                // A guest that was restored before, and let run now, remembers what is true no more.
+                if self.evidence != Evidence::Arrival {
+                    *self = self.waiting(true);
+                }
                 Next::Elsewhere(current)
+            }
+            // Evidence that the exporter has turned down is none later either: a copy that waits must not be
+            // taken for a guest that arrives when the VM is suspended for a moment.
+            (
+                How::Claim { .. },
+                Opened::Refused(Refusal::HeldElsewhere {
+                    holder,
+                    silent_seconds,
+                    ..
+                }),
+            ) => {
+                *self = self.waiting(true);
+                Next::HeldElsewhere {
+                    holder,
+                    connected: silent_seconds.is_none(),
+                }
             }
             // The exporter was restarted and knows nothing of what was in flight, or somebody else
             // holds the lease. A claim tells: only the holder of before may make it with its old
@@ -93,6 +157,7 @@ impl Tenure {
             (_, Opened::Refused(refusal)) => Next::Refused(refusal),
             (How::Claim { .. }, Opened::Ready { epoch, .. }) => {
                 (self.session, self.held) = (Some(epoch), true);
+                self.waits = false;
                 Next::Claimed(epoch)
             }
             (
@@ -131,11 +196,18 @@ impl Tenure {
             }
             // The device is pulled out: an attachment that follows it looks for it elsewhere.
             Refusal::Absent { .. } => Patience::None,
+            // Asked again, the exporter says yes when that domain is gone.
+            Refusal::HeldElsewhere { .. } => Patience::Endless,
             // Answers to who asks for a new lease.
             Refusal::UnknownDevice(_) | Refusal::Ambiguous { .. } | Refusal::Unavailable { .. } => {
                 Patience::None
             }
         }
+    }
+
+    /// The holder that the exporter has named was a domain of this host, and is gone.
+    pub fn holder_is_gone(&mut self, domid: u16) {
+        self.evidence = Evidence::HolderGone(domid);
     }
 
     /// Whether asking again is of no use.
@@ -216,6 +288,56 @@ mod tests {
         assert_eq!(tenure.how(None), claim(5));
         let refused = tenure.answered(claim(5), fenced(5));
         assert!(matches!(refused, Next::Refused(_)), "{refused:?}");
+    }
+
+    fn held_elsewhere(silent_seconds: Option<u64>) -> (Opened, Next) {
+        let holder = Holder {
+            host: "a".into(),
+            domid: 7,
+        };
+        let refused = Opened::Refused(Refusal::HeldElsewhere {
+            device: session::DeviceId("1-2".into()),
+            vm: session::VmUuid(Default::default()),
+            holder: holder.clone(),
+            epoch: Epoch(3),
+            silent_seconds,
+        });
+        let connected = silent_seconds.is_none();
+        (refused, Next::HeldElsewhere { holder, connected })
+    }
+
+    #[test]
+    fn evidence_that_was_turned_down_is_not_shown_again() {
+        for evidence in [Evidence::FirstConnect, Evidence::Arrival] {
+            let mut tenure = Tenure::new(Epoch(3), None).with(evidence);
+            assert_eq!((tenure.evidence(), tenure.waits()), (evidence, false));
+            let (refused, next) = held_elsewhere(None);
+            assert_eq!(tenure.answered(claim(3), refused), next);
+            assert_eq!((tenure.evidence(), tenure.waits()), (Evidence::Uuid, true));
+            // Nor by a process that comes later.
+            let later = Tenure::new(Epoch(3), None).with(evidence).waiting(true);
+            assert_eq!(later, tenure);
+            // But what this host knows of its own domains is.
+            tenure.holder_is_gone(7);
+            assert_eq!(tenure.evidence(), Evidence::HolderGone(7));
+            assert!(tenure.waits(), "until it is claimed");
+        }
+    }
+
+    /// `xl restore -p`, and the VM was started elsewhere meanwhile.
+    #[test]
+    fn a_guest_that_did_not_arrive_waits_where_the_epoch_has_grown() {
+        let mut tenure = Tenure::new(Epoch(3), None).with(Evidence::FirstConnect);
+        let next = tenure.answered(claim(3), fenced(5));
+        assert_eq!(next, Next::Elsewhere(Epoch(5)));
+        assert_eq!((tenure.evidence(), tenure.waits()), (Evidence::Uuid, true));
+        let mut tenure = Tenure::new(Epoch(3), None).with(Evidence::Arrival);
+        let next = tenure.answered(claim(3), fenced(5));
+        assert_eq!(next, Next::Elsewhere(Epoch(5)));
+        assert_eq!(
+            (tenure.evidence(), tenure.waits()),
+            (Evidence::Arrival, false)
+        );
     }
 
     #[test]

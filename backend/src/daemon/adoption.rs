@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use session::frame::{Kind, encode_plain};
 use session::message::Purpose;
-use session::open::{Attempt, How, Open, Opened};
+use session::open::{Attempt, Evidence, How, Open, Opened};
 use session::{Epoch, Lease};
 use slog::{debug, error, info, warn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -74,8 +74,12 @@ impl<B: Backend> Daemon<B> {
         };
         let log = self.log.new(slog::o!("controller" => key.to_string()));
         let mut files = self.state.files(key);
+        let mut arrives = false;
         let (journal, devices) = match files.open(domain.vm) {
-            Some((journal, saved)) => (journal, Some(self.known(saved))),
+            Some((journal, saved)) => {
+                arrives = saved.arrives;
+                (journal, Some(self.known(saved)))
+            }
             None => {
                 warn!(
                     log,
@@ -88,6 +92,7 @@ impl<B: Backend> Daemon<B> {
         let adopted = Adopted {
             backend,
             devices: devices.unwrap_or_default(),
+            arrives,
         };
         if !self
             .start(key, &domain, files, journal, Some(adopted))
@@ -233,6 +238,7 @@ impl Gone {
             domid: self.domid,
             attempt: self.attempt,
             frontend_resumes: self.lease.frontend_resumes,
+            evidence: Evidence::Uuid,
             how,
         };
         transport::send(&mut stream, &open).await?;

@@ -119,9 +119,12 @@ impl<B: Backend> Daemon<B> {
         };
         // First: where that fails because xenstored goes away, all of this is done again.
         self.watch_domain(key.domid).await?;
+        // By its name it arrives until it runs.
+        let arrives = domain.is_incoming() || adopted.as_ref().is_some_and(|a| a.arrives);
         let setup = Setup {
             key,
             vm: domain.vm,
+            arrives,
             port_count,
             usb_version,
             journal,
@@ -144,7 +147,7 @@ impl<B: Backend> Daemon<B> {
                 return Ok(false);
             }
         };
-        let entry = Entry::new(handle, domain.clone());
+        let entry = Entry::new(handle, domain.clone(), arrives);
         self.admin.controllers.insert(key, entry);
         Ok(true)
     }

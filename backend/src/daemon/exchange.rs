@@ -472,6 +472,7 @@ mod tests {
             exchange,
             descriptors: None,
             configured: Configured::default(),
+            silent_seconds: None,
             device,
         }
     }

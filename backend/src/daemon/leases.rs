@@ -93,7 +93,7 @@ impl<B: Backend> Daemon<B> {
             host: self.identity.name().into(),
             domid: key.domid.0,
         };
-        let arrives = entry.domain.is_incoming();
+        let arrives = entry.arrives;
         let leases: Vec<_> = leases
             .into_iter()
             .map(|(exporter, lease)| {
@@ -261,7 +261,7 @@ impl<B: Backend> Daemon<B> {
                     && report.at(lease.port).is_none()
             });
             let ours = ours.map(|(exporter, lease)| {
-                let incoming = match verdict(&lease, &me, false) {
+                let incoming = match verdict(&lease, &me, entry.arrives) {
                     // Too late to keep the guest from coming.
                     Incoming::Refuse => Incoming::Replug,
                     incoming => incoming,

@@ -9,7 +9,8 @@ pub mod client;
 
 use serde::{Deserialize, Serialize};
 use session::{
-    DeviceInfo, DeviceSelector, Exchange, LeasePhase, OnExchange, OnMigrate, StashCounters, VmUuid,
+    DeviceInfo, DeviceSelector, Epoch, Exchange, LeasePhase, OnExchange, OnMigrate, StashCounters,
+    VmUuid,
 };
 
 /// Where vusbd listens.
@@ -61,6 +62,10 @@ pub enum Request {
         exporter: String,
         /// The device there, as text.
         device: DeviceSelector,
+        /// The epoch of a lease whose holder is not connected: it ends although nobody knows whether the VM
+        /// runs.
+        #[serde(default)]
+        force: Option<Epoch>,
     },
     /// What is attached where. [`Response::Attachments`].
     List,

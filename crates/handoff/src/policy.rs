@@ -12,16 +12,32 @@ pub enum Incoming {
     Replug,
     /// The guest must not arrive.
     Refuse,
+    /// Another domain with the VM's uuid may be running with it, and nothing says that the guest comes from
+    /// there: the port stays empty until the exporter admits the claim.
+    Elsewhere,
 }
 
 /// Decides for one lease, at the host and domain `me`. `arrives`: the toolstack says that the guest
 /// is on its way here.
 ///
+/// A guest that does not arrive was booted, or restored from a file; or it is a copy of one that runs.
+///
 /// Only a guest that is on its way can be refused: one whose lease somebody else serves or has
 /// just frozen, or has lost its connection to. Where the holder is gone (a restored, rebooted or
 /// restarted VM) there is nothing to go back to.
 pub fn verdict(lease: &Lease, me: &Holder, arrives: bool) -> Incoming {
-    if lease.frontend_resumes || lease.on_migrate == OnMigrate::Risk {
+    let is_holder = lease.holder == *me;
+    // A guest that is suspended there and made here arrives, whatever the toolstack says.
+    let arrives = arrives || lease.phase == LeasePhase::Frozen;
+    let knows_its_device = match lease.phase {
+        _ if is_holder || arrives => true,
+        LeasePhase::Serving | LeasePhase::Disconnected => return Incoming::Elsewhere,
+        LeasePhase::Saved | LeasePhase::Absent | LeasePhase::Frozen => true,
+        // It ran after whatever file this guest was restored from, so the guest must not go on with what
+        // it remembers of a disk. One that boots does not mind.
+        LeasePhase::Orphaned => false,
+    };
+    if knows_its_device && (lease.frontend_resumes || lease.on_migrate == OnMigrate::Risk) {
         return Incoming::Seamless;
     }
     let has_source = match lease.phase {
@@ -30,7 +46,7 @@ pub fn verdict(lease: &Lease, me: &Holder, arrives: bool) -> Incoming {
         LeasePhase::Disconnected | LeasePhase::Absent => arrives,
         LeasePhase::Orphaned | LeasePhase::Saved => false,
     };
-    let on_its_way = lease.holder != *me && has_source;
+    let on_its_way = !is_holder && has_source;
     match lease.on_migrate {
         OnMigrate::Refuse if on_its_way => Incoming::Refuse,
         _ => Incoming::Replug,
@@ -77,24 +93,74 @@ mod tests {
             exchange: None,
             descriptors: None,
             configured: session::Configured::default(),
+            silent_seconds: None,
         }
     }
 
+    const ALL: [OnMigrate; 3] = [OnMigrate::Refuse, OnMigrate::Replug, OnMigrate::Risk];
+
     #[test]
-    fn a_frontend_that_resumes_is_always_seamless() {
-        for on_migrate in [OnMigrate::Refuse, OnMigrate::Replug, OnMigrate::Risk] {
-            let lease = lease(on_migrate, LeasePhase::Serving, true);
-            assert_eq!(verdict(&lease, &holder("b", 1), false), Incoming::Seamless);
+    fn a_frontend_that_resumes_is_seamless_where_its_guest_arrives() {
+        for (on_migrate, phase) in ALL.into_iter().flat_map(|on_migrate| {
+            [
+                LeasePhase::Serving,
+                LeasePhase::Frozen,
+                LeasePhase::Disconnected,
+                LeasePhase::Orphaned,
+                LeasePhase::Saved,
+            ]
+            .map(|phase| (on_migrate, phase))
+        }) {
+            let lease = lease(on_migrate, phase, true);
+            assert_eq!(verdict(&lease, &holder("b", 1), true), Incoming::Seamless);
+            assert_eq!(verdict(&lease, &holder("a", 7), false), Incoming::Seamless);
+        }
+    }
+
+    /// A restored file, or a clone, on another host or this one.
+    #[test]
+    fn a_second_domain_with_the_uuid_of_a_vm_that_may_run_is_given_nothing() {
+        for resumes in [false, true] {
+            for on_migrate in ALL {
+                for phase in [LeasePhase::Serving, LeasePhase::Disconnected] {
+                    let lease = lease(on_migrate, phase, resumes);
+                    for me in [holder("b", 1), holder("a", 8)] {
+                        assert_eq!(verdict(&lease, &me, false), Incoming::Elsewhere);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Without a sign of the toolstack: suspended there, made here.
+    #[test]
+    fn a_guest_that_is_suspended_elsewhere_arrives() {
+        let frozen = lease(OnMigrate::Refuse, LeasePhase::Frozen, true);
+        assert_eq!(verdict(&frozen, &holder("b", 1), false), Incoming::Seamless);
+        let saved = lease(OnMigrate::Refuse, LeasePhase::Saved, true);
+        assert_eq!(verdict(&saved, &holder("b", 1), false), Incoming::Seamless);
+    }
+
+    /// The VM ran until it was destroyed. A file that it was saved to before is older than its disk.
+    #[test]
+    fn who_was_not_suspended_last_begins_anew() {
+        for on_migrate in ALL {
+            let gone = lease(on_migrate, LeasePhase::Orphaned, true);
+            assert_eq!(verdict(&gone, &holder("b", 1), false), Incoming::Replug);
         }
     }
 
     #[test]
     fn storage_of_a_stock_guest_is_refused_while_it_is_still_served_elsewhere() {
-        for phase in [LeasePhase::Serving, LeasePhase::Frozen] {
+        for (phase, arrives) in [
+            (LeasePhase::Serving, true),
+            (LeasePhase::Frozen, true),
+            (LeasePhase::Frozen, false),
+        ] {
             let lease = lease(OnMigrate::Refuse, phase, false);
-            assert_eq!(verdict(&lease, &holder("b", 1), false), Incoming::Refuse);
+            assert_eq!(verdict(&lease, &holder("b", 1), arrives), Incoming::Refuse);
             assert_eq!(
-                verdict(&lease, &holder("a", 8), false),
+                verdict(&lease, &holder("a", 8), arrives),
                 Incoming::Refuse,
                 "to localhost"
             );
@@ -108,11 +174,7 @@ mod tests {
 
     #[test]
     fn a_restored_guest_is_not_refused() {
-        for phase in [
-            LeasePhase::Orphaned,
-            LeasePhase::Saved,
-            LeasePhase::Disconnected,
-        ] {
+        for phase in [LeasePhase::Orphaned, LeasePhase::Saved] {
             let lease = lease(OnMigrate::Refuse, phase, false);
             assert_eq!(verdict(&lease, &holder("b", 1), false), Incoming::Replug);
         }

@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Configured, DeviceId, DeviceInfo, DeviceSelector, Digest, Epoch, Exchange, Lease, OnMigrate,
-    VmUuid,
+    Configured, DeviceId, DeviceInfo, DeviceSelector, Digest, Epoch, Exchange, Holder, Lease,
+    OnMigrate, VmUuid,
 };
 
 /// What a backend asks.
@@ -31,6 +31,9 @@ pub enum Request {
         vm: VmUuid,
         /// The epoch that the caller knows: refused when a newer one exists.
         epoch: Epoch,
+        /// Also where another host holds it that is not connected, and has not said that its domain is
+        /// gone. A host that is connected keeps it in any case.
+        force: bool,
     },
     /// A domain with this uuid is being built at the caller (an incoming migration, a restore, a
     /// boot). Answer: [`Reply::Leases`] of the VM.
@@ -180,6 +183,24 @@ pub enum Refusal {
         /// The current one.
         current: Epoch,
     },
+    /// Another domain with the VM's uuid holds it, and may be running.
+    #[error(
+        "device {device} is in use by another domain with the same uuid: VM {vm} runs at {holder}{}. It is \
+         free when that domain is gone. Shut one of the two down, or give it a uuid of its own",
+        silence(*silent_seconds)
+    )]
+    HeldElsewhere {
+        /// The device.
+        device: DeviceId,
+        /// The VM.
+        vm: VmUuid,
+        /// Who holds it.
+        holder: Holder,
+        /// The lease's epoch.
+        epoch: Epoch,
+        /// For how long the holder has not been connected, in seconds, where it is not.
+        silent_seconds: Option<u64>,
+    },
     /// A limit of the exporter, or an argument out of range.
     #[error("{0}")]
     Limit(String),
@@ -200,6 +221,11 @@ pub enum Refusal {
         /// The device.
         device: DeviceId,
     },
+}
+
+/// How a text goes on about a holder that is not connected.
+fn silence(seconds: Option<u64>) -> String {
+    seconds.map_or_else(String::new, |s| format!(", not connected for {s} s"))
 }
 
 /// What the exporter sends on a control connection.

@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use absent::Unplugged;
-pub use hold::HoldTimes;
+pub use hold::{HoldTimes, TAKEOVER_MS};
 pub use holder::{Change, Claimant};
 pub use lending::{MAX_PORT, MAX_VM_NAME_LEN};
 pub use policy::{Allow, Match, Policy};
@@ -67,8 +67,20 @@ struct Entry {
     frozen: bool,
     /// The holder's last attempt to take it up.
     attempt: Attempt,
-    /// When an orphan is released.
+    /// When an orphan is released, or a lease whose holder is not connected.
     deadline_ms: Option<u64>,
+    /// Since when the holder is not connected. `None` while it is, and before it first was.
+    silent_since_ms: Option<u64>,
+    /// When a claim of another domain was refused last that had nothing to show but the uuid.
+    disputed_ms: Option<u64>,
+}
+
+impl Entry {
+    /// For how long the holder has not been connected.
+    fn silent_ms(&self, now_ms: u64) -> Option<u64> {
+        let since = self.silent_since_ms?;
+        (self.lease.phase == LeasePhase::Disconnected).then(|| now_ms.saturating_sub(since))
+    }
 }
 
 /// The table; see the module's documentation.
@@ -115,6 +127,8 @@ impl LeaseTable {
                 frozen: orphaned,
                 attempt: Attempt::default(),
                 deadline_ms: table.hold.deadline_ms(lease.phase, now_ms),
+                silent_since_ms: Some(now_ms),
+                disputed_ms: None,
                 lease,
             };
             let device = entry.lease.device.id.clone();
@@ -173,6 +187,14 @@ impl LeaseTable {
         self.entries.values().map(|e| &e.lease)
     }
 
+    /// For how long the holder of this device's lease has not been connected, in seconds, where it is not.
+    pub fn silent_seconds(&self, device: &DeviceId, now_ms: u64) -> Option<u64> {
+        let here = self.entries.get(device);
+        let missing = self.missing.iter().map(|m| &m.entry);
+        let entry = here.or_else(|| missing.into_iter().find(|e| e.lease.device.id == *device))?;
+        Some(entry.silent_ms(now_ms)? / 1000)
+    }
+
     /// The lease of a device.
     pub fn get(&self, device: &DeviceId) -> Option<&Lease> {
         self.entries.get(device).map(|e| &e.lease)
@@ -223,24 +245,28 @@ impl LeaseTable {
         }
     }
 
-    /// Gives a device back.
+    /// Gives a device back. Only its holder does, unless the VM's domain is gone; with `force` also another
+    /// host where the holder is not connected.
     pub fn release(
         &mut self,
         device: &DeviceId,
         vm: VmUuid,
         host: &str,
         epoch: Epoch,
+        force: bool,
     ) -> Result<Lease, Refusal> {
         if let Some(lease) = self.release_absent(device, vm, host, epoch)? {
             return Ok(lease);
         }
-        if let Some(lease) = self.release_missing(device, vm, host, epoch)? {
+        if let Some(lease) = self.release_missing(device, vm, host, epoch, force)? {
             return Ok(lease);
         }
-        let lease = &self.checked(device, vm, host)?.lease;
+        let entry = self.checked(device, vm, host)?;
+        let lease = &entry.lease;
         if epoch != lease.epoch {
             return Err(fenced(epoch, lease));
         }
+        check_release(lease, host, force)?;
         self.remove(device).ok_or_else(|| Refusal::NoLease {
             device: device.clone(),
             vm,
@@ -332,6 +358,30 @@ fn policy_refusal(device: &DeviceInfo, vm: VmUuid, host: &str) -> Refusal {
         device: device.id.clone(),
         vm,
         host: host.to_owned(),
+    }
+}
+
+/// Whether `host` may end a lease; see [`LeaseTable::release`].
+fn check_release(lease: &Lease, host: &str, force: bool) -> Result<(), Refusal> {
+    let may = match lease.phase {
+        LeasePhase::Serving | LeasePhase::Frozen => host == lease.holder.host,
+        LeasePhase::Disconnected => force || host == lease.holder.host,
+        LeasePhase::Orphaned | LeasePhase::Saved | LeasePhase::Absent => true,
+    };
+    match may {
+        true => Ok(()),
+        false => Err(held_elsewhere(lease, None)),
+    }
+}
+
+/// `silent_ms`: for how long its holder has not been connected.
+fn held_elsewhere(lease: &Lease, silent_ms: Option<u64>) -> Refusal {
+    Refusal::HeldElsewhere {
+        device: lease.device.id.clone(),
+        vm: lease.vm,
+        holder: lease.holder.clone(),
+        epoch: lease.epoch,
+        silent_seconds: silent_ms.map(|ms| ms / 1000),
     }
 }
 

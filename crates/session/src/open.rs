@@ -20,8 +20,26 @@ pub struct Open {
     pub attempt: Attempt,
     /// Whether the frontend says `feature-resume=1`.
     pub frontend_resumes: bool,
+    /// What says that this domain is the VM. Only a claim of another than the holder needs it.
+    pub evidence: Evidence,
     /// How.
     pub how: How,
+}
+
+/// What says that the claimant's domain is the VM, and not a copy of it that has the same uuid: a clone,
+/// or a file that was restored although the VM runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Evidence {
+    /// Nothing but the uuid.
+    #[default]
+    Uuid,
+    /// The domain's frontend has just connected for the first time. Where the holder's guest is suspended
+    /// at this moment, it is that guest, moved here by a toolstack that gives no sign of its own.
+    FirstConnect,
+    /// The toolstack says that the VM arrives in this domain from another host or another domid.
+    Arrival,
+    /// The lease was last held for this domid on the same host, and that domain is gone.
+    HolderGone(u16),
 }
 
 /// Tells attempts to take up a lease that were overtaken on their way: by a later one of the same

@@ -341,4 +341,8 @@ pub struct Lease {
     /// What the guest has set at the device.
     #[serde(default)]
     pub configured: Configured,
+    /// For how long the holder has not been connected, in seconds, where it is not: as of the exporter's
+    /// answer, and since its start at most.
+    #[serde(default)]
+    pub silent_seconds: Option<u64>,
 }

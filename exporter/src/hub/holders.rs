@@ -25,6 +25,8 @@ impl Hub {
             domid: open.domid,
             attempt: open.attempt,
             vm: open.vm,
+            evidence: open.evidence,
+            now_ms: self.now_ms(),
         };
         let device = &open.device;
         let no_lease = || Refusal::NoLease {
@@ -39,6 +41,7 @@ impl Hub {
                 return Err(Refusal::Absent { device });
             }
         }
+        self.table.borrow_mut().heard(device, &claimant);
         {
             let table = self.table.borrow();
             table.check_missing(device, open.vm, host, self.now_ms())?;

@@ -25,7 +25,12 @@ impl Hub {
                 Ok(leases)
             }
             Request::Acquire(acquire) => self.acquire(&acquire, host).await,
-            Request::Release { device, vm, epoch } => self.release(&device, vm, host, epoch).await,
+            Request::Release {
+                device,
+                vm,
+                epoch,
+                force,
+            } => self.release(&device, vm, host, epoch, force).await,
             Request::Expect { vm, .. } => Ok(self.leases(Some(vm), host)),
             // The connection does it.
             Request::Arriving { .. } => Ok(Reply::Done),
@@ -51,6 +56,10 @@ impl Hub {
     fn leases(&self, vm: Option<VmUuid>, host: &str) -> Reply {
         let mut leases = self.table.borrow().visible_leases(vm, host);
         for lease in &mut leases {
+            lease.silent_seconds = self
+                .table
+                .borrow()
+                .silent_seconds(&lease.device.id, self.now_ms());
             if lease.phase != LeasePhase::Absent
                 && let Some(session) = self.session(&lease.device.id)
             {
@@ -132,9 +141,14 @@ impl Hub {
         vm: VmUuid,
         host: &str,
         epoch: Epoch,
+        force: bool,
     ) -> Result<Reply, Refusal> {
-        let lease = self.table.borrow_mut().release(device, vm, host, epoch)?;
-        self.ended(&lease, &format!("released by {host}"));
+        let lease = self
+            .table
+            .borrow_mut()
+            .release(device, vm, host, epoch, force)?;
+        let how = if force { "taken away" } else { "released" };
+        self.ended(&lease, &format!("{how} by {host}"));
         self.save().await?;
         Ok(Reply::Done)
     }

@@ -19,7 +19,7 @@ use session::client::{self, Client};
 use session::control::{Acquire, Event, Reply, Request, ToBackend};
 use session::frame::{Completion, Transfer, TransferType};
 use session::message::Purpose;
-use session::open::{Attempt, How, Open, Opened};
+use session::open::{Attempt, Evidence, How, Open, Opened};
 use session::{DeviceId, Epoch, Lease, VmUuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
@@ -259,6 +259,7 @@ pub fn open(lease: &Lease, domid: u16, how: How) -> Open {
         domid,
         attempt: Attempt::default(),
         frontend_resumes: true,
+        evidence: Evidence::Arrival,
         how,
     }
 }
@@ -327,7 +328,13 @@ impl Control {
     }
 
     pub async fn release(&mut self, device: DeviceId, vm: VmUuid, epoch: Epoch) -> Reply {
-        self.ask(Request::Release { device, vm, epoch }).await
+        self.ask(Request::Release {
+            device,
+            vm,
+            epoch,
+            force: false,
+        })
+        .await
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use session::control::{Acquire, Refusal};
 use session::frame::TransferStatus;
 use session::lease::{Allow, Change, Claimant, LeaseTable, Match, Policy, Saved};
-use session::open::{How, Open, Opened};
+use session::open::{Evidence, How, Open, Opened};
 use session::server::{Event, Order, Outcome, Server};
 use session::{
     DeviceId, DeviceInfo, DeviceSelector, DeviceState, Epoch, Lease, OnMigrate, Speed, VmUuid,
@@ -75,6 +75,8 @@ pub(crate) struct Exporter {
     unfenced: bool,
     /// Whether those of `saving` are answered at once, another; and the cookie that waits meanwhile.
     hasty: bool,
+    /// Whether no claim needs evidence, another.
+    credulous: bool,
     unsaved_cookie: Option<(Epoch, Vec<u8>)>,
 }
 
@@ -133,6 +135,7 @@ impl Exporter {
             saving: Vec::new(),
             unfenced: limits.planted_unfenced,
             hasty: limits.planted_hasty,
+            credulous: limits.planted_credulous,
             unsaved_cookie: None,
         }
     }
@@ -142,12 +145,23 @@ impl Exporter {
     }
 
     /// A connection's opening; answered when the table is saved.
-    pub(crate) fn open(&mut self, connection: u8, open: &Open, host: usize) -> Vec<Say> {
+    pub(crate) fn open(
+        &mut self,
+        connection: u8,
+        open: &Open,
+        host: usize,
+        now_ms: u64,
+    ) -> Vec<Say> {
         let claimant = Claimant {
             host: host_name(host),
             domid: open.domid,
             attempt: open.attempt,
             vm: open.vm,
+            evidence: match self.credulous {
+                true => Evidence::Arrival,
+                false => open.evidence,
+            },
+            now_ms,
         };
         match self.try_open(connection, open, &claimant) {
             Ok(said) => said,

@@ -52,6 +52,10 @@ pub struct Limits {
     pub store_losses: u16,
     /// Hold times that are over before somebody claims the lease.
     pub holds: u16,
+    /// Second domains with the VM's uuid, one at a time.
+    pub copies: u16,
+    /// Claims of theirs that are tried again although nothing has happened.
+    pub retries: u16,
     /// Times that the guest's driver is unloaded and loaded again.
     pub reloads: u16,
     /// Transfers that the guest's driver gives up on.
@@ -79,6 +83,8 @@ pub struct Limits {
     pub planted_late_journal: bool,
     /// Another: the exporter answers a SET_ADDRESS at once, and saves the address afterwards.
     pub planted_hasty: bool,
+    /// Another: the exporter takes every claimant's word that its guest is the VM.
+    pub planted_credulous: bool,
 }
 
 impl Limits {
@@ -96,6 +102,8 @@ impl Limits {
             stores: 0,
             store_losses: 0,
             holds: 0,
+            copies: 0,
+            retries: 0,
             reloads: 0,
             unlinks: 0,
             spurious: 0,
@@ -108,6 +116,7 @@ impl Limits {
             planted_claims: false,
             planted_late_journal: false,
             planted_hasty: false,
+            planted_credulous: false,
         }
     }
 }

@@ -37,7 +37,7 @@ pub(crate) struct Memory {
     /// The words of each domain's journal that are not 0.
     journals: BTreeMap<u16, BTreeMap<u16, u64>>,
     /// The list of devices of each domain's controller.
-    devices: BTreeMap<u16, Vec<Lease>>,
+    devices: BTreeMap<u16, Vec<KeptDevice>>,
     /// A planted bug, for which `replaced` is needed.
     late_journal: bool,
     /// What the last store to a journal has replaced.
@@ -101,6 +101,9 @@ pub(crate) fn kept() -> Vec<u16> {
     AT_HAND.with_borrow(|memory| memory.devices.keys().copied().collect())
 }
 
+/// A device of a controller, and whether another domain holds it.
+pub(crate) type KeptDevice = (Lease, bool);
+
 /// What is kept of a domain's controller for a later `vusbd`: the words of its journal, and a list of its
 /// devices.
 #[derive(Clone, Copy, Debug)]
@@ -116,14 +119,14 @@ impl Kept {
     }
 
     /// Writes the list of devices.
-    pub(crate) fn save_devices(self, devices: Vec<Lease>) {
+    pub(crate) fn save_devices(self, devices: Vec<KeptDevice>) {
         if take_power() {
             AT_HAND.with_borrow_mut(|memory| memory.devices.insert(self.0, devices));
         }
     }
 
     /// The list of devices, where there is one.
-    pub(crate) fn devices(self) -> Option<Vec<Lease>> {
+    pub(crate) fn devices(self) -> Option<Vec<KeptDevice>> {
         AT_HAND.with_borrow(|memory| memory.devices.get(&self.0).cloned())
     }
 }

@@ -58,6 +58,8 @@ fn limits(random: &mut Random) -> Limits {
         store_losses: up_to(random, 3),
         // Seldom: what comes after it is a life without a device.
         holds: u16::from(random.below(10) == 0),
+        copies: up_to(random, 2),
+        retries: up_to(random, 20),
         resumes: random.below(8) > 0,
         recalls: random.below(2) > 0,
         acknowledgements: true,

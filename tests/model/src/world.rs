@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! What may happen next, and letting it happen.
 
+mod copy;
 mod daemon;
 mod faults;
 mod toolstack;
@@ -10,6 +11,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use backend::xenbus::XenbusState;
 use handoff::{Event, State};
+use session::control::Refusal;
+use session::lease::TAKEOVER_MS;
 use session::open::Opened;
 use session::{Holder, LeasePhase};
 
@@ -51,6 +54,12 @@ pub enum Step {
     GuestSuspend,
     GuestReinitialise,
     Toolstack,
+    /// A host that died has been silent for long enough.
+    Silence,
+    /// The copy's frontend connects.
+    CopyConnect,
+    /// The copy is destroyed.
+    EndCopy,
     // What need not happen.
     Cut(u8),
     Abort,
@@ -67,6 +76,10 @@ pub enum Step {
     GuestUnlink,
     SpuriousWatches(usize),
     SpuriousSignal,
+    /// A second domain with the VM's uuid is made.
+    StartCopy(usize),
+    /// A claim that was refused is tried again, and is refused again.
+    Retry(usize, u16),
 }
 
 impl Step {
@@ -86,6 +99,8 @@ impl Step {
                 | Self::GuestUnlink
                 | Self::SpuriousWatches(_)
                 | Self::SpuriousSignal
+                | Self::StartCopy(_)
+                | Self::Retry(..)
         )
     }
 
@@ -93,7 +108,7 @@ impl Step {
     pub fn is_timer(self) -> bool {
         matches!(
             self,
-            Self::UnlinkedDue(..) | Self::Idle(..) | Self::Acknowledge(..)
+            Self::UnlinkedDue(..) | Self::Idle(..) | Self::Acknowledge(..) | Self::Silence
         )
     }
 }
@@ -104,6 +119,8 @@ pub struct World {
     left: Limits,
     memory: Memory,
     guest: Guest,
+    /// Another guest with the same uuid. It has no transfers.
+    copy: Option<Guest>,
     hosts: [Host; 2],
     nodes: BTreeMap<u16, Nodes>,
     exporter: Exporter,
@@ -122,6 +139,7 @@ impl World {
         let mut world = Self {
             memory: Memory::default(),
             guest: Guest::new(&limits),
+            copy: None,
             hosts: Default::default(),
             nodes: BTreeMap::new(),
             exporter: Exporter::new(&limits),
@@ -314,7 +332,10 @@ impl World {
             }
             for (&dom, controller) in &host.controllers {
                 let task = controller.task.as_ref();
-                let down = task.is_some_and(|t| t.stage == Stage::Down);
+                // One that was refused is refused until something has happened.
+                let down = task.is_some_and(|t| {
+                    t.stage == Stage::Down && (!t.refused || self.would_admit(at, dom))
+                });
                 let signalled = memory::channel(dom, |c| c.to_backend);
                 may(
                     Step::Service(at, dom),
@@ -350,6 +371,9 @@ impl World {
                 }
             }
         }
+        may(Step::Silence, self.may_be_silent());
+        may(Step::CopyConnect, self.copy_may_connect());
+        may(Step::EndCopy, self.copy.is_some());
         self.faults(&mut may);
         steps
     }
@@ -425,6 +449,9 @@ impl World {
             Step::GuestSuspend => self.guest.mode = Mode::Suspended,
             Step::GuestReinitialise => self.set_frontend(XenbusState::Initialising, None),
             Step::Toolstack => self.toolstack(),
+            Step::Silence => self.now_ms += TAKEOVER_MS,
+            Step::CopyConnect => self.copy_connects(),
+            Step::EndCopy => self.end_copy(),
             fault => self.fault(fault),
         }
     }
@@ -449,7 +476,13 @@ impl World {
         };
         let host = connection.host;
         let said = match connection.up.pop_front() {
-            Some(Message::Open(open)) => self.exporter.open(id, &open, host),
+            Some(Message::Open(open)) => {
+                let before = self.exporter.lease().cloned();
+                let was_silent = self.is_silent();
+                let said = self.exporter.open(id, &open, host, self.now_ms);
+                self.judge_claim(before, was_silent);
+                said
+            }
             Some(Message::Frames(bytes)) => match self.exporter.frames(id, &bytes, self.now_ms) {
                 Ok(said) => said,
                 Err(e) => return self.history.violate(format!("the exporter: {e}")),
@@ -517,7 +550,8 @@ impl World {
                 let controller = self.hosts[host].controllers.get(&dom);
                 let claims = controller.is_some_and(Controller::claims);
                 let claimed = claims && matches!(*opened, Opened::Ready { .. });
-                let over = self.at(host, dom, |c, nodes| c.opened(*opened, nodes));
+                let gone = self.holder_gone(host, &opened);
+                let over = self.at(host, dom, |c, nodes| c.opened(*opened, gone, nodes));
                 // Whoever has not lived to know it claims again.
                 if claimed && self.hosts[host].up {
                     self.history.excuse_claim();
@@ -536,6 +570,15 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// The holder that the exporter names, where that was a domain of this host and is no more.
+    fn holder_gone(&self, host: usize, opened: &Opened) -> Option<u16> {
+        let Opened::Refused(Refusal::HeldElsewhere { holder, .. }) = opened else {
+            return None;
+        };
+        let was_here = holder.host == host_name(host);
+        (was_here && !self.nodes.contains_key(&holder.domid)).then_some(holder.domid)
     }
 
     // ---- guest

@@ -111,3 +111,15 @@ fn an_address_that_is_answered_before_it_is_saved_is_found() {
         failure.what
     );
 }
+
+/// A second domain with the VM's uuid takes its device: as it was before claims needed evidence.
+#[test]
+fn a_copy_that_is_believed_is_found() {
+    let limits = Limits {
+        copies: 1,
+        planted_credulous: true,
+        ..Limits::calm(0, 0)
+    };
+    let failure = check::check(&limits, 1_000_000).failure.unwrap();
+    assert!(failure.what.contains("which runs"), "{}", failure.what);
+}

@@ -49,6 +49,9 @@ pub struct RigOptions {
     pub hold_seconds: Option<u64>,
     /// The same for a VM that was saved, as the exporter's configuration says it.
     pub saved_hold_seconds: Option<String>,
+    /// How long a holder is silent before another domain with its VM's uuid may have its devices, in seconds;
+    /// the exporter's default otherwise.
+    pub takeover_seconds: Option<u64>,
     /// The exporter's port; one that is free by default.
     pub exporter_port: Option<u16>,
     /// More keys of the hosts' `[[exporter]]` section.
@@ -79,6 +82,7 @@ impl Default for RigOptions {
             second_host_address: None,
             hold_seconds: None,
             saved_hold_seconds: None,
+            takeover_seconds: None,
             on_unreachable: String::new(),
             hand_off: String::new(),
             exporter_port: None,

@@ -46,11 +46,15 @@ fn check(report: &Report) {
 }
 
 /// Whoever looks from outside sees silence: nothing closes the connections of a machine without
-/// power. The VM's new domain elsewhere has the device at once, and the old epoch is fenced off.
+/// power. The VM's new domain elsewhere has the device when the exporter has heard nothing for long enough, and
+/// the old epoch is fenced off.
 #[test]
 fn a_host_loses_power_and_its_vm_starts_elsewhere() {
     programs::build().unwrap();
-    let mut options = RigOptions::default();
+    let mut options = RigOptions {
+        takeover_seconds: Some(2),
+        ..RigOptions::default()
+    };
     let first = options.cuttable().unwrap();
     let _second = options.second_host_cuttable().unwrap();
     let mut rig = Rig::start(&options).unwrap();
@@ -144,6 +148,47 @@ fn what_a_saved_guest_holds_is_taken_away() {
     assert!(text.contains("nobody holds"), "{text}");
     let guest = working(&rig, &GuestOptions::new("other"));
     rig.end_unnoticed(guest);
+}
+
+/// Its host has lost power, and nobody starts the VM again: its device is had back by hand.
+#[test]
+fn what_a_vm_of_a_host_that_died_holds_is_taken_away() {
+    programs::build().unwrap();
+    let mut rig = Rig::start(&RigOptions::default()).unwrap();
+    let device = format!("{EXPORTER}/0-1");
+    let guest = working(&rig, &GuestOptions::new("guest"));
+    let release = |rig: &Rig, more: &[&str]| {
+        let output = rig
+            .xl_vusb(1, &[&["release", &device], more].concat())
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), text)
+    };
+    let (released, text) = release(&rig, &["--force", "1"]);
+    assert!(!released && text.contains("is not gone"), "{text}");
+    rig.hosts[0].lose_power().unwrap();
+    drop(guest);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let text = loop {
+        let (released, text) = release(&rig, &[]);
+        assert!(!released, "{text}");
+        if text.contains("not been connected for") {
+            break text;
+        }
+        assert!(Instant::now() < deadline, "{text}\n{}", rig.log_tails());
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert!(text.contains("held by host-a (domain 1)"), "{text}");
+    let (_, epoch) = text.split_once("--force ").unwrap();
+    let epoch = epoch.trim_end().trim_end_matches('`');
+    let (released, text) = release(&rig, &["--force", "1"]);
+    assert!(!released && text.contains("not its current one"), "{text}");
+    let (released, text) = release(&rig, &["--force", epoch]);
+    assert!(released, "{text}");
+    let devices = rig.xl_vusb(1, &["devices"]).unwrap().stdout;
+    let devices = String::from_utf8_lossy(&devices);
+    assert!(devices.contains("free"), "{devices}");
+    rig.stop().unwrap();
 }
 
 #[test]

@@ -19,8 +19,8 @@ use super::Actor;
 use super::away::{Away, pauses};
 use super::withdraw::Withdrawn;
 use crate::config;
-use crate::controller::device::{DeviceTask, News, NewsSender, TaskId};
-use crate::controller::handle::{Device, Report};
+use crate::controller::device::{DeviceTask, News, NewsSender, TaskId, held_elsewhere};
+use crate::controller::handle::{Detached, Device, Report};
 use crate::controller::tenure::Tenure;
 use crate::state::{Saved, SavedDevice};
 
@@ -42,6 +42,8 @@ pub(super) struct Plugged {
     pub(super) waiting: Option<oneshot::Sender<Result<(), String>>>,
     /// Since when there is no connection to its exporter. Its task sets it.
     pub(super) lost_at: Rc<Cell<Option<Instant>>>,
+    /// What people are told where it is [`Withdrawn::HeldElsewhere`].
+    pub(super) note: Option<String>,
 }
 
 impl Plugged {
@@ -58,6 +60,7 @@ impl Plugged {
             away: None,
             waiting: None,
             lost_at: Rc::default(),
+            note: None,
         }
     }
 }
@@ -77,6 +80,13 @@ impl<B: Backend> Actor<B> {
             warn!(self.log, "device will be replugged: {}", e; "port" => lease.port);
             None
         });
+        if incoming == Incoming::Elsewhere {
+            let note = held_elsewhere(&lease.holder, lease.phase == LeasePhase::Serving);
+            if let Err(e) = self.plug_elsewhere(port, exporter, lease, note) {
+                warn!(self.log, "lease ignored: {}", e);
+            }
+            return;
+        }
         let plugged = match lease.phase {
             LeasePhase::Absent => self.plug_absent(port, exporter, lease, carried),
             _ => self.plug(port, exporter, lease, carried, None),
@@ -116,7 +126,11 @@ impl<B: Backend> Actor<B> {
     /// A device that an earlier process had plugged in.
     pub(super) fn plug_again(&mut self, exporter: config::Exporter, device: SavedDevice) {
         let SavedDevice {
-            lease, fresh, away, ..
+            lease,
+            fresh,
+            away,
+            elsewhere,
+            ..
         } = device;
         let Some(port) = PortNumber::new(lease.port) else {
             return;
@@ -125,6 +139,13 @@ impl<B: Backend> Actor<B> {
         let known = self.serving.borrow().core.snapshot(port).speed != Speed::None;
         if away {
             self.plug_away(port, exporter, lease, known);
+            return;
+        }
+        if elsewhere && !known {
+            let note = held_elsewhere(&lease.holder, true);
+            if let Err(e) = self.plug_elsewhere(port, exporter, lease, note) {
+                warn!(self.log, "device not plugged in again: {}", e);
+            }
             return;
         }
         if known {
@@ -161,12 +182,14 @@ impl<B: Backend> Actor<B> {
             },
             fresh: p.fresh && !p.claimed,
             away: p.away.is_some(),
+            elsewhere: p.is_elsewhere(),
         });
         let saved = Saved {
             vm: self.vm,
             domid: self.key.domid.0,
             devid: self.key.devid,
             devices: devices.collect(),
+            arrives: self.arrives,
         };
         if let Err(e) = self.files.save(&saved) {
             warn!(
@@ -279,7 +302,9 @@ impl<B: Backend> Actor<B> {
         let task = DeviceTask {
             serving: self.serving.clone(),
             port,
-            tenure: Tenure::new(lease.epoch, session).holding(held),
+            tenure: Tenure::new(lease.epoch, session)
+                .holding(held)
+                .with(self.evidence()),
             lease: lease.clone(),
             domid: self.key.domid.0,
             store: self.store.clone(),
@@ -308,13 +333,15 @@ impl<B: Backend> Actor<B> {
         });
     }
 
-    pub(super) fn detach(&mut self, port: PortNumber) -> Option<(String, Lease)> {
+    pub(super) fn detach(&mut self, port: PortNumber) -> Option<Detached> {
+        let plugged = self.plugged[port.index()].take()?;
+        let elsewhere = plugged.is_elsewhere();
         let Plugged {
             exporter,
             mut lease,
             task,
             ..
-        } = self.plugged[port.index()].take()?;
+        } = plugged;
         if let Some(task) = task {
             task.abort();
         }
@@ -323,7 +350,11 @@ impl<B: Backend> Actor<B> {
         if let Some(client) = attached.and_then(|a| a.client) {
             lease.epoch = client.epoch();
         }
-        Some((exporter.name, lease))
+        Some(Detached {
+            exporter: exporter.name,
+            lease,
+            elsewhere,
+        })
     }
 
     pub(super) fn device(&mut self, task: TaskId, news: News) {
@@ -342,7 +373,9 @@ impl<B: Backend> Actor<B> {
                         self.keep_devices();
                     }
                 }
+                self.no_longer_elsewhere(port);
             }
+            News::HeldElsewhere(port, note) => self.held_elsewhere(port, note),
             News::Unreachable(port) => self.out_of_reach(port),
             News::Reached(port) => self.in_reach(port),
             News::Absent {
@@ -376,7 +409,7 @@ impl<B: Backend> Actor<B> {
                 .plugged
                 .iter()
                 .flatten()
-                .all(|p| p.claimed || p.away.is_some())
+                .all(|p| p.claimed || p.away.is_some() || p.is_elsewhere())
         {
             self.event(Event::Claimed);
         }
@@ -396,6 +429,7 @@ impl<B: Backend> Actor<B> {
                 fresh: p.fresh && !p.claimed,
                 counters: attached.map_or(Counters::default(), |a| a.counters),
                 waiting: p.away.as_ref().map(|a| a.waiting.clone()),
+                elsewhere: p.note.clone().filter(|_| p.is_elsewhere()),
             }
         });
         Report {
@@ -491,6 +525,7 @@ mod tests {
             exchange: None,
             descriptors: None,
             configured: session::Configured::default(),
+            silent_seconds: None,
         };
         Plugged {
             task_id,

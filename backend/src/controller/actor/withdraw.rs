@@ -31,6 +31,8 @@ pub(super) enum Withdrawn {
     Suspending,
     /// The device's exporter is out of reach.
     OutOfReach,
+    /// Another domain with the VM's uuid has it.
+    HeldElsewhere,
 }
 
 impl<B: Backend> Actor<B> {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! What the holder of a device says, and anybody who wants to be it.
 
-use super::{Entry, LeaseTable, fenced};
+use super::{Entry, HoldTimes, LeaseTable, fenced, held_elsewhere};
 use crate::control::Refusal;
 use crate::frame::MAX_COOKIE_LEN;
-use crate::open::Attempt;
-use crate::{Configured, DeviceId, Digest, Epoch, Holder, LeasePhase, VmUuid};
+use crate::open::{Attempt, Evidence};
+use crate::{Configured, DeviceId, Digest, Epoch, Holder, Lease, LeasePhase, VmUuid};
 
 /// Somebody at a device connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,11 +18,56 @@ pub struct Claimant<'a> {
     pub attempt: Attempt,
     /// For which VM.
     pub vm: VmUuid,
+    /// What says that its domain is this VM.
+    pub evidence: Evidence,
+    /// When it asks.
+    pub now_ms: u64,
 }
 
 impl Claimant<'_> {
     pub(super) fn is(&self, holder: &Holder) -> bool {
         self.host == holder.host && self.domid == holder.domid
+    }
+}
+
+impl Entry {
+    /// Whether the lease may change its holder. A host that is not connected does not count as gone at once:
+    /// a copy that tries again and again would win at each restart of the holder's `vusbd`.
+    fn admit(&mut self, by: &Claimant<'_>, hold: HoldTimes) -> Result<(), Refusal> {
+        let Lease { holder, phase, .. } = &self.lease;
+        if by.is(holder) || phase.is_orphaned() {
+            return Ok(());
+        }
+        let is_the_vm = match by.evidence {
+            Evidence::Uuid => false,
+            // A copy that waits for longer must not be fed by an `xl save -c`.
+            Evidence::FirstConnect => self.frozen,
+            // Where a copy waits, it may be the copy that arrives. A guest that does is suspended.
+            Evidence::Arrival => self.frozen || !self.is_disputed(by.now_ms, hold),
+            Evidence::HolderGone(domid) => by.host == holder.host && domid == holder.domid,
+        };
+        if is_the_vm {
+            return Ok(());
+        }
+        if *phase == LeasePhase::Disconnected {
+            // Of a lease that was never claimed nobody knows since when it waits for that.
+            self.silent_since_ms.get_or_insert(by.now_ms);
+        }
+        match self.silent_ms(by.now_ms) {
+            Some(silent_ms) if silent_ms >= hold.takeover_ms => Ok(()),
+            silent_ms => {
+                if by.evidence != Evidence::Arrival {
+                    self.disputed_ms = Some(by.now_ms);
+                }
+                Err(held_elsewhere(&self.lease, silent_ms))
+            }
+        }
+    }
+
+    /// Whether another domain with the VM's uuid waits for the lease, which asks every few seconds.
+    fn is_disputed(&self, now_ms: u64, hold: HoldTimes) -> bool {
+        self.disputed_ms
+            .is_some_and(|at| now_ms.saturating_sub(at) < hold.takeover_ms)
     }
 }
 
@@ -43,6 +88,9 @@ impl LeaseTable {
     /// Takes a lease over under a new epoch. Refused where somebody else did so since `seen`; a
     /// claim whose answer was lost may be repeated, unless it is one that a later attempt has
     /// overtaken on its way, perhaps that of a process that is no more.
+    ///
+    /// Refused is also another domain than the holder's, as long as the holder's may run, and nothing says
+    /// that the claimant's is the same VM (docs/decisions/0020-same-uuid.md).
     pub fn claim(
         &mut self,
         device: &DeviceId,
@@ -57,11 +105,15 @@ impl LeaseTable {
         if overtaken || (seen != lease.epoch && !own) {
             return Err(fenced(seen, lease));
         }
+        let hold = self.hold;
+        self.checked(device, by.vm, by.host)?.admit(by, hold)?;
         let epoch = self.raise();
         let entry = self.checked(device, by.vm, by.host)?;
         entry.frozen = false;
         entry.attempt = by.attempt;
         entry.deadline_ms = None;
+        entry.silent_since_ms = None;
+        entry.disputed_ms = None;
         let lease = &mut entry.lease;
         lease.epoch = epoch;
         lease.phase = LeasePhase::Serving;
@@ -71,6 +123,16 @@ impl LeaseTable {
             domid: by.domid,
         };
         Ok(epoch)
+    }
+
+    /// The holder asks, and may be refused for another reason: it is not silent.
+    pub fn heard(&mut self, device: &DeviceId, by: &Claimant<'_>) {
+        if let Some(entry) = self.entries.get_mut(device)
+            && by.is(&entry.lease.holder)
+            && entry.silent_since_ms.is_some()
+        {
+            entry.silent_since_ms = Some(by.now_ms);
+        }
     }
 
     /// The holder is back under the same epoch.
@@ -87,9 +149,11 @@ impl LeaseTable {
             return Err(fenced(epoch, &entry.lease));
         }
         entry.attempt = by.attempt;
+        entry.silent_since_ms = None;
         entry.lease.frontend_resumes = frontend_resumes;
         // An orphan stays one: its domain does not come back with the connection.
         if !entry.lease.phase.is_orphaned() {
+            entry.deadline_ms = None;
             entry.lease.phase = match entry.frozen {
                 true => LeasePhase::Frozen,
                 false => LeasePhase::Serving,
@@ -124,7 +188,11 @@ impl LeaseTable {
                 entry.deadline_ms = hold.deadline_ms(phase, now_ms);
                 phase
             }
-            Change::Disconnect if !orphaned => LeasePhase::Disconnected,
+            Change::Disconnect if !orphaned && entry.lease.phase != LeasePhase::Disconnected => {
+                entry.silent_since_ms = Some(now_ms);
+                entry.deadline_ms = hold.deadline_ms(LeasePhase::Disconnected, now_ms);
+                LeasePhase::Disconnected
+            }
             Change::Freeze | Change::Orphan | Change::Disconnect => entry.lease.phase,
         };
         let changed = entry.lease.phase != phase;
@@ -198,3 +266,6 @@ impl LeaseTable {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 //! A device is lent: to whom, to which port, on which terms.
 
 use super::absent::Absent;
-use super::{Entry, LeaseTable};
+use super::{Entry, LeaseTable, held_elsewhere};
 use crate::control::{Acquire, Refusal};
 use crate::frame::MAX_COOKIE_LEN;
 use crate::open::Attempt;
@@ -42,7 +42,13 @@ impl LeaseTable {
             let same = lease.vm == wanted.vm
                 && lease.controller == wanted.controller
                 && lease.port == wanted.port;
+            let asks = (host, wanted.domid);
+            let is_holder = asks == (lease.holder.host.as_str(), lease.holder.domid);
             return match same {
+                // The attachment of a VM that runs is not that of a copy with its uuid.
+                true if !is_holder && !lease.phase.is_orphaned() && wanted.returns.is_none() => {
+                    Err(held_elsewhere(lease, None))
+                }
                 true => Ok(lease.clone()),
                 false => Err(Refusal::Busy {
                     device: device.id.clone(),
@@ -107,6 +113,7 @@ impl LeaseTable {
                 .returns
                 .as_ref()
                 .map_or_else(Configured::default, |r| r.configured.clone()),
+            silent_seconds: None,
             device,
         };
         let entry = Entry {
@@ -114,6 +121,8 @@ impl LeaseTable {
             frozen: false,
             attempt: Attempt::default(),
             deadline_ms: None,
+            silent_since_ms: None,
+            disputed_ms: None,
         };
         self.entries.insert(lease.device.id.clone(), entry);
         lease

@@ -4,7 +4,7 @@
 //! A disk that spins up, or one behind two hubs, comes after the service. So the lease waits, and the
 //! device is its holder's again as soon as it is plugged in at its place. Nobody can claim it until then.
 
-use super::{Entry, LeaseTable, Unplugged, fenced};
+use super::{Entry, LeaseTable, Unplugged, check_release, fenced};
 use crate::control::Refusal;
 use crate::{DeviceId, DeviceInfo, Epoch, Lease, VmUuid};
 
@@ -41,7 +41,9 @@ impl LeaseTable {
         if self.get(id).is_none()
             && let Some(at) = self.missing.iter().position(here)
         {
-            let Missing { entry, .. } = self.missing.remove(at);
+            let Missing { mut entry, .. } = self.missing.remove(at);
+            // Whoever holds it was refused until now, however often it asked.
+            entry.silent_since_ms = Some(now_ms);
             self.entries.insert(id.clone(), entry);
         }
         self.get(id)
@@ -95,6 +97,7 @@ impl LeaseTable {
         vm: VmUuid,
         host: &str,
         epoch: Epoch,
+        force: bool,
     ) -> Result<Option<Lease>, Refusal> {
         let Some(at) = self.missing.iter().position(|m| m.is_for(device, vm)) else {
             return Ok(None);
@@ -104,6 +107,7 @@ impl LeaseTable {
         if epoch != lease.epoch {
             return Err(fenced(epoch, lease));
         }
+        check_release(lease, host, force)?;
         self.changes += 1;
         Ok(Some(self.missing.remove(at).entry.lease))
     }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::control::Acquire;
 use crate::frame::MAX_COOKIE_LEN;
+use crate::open::Evidence;
 use crate::{DeviceSelector, OnMigrate, Speed};
 
 pub(super) fn vm(number: u8) -> VmUuid {
@@ -65,6 +66,8 @@ pub(super) fn claimant(host: &str, domid: u16) -> Claimant<'_> {
         domid,
         attempt: Attempt::default(),
         vm: vm(1),
+        evidence: Evidence::Arrival,
+        now_ms: 0,
     }
 }
 
@@ -178,7 +181,7 @@ fn a_claim_fences_who_held_it() {
     assert!(!table.save_cookie(&device, first, b"stale"));
     assert!(!table.set_frontend_resumes(&device, first, false));
     assert!(matches!(
-        table.release(&device, vm(1), "a", first),
+        table.release(&device, vm(1), "a", first, false),
         Err(Refusal::Fenced { .. })
     ));
     // Nor can it name the new epoch and be somebody else.
@@ -227,7 +230,7 @@ fn who_is_not_the_vm_or_not_allowed_gets_nothing() {
     assert!(matches!(refused, Err(Refusal::NoLease { .. })));
     let refused = table.claim(&id(1), &claimant("b", 5), true, lease.epoch);
     assert!(matches!(refused, Err(Refusal::Policy { .. })));
-    let refused = table.release(&id(1), vm(1), "b", lease.epoch);
+    let refused = table.release(&id(1), vm(1), "b", lease.epoch, false);
     assert!(matches!(refused, Err(Refusal::Policy { .. })));
     let refused = table.note(&id(1), vm(1), "b", "text");
     assert!(matches!(refused, Err(Refusal::Policy { .. })));
@@ -321,6 +324,7 @@ fn a_saved_guest_has_a_hold_time_of_its_own() {
             gone_ms: 60_000,
             saved_ms,
             startup_ms: 0,
+            ..60_000.into()
         };
         let mut table = LeaseTable::new(any(), hold);
         let lease = table
@@ -383,7 +387,9 @@ fn an_attempt_that_was_overtaken_does_not_disturb_a_session() {
 #[test]
 fn an_epoch_is_never_used_again() {
     let (mut table, lease) = lent();
-    table.release(&id(1), vm(1), "a", lease.epoch).unwrap();
+    table
+        .release(&id(1), vm(1), "a", lease.epoch, false)
+        .unwrap();
     let restored = LeaseTable::restore(any(), 0, table.saved(), 0);
     for mut table in [table, restored] {
         let next = table
@@ -449,9 +455,11 @@ proptest! {
         let mut told: Option<(u8, Epoch)> = None;
         for step in steps {
             let current = table.get(&id(1)).map(|l| (l.vm, l.epoch));
+            // Whether another domain holds it than the one that is attached to below.
+            let moved = table.get(&id(1)).is_some_and(|l| !l.phase.is_orphaned() && l.holder.domid != 5);
             let whose = current.map_or(vm(1), |c| c.0);
             let epoch = |back: u64| Epoch(current.map_or(0, |c| c.1.0).saturating_sub(back));
-            let by = |host: u8| Claimant { host: HOSTS[usize::from(host)], domid: 1, attempt: Attempt::default(), vm: whose };
+            let by = |host: u8| Claimant { host: HOSTS[usize::from(host)], domid: 1, attempt: Attempt::default(), vm: whose, evidence: Evidence::Arrival, now_ms };
             match step {
                 Step::Acquire { vm: number } => {
                     let lease = table.acquire(&wanted("1-1", vm(number), 1), "a", &devices());
@@ -462,7 +470,7 @@ proptest! {
                             told = None;
                         }
                         (Ok(lease), Some(held)) => prop_assert_eq!((lease.vm, lease.epoch), held),
-                        (Err(_), held) => prop_assert!(held.is_some_and(|h| h.0 != vm(number))),
+                        (Err(_), held) => prop_assert!(held.is_some_and(|h| h.0 != vm(number) || moved)),
                     }
                 }
                 Step::Claim { host, back } => {
@@ -485,9 +493,11 @@ proptest! {
                     }
                 }
                 Step::Release { host, back } => {
-                    let released = table.release(&id(1), whose, HOSTS[usize::from(host)], epoch(back));
+                    let before = table.get(&id(1)).cloned();
+                    let may_release = |host: &str| before.as_ref().is_some_and(|l| l.phase.is_orphaned() || l.holder.host == host);
+                    let released = table.release(&id(1), whose, HOSTS[usize::from(host)], epoch(back), false);
                     let known = current.is_some_and(|c| c.1 == epoch(back));
-                    prop_assert_eq!(released.is_ok(), known);
+                    prop_assert_eq!(released.is_ok(), known && may_release(HOSTS[usize::from(host)]));
                 }
                 Step::Apply { back, change } => {
                     let before = table.saved();

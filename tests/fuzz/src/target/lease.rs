@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use session::control::Acquire;
 use session::lease::{Allow, Change, Claimant, LeaseTable, Match, Policy};
-use session::open::Attempt;
+use session::open::{Attempt, Evidence};
 use session::{DeviceId, DeviceInfo, DeviceSelector, DeviceState, Epoch, Speed, VmUuid};
 
 use crate::{Input, Target};
@@ -82,6 +82,13 @@ fn run(input: &mut Input<'_>) {
             domid,
             attempt: Attempt::default(),
             vm,
+            evidence: match domid {
+                0 => Evidence::Arrival,
+                1 => Evidence::FirstConnect,
+                2 => Evidence::HolderGone(1),
+                _ => Evidence::Uuid,
+            },
+            now_ms: now,
         };
         // An epoch near those that exist, more often than any.
         let epoch = match input.chance(8) {
@@ -125,7 +132,9 @@ fn run(input: &mut Input<'_>) {
                 }
                 resumed
             }
-            3 => table.release(device, vm, host, epoch).is_ok(),
+            3 => table
+                .release(device, vm, host, epoch, input.chance(2))
+                .is_ok(),
             4 => {
                 let change = [
                     Change::Freeze,

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use session::control::{Acquire, Refusal, Reply, Request, ToBackend};
 use session::message::{self, Purpose};
-use session::open::{Attempt, How, Open, Opened};
+use session::open::{Attempt, Evidence, How, Open, Opened};
 use session::{DeviceId, DeviceSelector, Epoch, Hello, VmUuid};
 
 use crate::{Input, Target};
@@ -38,6 +38,7 @@ fn seeds() -> Vec<Vec<u8>> {
         domid: 3,
         frontend_resumes: true,
         attempt: Attempt { life: 7, number: 3 },
+        evidence: Evidence::HolderGone(2),
         how: How::Claim { seen: Epoch(5) },
     };
     let acquire = Request::Acquire(Acquire {

@@ -12,7 +12,7 @@ use backend::watched::{Heard, adopted, heard};
 use backend::xenbus::XenbusState;
 use handoff::{Action, Event, Incoming, State, step, verdict};
 use journal::{Journal, Words};
-use session::open::{How, Open, Opened};
+use session::open::{Evidence, How, Open, Opened};
 use session::{Epoch, Holder, Lease};
 use tokio::sync::Notify;
 use usbif::{PortNumber, Speed};
@@ -39,6 +39,10 @@ pub(crate) struct Task {
     lease: Lease,
     pub(crate) connection: Option<u8>,
     pub(crate) stage: Stage,
+    /// Another domain with the VM's uuid holds it; the guest is not shown it.
+    pub(crate) elsewhere: bool,
+    /// The exporter has said so: until something has happened, it says it again.
+    pub(crate) refused: bool,
 }
 
 /// One controller.
@@ -52,6 +56,10 @@ pub(crate) struct Controller {
     pub(crate) task: Option<Task>,
     may_claim: bool,
     claimed: bool,
+    /// The toolstack said that the VM arrives here.
+    arrives: bool,
+    /// The frontend has not connected yet.
+    first_connect: bool,
     backend: XenbusState,
     frontend: XenbusState,
     rings: Option<(u32, u32)>,
@@ -85,6 +93,7 @@ impl Hash for Controller {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.dom, self.host, self.state, &self.task).hash(state);
         (self.may_claim, self.claimed, self.signal).hash(state);
+        (self.arrives, self.first_connect).hash(state);
         (self.backend, self.frontend, self.rings).hash(state);
         (self.asking, &self.gathered, &self.unlinked).hash(state);
         self.unwritten.hash(state);
@@ -134,6 +143,8 @@ impl Controller {
             task: None,
             may_claim: false,
             claimed: false,
+            arrives: false,
+            first_connect: true,
             backend: XenbusState::Initialising,
             frontend: XenbusState::Unknown,
             rings: None,
@@ -148,10 +159,11 @@ impl Controller {
     }
 
     /// One that was just made.
-    pub(crate) fn new(host: usize, dom: u16, limits: &Limits) -> Self {
+    pub(crate) fn new(host: usize, dom: u16, limits: &Limits, arrives: bool) -> Self {
         Kept(dom).remove();
         let words = || Journal::create(Box::new(Kept(dom)) as Box<dyn Words + Send>, dom.into());
-        let controller = Self::over(host, dom, limits, limits.keeps.then(words));
+        let mut controller = Self::over(host, dom, limits, limits.keeps.then(words));
+        controller.arrives = arrives;
         controller.keep_devices();
         controller
     }
@@ -162,15 +174,17 @@ impl Controller {
         let found = Kept(dom).devices().zip(journal);
         let backend = nodes.backend.unwrap_or(XenbusState::Unknown);
         let Some((devices, journal)) = found else {
-            let mut controller = Self::new(host, dom, limits);
+            let mut controller = Self::new(host, dom, limits, nodes.incoming);
             controller.taken_over(backend);
             return controller;
         };
         let mut controller = Self::over(host, dom, limits, Some(journal));
         controller.asking = false;
+        // Kept with the devices.
+        controller.arrives = nodes.incoming;
         controller.taken_over(backend);
-        for lease in devices {
-            controller.plug_again(&lease, limits.planted_claims);
+        for (lease, elsewhere) in devices {
+            controller.plug_again(&lease, elsewhere, limits.planted_claims);
         }
         if backend == XenbusState::Closing {
             // Its ring was corrupt. It is looked at again when the frontend closes.
@@ -183,12 +197,15 @@ impl Controller {
     fn taken_over(&mut self, backend: XenbusState) {
         self.backend = backend;
         self.state = adopted(backend);
+        self.first_connect = false;
         self.serving.adopt();
     }
 
-    fn plug_again(&mut self, lease: &Lease, planted_claims: bool) {
+    fn plug_again(&mut self, lease: &Lease, elsewhere: bool, planted_claims: bool) {
         let known = self.serving.core.snapshot(port()).speed != Speed::None;
-        if known {
+        if elsewhere && !known {
+            self.plug_elsewhere(lease);
+        } else if known {
             self.start(lease, planted_claims);
         } else if self.serving.core.plug(port(), Speed::High, None).is_ok() {
             self.start(lease, planted_claims);
@@ -212,7 +229,7 @@ impl Controller {
             domid: self.dom,
         };
         let leases = self.gathered.take().unwrap_or_default();
-        let arrives = nodes.incoming;
+        let arrives = self.arrives;
         let verdicts: Vec<_> = leases.iter().map(|l| verdict(l, &me, arrives)).collect();
         if verdicts.contains(&Incoming::Refuse) {
             self.event(Event::MoveForbidden, nodes);
@@ -238,6 +255,7 @@ impl Controller {
                     self.event(Event::FrontendClosed, nodes);
                 }
                 self.rings = nodes.rings;
+                self.first_connect = false;
                 let was_quiescing = self.serving.was_quiescing();
                 self.event(Event::FrontendConnected, nodes);
                 if was_quiescing {
@@ -397,7 +415,31 @@ impl Controller {
             .retain(|&(number, ..)| core.by_number(port(), number).is_some());
     }
 
+    fn plug_elsewhere(&mut self, lease: &Lease) {
+        self.start(lease, false);
+        if let Some(task) = &mut self.task {
+            task.elsewhere = true;
+        }
+        self.keep_devices();
+    }
+
+    /// The exporter has refused the claim because another domain holds the lease, or has held it since.
+    fn held_elsewhere(&mut self, nodes: &mut Nodes) {
+        let before = self.task.as_mut().map(|t| {
+            t.refused = true;
+            std::mem::replace(&mut t.elsewhere, true)
+        });
+        if before == Some(false) {
+            self.serving.withdraw(port());
+            self.keep_devices();
+        }
+        self.look_claimed(nodes);
+    }
+
     fn plug(&mut self, lease: &Lease, incoming: Incoming) {
+        if incoming == Incoming::Elsewhere {
+            return self.plug_elsewhere(lease);
+        }
         let carried = carried(lease, incoming).ok().flatten();
         let plugged = self.serving.core.plug(port(), Speed::High, carried);
         if plugged.is_err() {
@@ -412,29 +454,45 @@ impl Controller {
         }
     }
 
+    /// What says that the guest here is the VM.
+    fn evidence(&self) -> Evidence {
+        match (self.arrives, self.first_connect) {
+            (true, _) => Evidence::Arrival,
+            (false, true) => Evidence::FirstConnect,
+            (false, false) => Evidence::Uuid,
+        }
+    }
+
     fn start(&mut self, lease: &Lease, planted_claims: bool) {
         self.serving.attach(port(), Rc::new(Notify::new()));
         let session = self.serving.session_before(port());
         self.task = Some(Task {
-            tenure: Tenure::new(lease.epoch, session.filter(|_| !planted_claims)),
+            tenure: Tenure::new(lease.epoch, session.filter(|_| !planted_claims))
+                .with(self.evidence()),
             lease: lease.clone(),
             connection: None,
             stage: Stage::Down,
+            elsewhere: false,
+            refused: false,
         });
     }
 
     fn keep_devices(&self) {
         if self.keeps {
-            let devices = self.task.iter().map(|t| Lease {
-                frontend_resumes: self.resumes,
-                ..t.lease.clone()
+            let devices = self.task.iter().map(|t| {
+                let lease = Lease {
+                    frontend_resumes: self.resumes,
+                    ..t.lease.clone()
+                };
+                (lease, t.elsewhere)
             });
             Kept(self.dom).save_devices(devices.collect());
         }
     }
 
     fn look_claimed(&mut self, nodes: &mut Nodes) {
-        if self.state == State::Claiming && (self.task.is_none() || self.claimed) {
+        let waits = self.task.as_ref().is_none_or(|t| t.elsewhere);
+        if self.state == State::Claiming && (waits || self.claimed) {
             self.event(Event::Claimed, nodes);
         }
     }
@@ -467,6 +525,7 @@ impl Controller {
             domid: self.dom,
             attempt: self.serving.next_attempt(port()),
             frontend_resumes: self.resumes,
+            evidence: task.tenure.evidence(),
             how,
         })
     }
@@ -477,8 +536,9 @@ impl Controller {
         task.is_some_and(|t| matches!(t.stage, Stage::Opening(How::Claim { .. })))
     }
 
-    /// The exporter's answer. True: the connection is of no more use.
-    pub(crate) fn opened(&mut self, opened: Opened, nodes: &mut Nodes) -> bool {
+    /// The exporter's answer; `gone` is the holder that it names, where that was a domain of this host and is
+    /// no more. True: the connection is of no more use.
+    pub(crate) fn opened(&mut self, opened: Opened, gone: Option<u16>, nodes: &mut Nodes) -> bool {
         let Some(task) = &mut self.task else {
             return true;
         };
@@ -489,6 +549,16 @@ impl Controller {
             Next::Elsewhere(_) if self.unwritten.is_some() => true,
             Next::Elsewhere(current) if !nodes.away => {
                 task.tenure.stays(current);
+                if task.tenure.waits() {
+                    self.held_elsewhere(nodes);
+                }
+                true
+            }
+            Next::HeldElsewhere { .. } => {
+                match gone {
+                    Some(domid) => task.tenure.holder_is_gone(domid),
+                    None => self.held_elsewhere(nodes),
+                }
                 true
             }
             Next::Again(_) => true,
@@ -500,7 +570,13 @@ impl Controller {
             Next::Claimed(epoch) => {
                 task.stage = Stage::Open;
                 self.claimed = true;
+                let elsewhere = std::mem::take(&mut task.elsewhere);
                 self.serving.claimed(port(), epoch);
+                if elsewhere {
+                    self.serving.give_again(port(), Speed::High);
+                    self.serving.start_over(port());
+                    self.keep_devices();
+                }
                 self.look_claimed(nodes);
                 false
             }

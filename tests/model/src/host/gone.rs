@@ -2,7 +2,7 @@
 //! A domain that went away while nobody was there to tell its exporter: after `daemon/adoption.rs`.
 
 use session::frame::{Kind, encode_plain};
-use session::open::{Attempt, How, Open, Opened};
+use session::open::{Attempt, Evidence, How, Open, Opened};
 use session::{Epoch, Lease};
 
 use crate::exporter::{device, vm};
@@ -21,7 +21,7 @@ pub(crate) struct Gone {
 impl Gone {
     /// From what is left on disk; `None` where there is nothing to say.
     pub(crate) fn new(dom: u16) -> Option<Self> {
-        let lease = Kept(dom).devices()?.pop()?;
+        let (lease, _) = Kept(dom).devices()?.pop()?;
         let journal = journal::Journal::open(Kept(dom)).ok()?;
         let port = usbif::PortNumber::new(lease.port)?;
         let session = journal.session(port)?;
@@ -48,6 +48,7 @@ impl Gone {
             domid: dom,
             attempt: self.attempt,
             frontend_resumes: self.lease.frontend_resumes,
+            evidence: Evidence::Uuid,
             how: self.how,
         }
     }

@@ -111,7 +111,8 @@ impl World {
     fn begin(&mut self, host: usize, dom: u16) {
         memory::set_power(self.hosts[host].dies_after);
         self.hosts[host].had.insert(dom);
-        let controller = Controller::new(host, dom, &self.left);
+        let arrives = self.nodes.get(&dom).is_some_and(|n| n.incoming);
+        let controller = Controller::new(host, dom, &self.left, arrives);
         self.hosts[host].controllers.insert(dom, controller);
         self.pump(host, dom);
         if self.look_power(host) {

@@ -6,7 +6,7 @@ use backend::xenbus::XenbusState;
 use super::toolstack::Phase;
 use super::{Step, World};
 use crate::guest::Mode;
-use crate::host::Watch;
+use crate::host::{Stage, Watch};
 use crate::memory::{self, Kept};
 
 impl World {
@@ -33,6 +33,18 @@ impl World {
             }
             let loses = left.store_losses > 0 && host.has_store && known;
             may(Step::LoseStore(at), loses);
+        }
+        for at in 0..2 {
+            let may_start = left.copies > 0 && self.copy.is_none() && self.phase == Phase::Calm;
+            may(Step::StartCopy(at), may_start);
+            for (&dom, controller) in &self.hosts[at].controllers {
+                let waits = controller
+                    .task
+                    .as_ref()
+                    .is_some_and(|t| t.refused && t.stage == Stage::Down);
+                let retries = waits && self.exporter.up && !self.would_admit(at, dom);
+                may(Step::Retry(at, dom), left.retries > 0 && retries);
+            }
         }
         let orphaned = self.exporter.deadline_ms().is_some();
         may(Step::HoldOver, left.holds > 0 && orphaned);
@@ -132,6 +144,14 @@ impl World {
                     host.tell(watch);
                 }
             }
+            Step::StartCopy(at) => {
+                self.left.copies -= 1;
+                self.start_copy(at);
+            }
+            Step::Retry(at, dom) => {
+                self.left.retries -= 1;
+                self.connect(at, dom);
+            }
             Step::SpuriousSignal => {
                 self.left.spurious -= 1;
                 memory::channel(self.guest.dom, |c| {
@@ -159,6 +179,9 @@ impl World {
             self.suspends_heard.remove(dom);
             self.nodes.remove(dom);
             memory::revoke(*dom, u32::MAX);
+        }
+        if self.copy.as_ref().is_some_and(|c| died.contains(&c.dom)) {
+            self.copy = None;
         }
         let guest_died = died.contains(&self.guest.dom) && self.guest.mode != Mode::Off;
         match self.phase {

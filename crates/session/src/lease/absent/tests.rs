@@ -153,6 +153,7 @@ fn a_saved_guest_is_waited_for_longer() {
         gone_ms: 1,
         saved_ms: Some(600_000),
         startup_ms: 1,
+        ..1.into()
     };
     let mut again = LeaseTable::restore(any(), hold, table.saved(), 0);
     assert!(again.is_absent(&id(1), vm(1)));
@@ -308,9 +309,16 @@ fn another_vm_never_gets_it_nor_its_place() {
 fn who_gives_up_says_so_with_the_right_epoch() {
     let (mut table, lease) = waiting();
     let old = Epoch(lease.epoch.0 - 1);
-    assert!(table.release(&id(1), vm(1), "a", old).is_err());
-    assert!(table.release(&id(1), vm(2), "a", lease.epoch).is_err());
-    assert_eq!(table.release(&id(1), vm(1), "a", lease.epoch), Ok(lease));
+    assert!(table.release(&id(1), vm(1), "a", old, false).is_err());
+    assert!(
+        table
+            .release(&id(1), vm(2), "a", lease.epoch, false)
+            .is_err()
+    );
+    assert_eq!(
+        table.release(&id(1), vm(1), "a", lease.epoch, false),
+        Ok(lease)
+    );
     assert_eq!(table.leases().count(), 0);
 }
 

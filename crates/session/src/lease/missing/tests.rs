@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 use super::super::tests::{allow, any, claimant, device, devices, id, vm, wanted};
-use super::super::{Change, HoldTimes, Policy, Saved};
+use super::super::{Change, HoldTimes, Policy, Saved, TAKEOVER_MS};
 use super::*;
 use crate::control::Acquire;
+use crate::lease::Claimant;
+use crate::open::Evidence;
 use crate::{DeviceState, Epoch, Exchange, LeasePhase, OnExchange};
 
 const HOLD: HoldTimes = HoldTimes {
     gone_ms: 60_000,
     saved_ms: Some(600_000),
     startup_ms: 30_000,
+    disconnected_ms: None,
+    takeover_ms: TAKEOVER_MS,
 };
 
 /// VM 1 holds device 1 on host a, in domain 5; what the exporter saved.
@@ -164,13 +168,46 @@ fn it_can_be_given_back() {
     table.missing(&id(1), 0);
     let epoch = table.leases().next().unwrap().epoch;
     let old = Epoch(epoch.0 - 1);
-    let refused = table.release(&id(1), vm(1), "a", old);
+    let refused = table.release(&id(1), vm(1), "a", old, false);
     assert!(matches!(refused, Err(Refusal::Fenced { .. })));
-    let refused = table.release(&id(1), vm(1), "b", epoch);
+    let refused = table.release(&id(1), vm(1), "b", epoch, false);
     assert!(matches!(refused, Err(Refusal::Policy { .. })));
-    assert!(table.release(&id(1), vm(2), "a", epoch).is_err());
-    assert!(table.release(&id(1), vm(1), "a", epoch).is_ok());
+    assert!(table.release(&id(1), vm(2), "a", epoch, false).is_err());
+    assert!(table.release(&id(1), vm(1), "a", epoch, false).is_ok());
     assert_eq!(table.leases().count(), 0);
+}
+
+/// Its holder cannot connect meanwhile, which is no silence.
+#[test]
+fn whose_device_was_missing_is_not_silent() {
+    let mut table = started(saved(&[]));
+    let now = 1_000_000;
+    let epoch = table.plugged(&device(1), now).unwrap().epoch;
+    let copy = Claimant {
+        evidence: Evidence::Uuid,
+        now_ms: now,
+        ..claimant("b", 9)
+    };
+    let refused = table.claim(&id(1), &copy, true, epoch);
+    assert!(
+        matches!(refused, Err(Refusal::HeldElsewhere { .. })),
+        "{refused:?}"
+    );
+    let holder = claimant("a", 5);
+    assert!(table.claim(&id(1), &holder, true, epoch).is_ok());
+}
+
+/// Another host does not give back what it does not hold.
+#[test]
+fn one_whose_holder_may_run_is_released_by_force_only() {
+    let mut table = started(saved(&[]));
+    let epoch = table.leases().next().unwrap().epoch;
+    let refused = table.release(&id(1), vm(1), "b", epoch, false);
+    assert!(
+        matches!(refused, Err(Refusal::HeldElsewhere { .. })),
+        "{refused:?}"
+    );
+    assert!(table.release(&id(1), vm(1), "b", epoch, true).is_ok());
 }
 
 #[test]

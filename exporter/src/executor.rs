@@ -46,8 +46,8 @@ impl Executor {
         begin: Option<&Returns>,
     ) -> Result<Option<impl Future<Output = Result<usb::Open, String>> + use<>>, String> {
         match self {
-            // It always is open.
             Self::Simulated(device) => {
+                device.open_once()?;
                 if let Some(returns) = begin
                     && returns.descriptors == Some(device.descriptors())
                 {

@@ -39,6 +39,8 @@ pub(crate) struct SimulatedDevice {
     info: DeviceInfo,
     clock: Clock,
     alarm: Alarm,
+    /// How many times it does not open, as a real device that a driver of this machine holds for a moment.
+    pub(crate) closed: u32,
 }
 
 impl SimulatedDevice {
@@ -65,11 +67,26 @@ impl SimulatedDevice {
             info,
             clock,
             alarm: Alarm::new(),
+            closed: 0,
         })
     }
 
     pub(crate) fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// For people, where it was told not to open.
+    pub(crate) fn open_once(&mut self) -> Result<(), String> {
+        match self.closed.checked_sub(1) {
+            Some(left) => {
+                self.closed = left;
+                Err("it was told not to open".to_owned())
+            }
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn set_wake(&mut self, wake: Arc<Notify>) {

@@ -9,6 +9,7 @@
 //! DEVICE waiting ENDPOINT     how many transfers of an endpoint wait; 81 is IN endpoint 1
 //! DEVICE fail ENDPOINT COUNT  lets so many transfers or packets fail on the bus
 //! DEVICE advance MICROSECONDS lets time pass on the bus, where it does not by itself
+//! DEVICE fail-open COUNT      is not opened so many times, when a host connects
 //! DEVICE unplug
 //! DEVICE plug
 //! DEVICE plug as OTHER        plugs in, at this place, a device like the one of that place's configuration
@@ -169,6 +170,9 @@ impl SimulatedDevice {
             ["fail", endpoint, count] => {
                 let count = count.parse().map_err(|_| format!("no count '{count}'"))?;
                 self.port.fail_next(hexadecimal(endpoint)?, count);
+            }
+            ["fail-open", count] => {
+                self.closed = count.parse().map_err(|_| format!("no count '{count}'"))?;
             }
             ["advance", time] => {
                 let Clock::Manual(now) = &mut self.clock else {

@@ -132,6 +132,42 @@ fn a_resume_with_numbers_that_cannot_be_is_fenced_and_a_claim_is_not() {
     });
 }
 
+/// A driver of this machine holds it for a moment, or udev has not set its group yet.
+#[test]
+fn a_device_that_cannot_be_opened_this_time_can_be_the_next_time() {
+    let pool = Pool::new();
+    let host = pool.identity("host-a");
+    let exporter = pool.start_without_disk(ALLOW_ALL);
+    pool.command("0-1 plug");
+    run(async {
+        let (mut control, lease, device) = exporter.lend(&host).await;
+        let resume = open(&lease, 1, device.client.resume());
+        pool.command("0-1 fail-open 2");
+        for _ in 0..2 {
+            let (_, opened) = exporter.open(&host, &resume).await;
+            let Opened::Refused(Refusal::NotReady { reason, .. }) = opened else {
+                panic!("{opened:?}");
+            };
+            assert!(reason.contains("not to open"), "{reason}");
+        }
+        let (_, opened) = exporter.open(&host, &resume).await;
+        assert!(matches!(opened, Opened::Ready { .. }), "{opened:?}");
+        // To who wants it anew, that is the answer, at once.
+        assert_eq!(
+            control.release(disk(), vm(1), device.client.epoch()).await,
+            Reply::Done
+        );
+        pool.command("0-1 fail-open 1");
+        let acquire = Request::Acquire(wanted("0-1", vm(1), 1));
+        let refused = control.ask(acquire.clone()).await;
+        assert!(
+            matches!(refused, Reply::Refused(Refusal::Unavailable { .. })),
+            "{refused:?}"
+        );
+        assert!(matches!(control.ask(acquire).await, Reply::Lease(_)));
+    });
+}
+
 /// Alternate settings, which no kernel keeps when the exporter ends; of any lease, also one that does not follow
 /// its device.
 #[test]

@@ -32,6 +32,20 @@ fn a_cut_connection_is_resumed_and_nothing_is_executed_twice() {
     rig.end_unnoticed(guest);
 }
 
+/// A device that cannot be opened when its connection is made again is asked for until it can.
+#[test]
+fn a_device_that_is_not_ready_is_waited_for() {
+    let (rig, proxy) = rig_with_proxy();
+    let mut guest = working(&rig);
+    let mut devices = rig.exporter.devices().unwrap();
+    devices.tell("0-1", "fail-open 4").unwrap();
+    proxy.cut();
+    guest.wait_commands(20).unwrap();
+    let log = rig.hosts[0].vusbd_log();
+    assert!(log.contains("not ready"), "{}", rig.log_tails());
+    rig.end_unnoticed(guest);
+}
+
 #[test]
 fn a_network_that_is_away_for_a_while() {
     let (rig, proxy) = rig_with_proxy();

@@ -154,10 +154,8 @@ impl Hub {
                 };
                 self.ended(lease, why);
             }
-            if !expired.is_empty() {
-                // On failure there is a log line; the lease expires again after a restart.
-                let _ = self.save().await;
-            }
+            // On failure there is a log line; the lease expires again after a restart.
+            let _ = self.save().await;
         }
     }
 

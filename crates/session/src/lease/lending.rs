@@ -72,6 +72,13 @@ impl LeaseTable {
             )));
         }
         self.check_return(wanted, device)?;
+        if self.is_missing(&device.id, wanted.vm) {
+            // Whoever claims names the device and the VM: it must not get the one lease for the other.
+            return Err(Refusal::Limit(format!(
+                "the VM waits for the device that was at {} when the exporter was started; detach that first",
+                device.id
+            )));
+        }
         self.check_port(wanted)?;
         if wanted.returns.is_some() {
             self.absent

@@ -6,19 +6,21 @@
 
 use super::{Entry, LeaseTable, Unplugged, check_release, fenced};
 use crate::control::Refusal;
-use crate::{DeviceId, DeviceInfo, Epoch, Lease, VmUuid};
+use crate::{DeviceId, DeviceInfo, Epoch, Lease, LeasePhase, VmUuid};
 
 /// A lease that waits.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Missing {
     pub(super) entry: Entry,
-    /// When it is over; `None` for one that waits for its VM, too, which has a time of its own.
+    /// When it is over; `None` for one that waits for its VM, too, which has a time of its own. One of
+    /// these that follows its device waits for it anywhere from then on.
     until_ms: Option<u64>,
 }
 
 impl Missing {
     pub(super) fn deadline_ms(&self) -> Option<u64> {
-        self.until_ms.or(self.entry.deadline_ms)
+        let times = [self.until_ms, self.entry.deadline_ms];
+        times.into_iter().flatten().min()
     }
 
     fn is_for(&self, device: &DeviceId, vm: VmUuid) -> bool {
@@ -51,20 +53,26 @@ impl LeaseTable {
 
     /// The device of a restored lease is not there, or another one is at its place. A lease that follows
     /// its device waits for it anywhere ([`LeaseTable::unplugged`]), any other for it to come to its
-    /// place. `None` where nobody had it.
+    /// place. So does that of a saved VM, which goes on where it was only with a lease that was never
+    /// without its device. `None` where nobody had it.
     pub fn missing(&mut self, device: &DeviceId, now_ms: u64) -> Option<Unplugged> {
         let until_ms = now_ms.saturating_add(self.hold.startup_ms);
-        if self.get(device)?.exchange.is_some() {
+        let lease = self.get(device)?;
+        let (follows, orphaned) = (lease.exchange.is_some(), lease.phase.is_orphaned());
+        if follows && !orphaned {
             let waits = self.unplugged(device, now_ms);
             if let Some(absent) = self.absent.last_mut() {
                 absent.deadline_ms = absent.deadline_ms.max(until_ms);
             }
             return waits;
         }
-        let entry = self.entries.remove(device)?;
+        let mut entry = self.entries.remove(device)?;
+        if !orphaned {
+            entry.lease.phase = LeasePhase::Disconnected;
+        }
         let lease = entry.lease.clone();
         self.missing.push(Missing {
-            until_ms: (!lease.phase.is_orphaned()).then_some(until_ms),
+            until_ms: (follows || !orphaned).then_some(until_ms),
             entry,
         });
         Some(Unplugged::Waits(Box::new(lease)))
@@ -88,6 +96,11 @@ impl LeaseTable {
             reason: "it has not appeared since the exporter was started".to_owned(),
             seconds: u32::try_from(ms.div_ceil(1000)).unwrap_or(u32::MAX),
         })
+    }
+
+    /// Whether a lease of `vm` waits for the device of this place.
+    pub(super) fn is_missing(&self, device: &DeviceId, vm: VmUuid) -> bool {
+        self.missing.iter().any(|m| m.is_for(device, vm))
     }
 
     /// [`LeaseTable::release`], where the device is missing.
@@ -114,9 +127,20 @@ impl LeaseTable {
 
     pub(super) fn expire_missing(&mut self, now_ms: u64) -> Vec<Lease> {
         let over = |m: &mut Missing| m.deadline_ms().is_some_and(|d| d <= now_ms);
-        let expired: Vec<_> = self.missing.extract_if(.., over).collect();
-        self.changes += expired.len() as u64;
-        expired.into_iter().map(|m| m.entry.lease).collect()
+        let over: Vec<_> = self.missing.extract_if(.., over).collect();
+        self.changes += over.len() as u64;
+        let mut expired = Vec::new();
+        for Missing { entry, .. } in over {
+            let Entry {
+                lease, deadline_ms, ..
+            } = entry;
+            let vm_waits = lease.phase.is_orphaned() && deadline_ms.is_none_or(|d| d > now_ms);
+            match vm_waits && lease.exchange.is_some() {
+                true => drop(self.wait_for_device(lease, now_ms, deadline_ms.unwrap_or(u64::MAX))),
+                false => expired.push(lease),
+            }
+        }
+        expired
     }
 }
 

@@ -68,11 +68,13 @@ fn run(input: &mut Input<'_>) {
     let mut highest = Epoch(0);
     let mut claimed: BTreeMap<Epoch, (DeviceId, &str)> = BTreeMap::new();
     while !input.is_empty() {
-        let before: BTreeMap<DeviceId, Epoch> = table
+        // A place may have a lease of the device that is there, and one that waits for another.
+        let before: BTreeMap<(DeviceId, VmUuid), Epoch> = table
             .leases()
-            .map(|l| (l.device.id.clone(), l.epoch))
+            .map(|l| ((l.device.id.clone(), l.vm), l.epoch))
             .collect();
-        let op = input.below(9);
+        assert_eq!(before.len(), table.leases().count(), "claims are ambiguous");
+        let op = input.below(11);
         let device = &devices[input.below(3)].id;
         let host = HOSTS[input.below(3)];
         let vm = VmUuid(uuid::Uuid::from_u128(1 + input.below(2) as u128));
@@ -153,7 +155,11 @@ fn run(input: &mut Input<'_>) {
             6 => {
                 now += u64::from(input.byte()) * 10;
                 let expired = table.expire(now);
-                assert!(expired.iter().all(|l| l.phase.is_orphaned()));
+                // Of VMs that are gone, or of devices that did not come after a start.
+                let may = |l: &session::Lease| {
+                    l.phase.is_orphaned() || l.phase == session::LeasePhase::Disconnected
+                };
+                assert!(expired.iter().all(may));
                 assert!(table.next_deadline_ms().is_none_or(|d| d > now));
                 !expired.is_empty()
             }
@@ -163,11 +169,18 @@ fn run(input: &mut Input<'_>) {
                 table = LeaseTable::restore(policy(), HOLD_MS, saved, now);
                 true
             }
+            8 => table.missing(device, now).is_some(),
+            9 => {
+                let info = devices.iter().find(|d| d.id == *device).unwrap();
+                let lease = table.plugged(info, now);
+                assert!(lease.is_none_or(|l| l.device.is_same(info)));
+                lease.is_some()
+            }
             _ => table.note(device, vm, host, "text").is_ok(),
         };
         input.did((op, done));
         for lease in table.leases() {
-            if let Some(before) = before.get(&lease.device.id) {
+            if let Some(before) = before.get(&(lease.device.id.clone(), lease.vm)) {
                 assert!(lease.epoch >= *before, "epochs only grow");
             }
             highest = highest.max(lease.epoch);

@@ -136,6 +136,9 @@ fn another_device_at_the_place_does_not_end_it() {
         ..device(1)
     };
     assert_eq!(table.plugged(&modem, 0), None);
+    // Not for the same VM: a claim names only the device and the VM.
+    let own = table.acquire(&wanted("1-1", vm(1), 2), "a", std::slice::from_ref(&modem));
+    assert!(own.unwrap_err().to_string().contains("detach that first"));
     // Its own mode is switched, or somebody else has it meanwhile: both leases are kept.
     let theirs = table.acquire(&wanted("1-1", vm(2), 1), "a", std::slice::from_ref(&modem));
     let theirs = theirs.unwrap();
@@ -230,6 +233,31 @@ fn one_that_follows_its_device_waits_for_it_anywhere() {
     assert_eq!(table.next_deadline_ms(), Some(31_000));
     let table = LeaseTable::restore(any(), HOLD, table.saved(), 2_000);
     assert_eq!(table.next_deadline_ms(), Some(32_000));
+}
+
+/// The guest's disk is mounted: that its device came late after a power cut must not have it replugged.
+#[test]
+fn a_saved_vm_goes_on_with_a_device_that_comes_late_and_follows_one_that_does_not() {
+    let exchange = Some(Exchange {
+        on: OnExchange::Replug,
+        seconds: 10,
+        at_place: true,
+    });
+    let mut saved = saved(&[Change::Freeze, Change::Orphan]);
+    saved.leases[0].exchange = exchange;
+    assert_eq!(saved.clone().after_reboot(), saved);
+    let mut table = started(saved.clone());
+    assert_eq!(table.next_deadline_ms(), Some(31_000));
+    let lease = table.plugged(&device(1), 30_000).unwrap();
+    assert_eq!(lease.phase, LeasePhase::Saved);
+    assert_eq!(table.next_deadline_ms(), Some(601_000));
+
+    let mut table = started(saved);
+    assert!(table.expire(31_000).is_empty());
+    assert!(table.is_absent(&id(1), vm(1)));
+    assert_eq!(table.next_deadline_ms(), Some(601_000));
+    assert_eq!(table.saved().absent[0].phase, LeasePhase::Saved);
+    assert_eq!(table.expire(601_000).len(), 1);
 }
 
 #[test]

@@ -283,8 +283,11 @@ impl Open {
     /// Cancels these requests; nobody waits for them any more.
     pub(super) fn abandon(&mut self, epoch: Epoch, requests: &[u64]) {
         for tag in requests.iter().map(|&request| Tag { epoch, request }) {
-            // An operation goes on: its guest waits for it.
             self.cancel_where(|t, _| t == tag);
+            // One that was begun goes on.
+            let handle = &mut self.handle;
+            self.operations
+                .retain(|(name, t, _)| *t != tag || handle.cancel(*name).is_none());
             if let Some(bulk) = &mut self.presented {
                 bulk.take_back(tag);
             }

@@ -70,9 +70,15 @@ fn a_device_that_does_not_appear_in_time_is_given_up() {
     let exporter = pool.start_without_disk(&format!("startup_hold_seconds = 0\n{ALLOW_ALL}"));
     run(async {
         let mut control = exporter.subscribed(&host).await;
-        while !leases(&exporter, &host).await.is_empty() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
+        let given_up = async {
+            while !leases(&exporter, &host).await.is_empty() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        let limit = std::time::Duration::from_secs(30);
+        tokio::time::timeout(limit, given_up)
+            .await
+            .expect("it waits for ever");
         pool.command("0-1 plug");
         let lease = control.acquire(wanted("0-1", vm(1), 1)).await;
         assert!(lease.epoch > seen);
@@ -191,9 +197,15 @@ fn what_a_guest_had_set_outlives_the_exporter() {
             .await;
         device.transfer(&set_interface(3), &[]).await;
         // A crash would find it, too: nothing else is saved meanwhile.
-        while alternates() != [(0, 3)] {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
+        let saved = async {
+            while alternates() != [(0, 3)] {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        let limit = std::time::Duration::from_secs(30);
+        tokio::time::timeout(limit, saved)
+            .await
+            .expect("never saved");
         // And again and again: that is not written each time, but at the end.
         for round in 0..100 {
             device.transfer(&set_interface(round % 3), &[]).await;

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! The control connection to an exporter: kept open, asked one thing at a time.
+//! The control connection to an exporter: kept open, asked many things at a time.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use control::ExporterStatus;
-use session::VmUuid;
-use session::control::{Event, Reply, Request, ToBackend};
+use session::control::{Event, FromBackend, Reply, Request, ToBackend};
 use session::message::{self, Purpose};
+use session::{Lease, VmUuid};
 use slog::{Logger, info, warn};
 use tokio::io::{AsyncWriteExt, split};
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +23,8 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(3);
 /// Longest wait for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same where a device is opened for it: the exporter resets it, and reads its descriptors.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(15);
 /// Silence after which it is asked something, only to hear whether it is there.
 const ASK_AFTER: Duration = Duration::from_secs(2);
 /// Requests that may wait for an answer.
@@ -55,6 +57,18 @@ pub enum AskError {
 struct Question {
     request: Request,
     answer: oneshot::Sender<Reply>,
+}
+
+/// A request without an answer yet.
+struct Waiting {
+    /// Who asked; nobody where we only want to hear that the exporter is there.
+    answer: Option<oneshot::Sender<Reply>>,
+    /// It may take longer than others.
+    opens: bool,
+}
+
+fn opens(request: &Request) -> bool {
+    matches!(request, Request::Acquire(_))
 }
 
 /// A handle to one exporter. Clones share the connection.
@@ -119,17 +133,21 @@ impl Exporter {
         if let Some(why) = self.error.borrow().clone() {
             return Err(unreachable(Some(why)));
         }
+        let patience = match opens(&request) {
+            true => OPENING_TIMEOUT,
+            false => ANSWER_TIMEOUT,
+        };
         let (answer, reply) = oneshot::channel();
         let sent = self.questions.try_send(Question { request, answer });
         sent.map_err(|_| unreachable(Some("too many requests are waiting".into())))?;
-        match timeout(ANSWER_TIMEOUT, reply).await {
+        match timeout(patience, reply).await {
             Ok(Ok(Reply::Refused(refusal))) => Err(AskError::Refused {
                 exporter: self.config.name.clone(),
                 refusal,
             }),
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(unreachable(self.error.borrow().clone())),
-            Err(_) => Err(self.too_slow(ANSWER_TIMEOUT)),
+            Err(_) => Err(self.too_slow(patience)),
         }
     }
 
@@ -198,16 +216,15 @@ impl Connection {
     ) -> Result<(), transport::Error> {
         let (mut reader, mut writer) = split(stream);
         let mut messages = MessageReader::new();
-        let mut waiting: VecDeque<Option<oneshot::Sender<Reply>>> = VecDeque::new();
+        let mut waiting = Outstanding::default();
         let mut heard = Instant::now();
-        // Since when something is waited for.
+        // Since when something is waited for that is answered at once.
         let mut asked = heard;
         let mut bytes = Vec::new();
-        message::encode(&Request::Subscribe, &mut bytes)?;
-        waiting.push_back(None);
+        waiting.ask(Request::Subscribe, None, &mut bytes)?;
         loop {
             // TCP notices a host that is gone; this, one that is there and does not answer.
-            let patience = match waiting.is_empty() {
+            let patience = match waiting.is_quiet() {
                 true => heard + ASK_AFTER,
                 false => heard.max(asked) + ANSWER_TIMEOUT,
             };
@@ -228,23 +245,29 @@ impl Connection {
                         ToBackend::Event(event) => {
                             let _ = self.events.send((self.config.name.clone(), Some(event)));
                         }
-                        ToBackend::Reply(reply) => match waiting.pop_front() {
-                            Some(Some(answer)) => drop(answer.send(reply)),
-                            Some(None) => {}
-                            None => return Err(transport::Error::Closed),
-                        },
+                        ToBackend::Reply { number, reply } => {
+                            let Some(asker) = waiting.answered(number) else {
+                                return Err(transport::Error::Closed);
+                            };
+                            let Some(asker) = asker else { continue };
+                            // Whoever asked has given up, and does not know that there is a lease.
+                            if let Err(Reply::Lease(lease)) = asker.send(reply) {
+                                info!(self.log, "device opened too late, given back";
+                                    "device" => %lease.device.id, "vm" => %lease.vm);
+                                waiting.ask(release(*lease), None, &mut bytes)?;
+                            }
+                        }
                     }
                 }
                 question = questions.recv() => {
                     let Some(Question { request, answer }) = question else { return Ok(()) };
-                    message::encode(&request, &mut bytes)?;
-                    if waiting.is_empty() {
+                    if waiting.is_quiet() {
                         asked = Instant::now();
                     }
-                    waiting.push_back(Some(answer));
+                    waiting.ask(request, Some(answer), &mut bytes)?;
                 }
                 () = sleep_until(patience) => {
-                    if !waiting.is_empty() {
+                    if !waiting.is_quiet() {
                         return Err(transport::Error::TimedOut {
                             peer: self.config.name.clone(),
                             during: "waiting for an answer",
@@ -253,11 +276,52 @@ impl Connection {
                     }
                     // Nobody has this one, so the answer is short.
                     let nobody = Request::Leases { vm: Some(VmUuid(uuid::Uuid::nil())) };
-                    message::encode(&nobody, &mut bytes)?;
                     asked = Instant::now();
-                    waiting.push_back(None);
+                    waiting.ask(nobody, None, &mut bytes)?;
                 }
             }
         }
+    }
+}
+
+/// The requests of a connection that have no answer yet, by their numbers.
+#[derive(Default)]
+struct Outstanding {
+    next: u64,
+    requests: HashMap<u64, Waiting>,
+}
+
+impl Outstanding {
+    /// Appends a request to `bytes`.
+    fn ask(
+        &mut self,
+        request: Request,
+        answer: Option<oneshot::Sender<Reply>>,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), transport::Error> {
+        let (number, opens) = (self.next, opens(&request));
+        message::encode(&FromBackend { number, request }, bytes)?;
+        self.next += 1;
+        self.requests.insert(number, Waiting { answer, opens });
+        Ok(())
+    }
+
+    /// Who waits for this answer; `None` where it was not asked for.
+    fn answered(&mut self, number: u64) -> Option<Option<oneshot::Sender<Reply>>> {
+        self.requests.remove(&number).map(|waiting| waiting.answer)
+    }
+
+    /// Whether nothing is waited for that is answered at once.
+    fn is_quiet(&self) -> bool {
+        self.requests.values().all(|waiting| waiting.opens)
+    }
+}
+
+fn release(lease: Lease) -> Request {
+    Request::Release {
+        device: lease.device.id,
+        vm: lease.vm,
+        epoch: lease.epoch,
+        force: false,
     }
 }

@@ -162,7 +162,7 @@ async fn serve(
         }
     };
     match greeted(&mut stream).await? {
-        Purpose::Control => control::serve(hub, stream, &host).await,
+        Purpose::Control => control::serve(hub, stream, &host, &place.log).await,
         Purpose::Device => device::serve(hub, stream, &host, &place.log).await,
     }
 }

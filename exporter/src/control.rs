@@ -1,34 +1,72 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! A control connection: requests and answers in order, events in between.
+//! A control connection: requests, answers as they come, events in between.
 
+use std::cell::Cell;
 use std::future::pending;
 use std::rc::Rc;
 
-use session::control::{Event, Request, ToBackend};
+use session::control::{Event, FromBackend, Reply, Request, ToBackend};
+use slog::Logger;
 use tokio::io::split;
 use tokio::sync::mpsc::Receiver;
+use tokio::task::JoinSet;
 use transport::{Error, MessageReader, TlsStream, send};
 
 use crate::hub::Hub;
 
-/// Serves `host` until the connection ends.
-pub(crate) async fn serve(hub: &Rc<Hub>, stream: TlsStream, host: &str) -> Result<(), Error> {
-    let connection = hub.next_connection();
-    let result = talk(hub, stream, host, connection).await;
-    hub.control_ended(connection);
+/// Requests of a connection that are carried out at once: more wait unread. Those that take long are for
+/// devices that open slowly, one for each.
+const MAX_REQUESTS: usize = 256;
+
+/// Who asks.
+pub(crate) struct Peer {
+    /// The host, from its certificate.
+    pub(crate) host: String,
+    /// Its part of the log.
+    pub(crate) log: Logger,
+    /// The number of the connection.
+    pub(crate) connection: u64,
+    /// It has ended; what it asked for may still go on.
+    pub(crate) is_gone: Cell<bool>,
+}
+
+/// Serves `host` until the connection ends; `log` is the host's.
+pub(crate) async fn serve(
+    hub: &Rc<Hub>,
+    stream: TlsStream,
+    host: &str,
+    log: &Logger,
+) -> Result<(), Error> {
+    let peer = Rc::new(Peer {
+        host: host.to_owned(),
+        log: log.clone(),
+        connection: hub.next_connection(),
+        is_gone: Cell::new(false),
+    });
+    let mut answers = JoinSet::new();
+    let result = talk(hub, stream, &peer, &mut answers).await;
+    // A device that is being opened is not left half open: its lease ends, and the device is given back.
+    answers.detach_all();
+    peer.is_gone.set(true);
+    hub.control_ended(peer.connection);
     result
 }
 
-async fn talk(hub: &Rc<Hub>, stream: TlsStream, host: &str, connection: u64) -> Result<(), Error> {
+async fn talk(
+    hub: &Rc<Hub>,
+    stream: TlsStream,
+    peer: &Rc<Peer>,
+    answers: &mut JoinSet<(u64, Reply)>,
+) -> Result<(), Error> {
     let (mut from, mut to) = split(stream);
     let mut reader = MessageReader::new();
     let mut events: Option<Receiver<Event>> = None;
     loop {
         tokio::select! {
-            request = reader.receive::<Request>(&mut from) => {
-                let request = request?;
+            asked = reader.receive::<FromBackend>(&mut from), if answers.len() < MAX_REQUESTS => {
+                let FromBackend { number, request } = asked?;
                 if request == Request::Subscribe && events.is_none() {
-                    events = Some(hub.subscribe(host));
+                    events = Some(hub.subscribe(&peer.host));
                 }
                 if let Request::Arriving {
                     vm,
@@ -36,10 +74,15 @@ async fn talk(hub: &Rc<Hub>, stream: TlsStream, host: &str, connection: u64) -> 
                     arriving,
                 } = request
                 {
-                    hub.arriving(connection, host, vm, domid, arriving);
+                    hub.arriving(peer.connection, &peer.host, vm, domid, arriving);
                 }
-                let reply = hub.answer(request, host).await;
-                send(&mut to, &ToBackend::Reply(reply)).await?;
+                let (hub, peer) = (hub.clone(), peer.clone());
+                answers.spawn_local(async move { (number, hub.answer(request, &peer).await) });
+            }
+            Some(answered) = answers.join_next(), if !answers.is_empty() => {
+                // One that panicked, or the exporter ends.
+                let Ok((number, reply)) = answered else { return Err(Error::Closed) };
+                send(&mut to, &ToBackend::Reply { number, reply }).await?;
             }
             event = next(&mut events) => match event {
                 Some(event) => send(&mut to, &ToBackend::Event(event)).await?,

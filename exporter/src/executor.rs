@@ -2,12 +2,14 @@
 //! What carries out a device's transfers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use session::control::Returns;
 use session::frame::{Transfer, TransferStatus};
 use session::server::{Outcome, Server};
 use session::{Configured, DeviceInfo, Digest, Epoch};
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use crate::sim::SimulatedDevice;
 use crate::usb::{self, UsbDevice};
@@ -19,6 +21,12 @@ pub(crate) const HUB_REASON: &str = "it is a hub; lend the devices that are plug
 pub(crate) enum Executor {
     Simulated(Box<SimulatedDevice>),
     Usb(Box<UsbDevice>),
+}
+
+/// A device that was made ready, for [`Executor::opened`].
+pub(crate) enum Opened {
+    Simulated,
+    Usb(usb::Open),
 }
 
 impl Executor {
@@ -44,8 +52,12 @@ impl Executor {
     pub(crate) fn start_opening(
         &mut self,
         begin: Option<&Returns>,
-    ) -> Result<Option<impl Future<Output = Result<usb::Open, String>> + use<>>, String> {
-        match self {
+    ) -> Result<Option<impl Future<Output = Result<Opened, String>> + use<>>, String> {
+        enum Opening<F> {
+            Simulated(Duration),
+            Usb(F),
+        }
+        let opening = match self {
             Self::Simulated(device) => {
                 device.open_once()?;
                 if let Some(returns) = begin
@@ -53,10 +65,19 @@ impl Executor {
                 {
                     device.configure(&returns.configured)?;
                 }
-                Ok(None)
+                device.start_opening().map(Opening::Simulated)
             }
-            Self::Usb(device) => Ok(device.start_opening(begin)),
-        }
+            Self::Usb(device) => device.start_opening(begin).map(Opening::Usb),
+        };
+        Ok(opening.map(|opening| async move {
+            match opening {
+                Opening::Simulated(time) => {
+                    sleep(time).await;
+                    Ok(Opened::Simulated)
+                }
+                Opening::Usb(opening) => opening.await.map(Opened::Usb),
+            }
+        }))
     }
 
     /// Its descriptors, once it is open; `None` where they could not be read.
@@ -68,10 +89,11 @@ impl Executor {
     }
 
     /// See [`Executor::start_opening`].
-    pub(crate) fn opened(&mut self, open: usb::Open) {
-        match self {
-            Self::Simulated(_) => (),
-            Self::Usb(device) => device.opened(open),
+    pub(crate) fn opened(&mut self, opened: Opened) {
+        match (self, opened) {
+            (Self::Simulated(device), _) => device.opened(),
+            (Self::Usb(device), Opened::Usb(open)) => device.opened(open),
+            (Self::Usb(_), Opened::Simulated) => (),
         }
     }
 

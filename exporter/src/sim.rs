@@ -41,6 +41,9 @@ pub(crate) struct SimulatedDevice {
     alarm: Alarm,
     /// How many times it does not open, as a real device that a driver of this machine holds for a moment.
     pub(crate) closed: u32,
+    /// It takes this time to be made ready for a holder.
+    opening: Duration,
+    is_open: bool,
 }
 
 impl SimulatedDevice {
@@ -68,6 +71,8 @@ impl SimulatedDevice {
             clock,
             alarm: Alarm::new(),
             closed: 0,
+            opening: Duration::ZERO,
+            is_open: false,
         })
     }
 
@@ -87,6 +92,15 @@ impl SimulatedDevice {
             }
             None => Ok(()),
         }
+    }
+
+    /// How long it takes to be made ready; `None` where it is.
+    pub(crate) fn start_opening(&self) -> Option<Duration> {
+        (!self.is_open && !self.opening.is_zero()).then_some(self.opening)
+    }
+
+    pub(crate) fn opened(&mut self) {
+        self.is_open = true;
     }
 
     pub(crate) fn set_wake(&mut self, wake: Arc<Notify>) {
@@ -195,6 +209,7 @@ impl SimulatedDevice {
     }
 
     pub(crate) fn release(&mut self) {
+        self.is_open = false;
         self.port.forget_all();
         self.port.reset(&mut Nobody);
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! A whole exporter with simulated disks, over TLS on loopback: connections, and what goes over them.
 
+#[path = "loopback/acquire.rs"]
+mod acquire;
 mod common;
 #[path = "loopback/leases.rs"]
 mod leases;

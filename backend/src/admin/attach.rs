@@ -90,6 +90,16 @@ impl Admin {
                 exporter.name()
             )),
         };
+        // Until then the exporter ends the lease with our connection: nobody has a device that was not
+        // attached.
+        let confirm = Ask::Confirm {
+            device: lease.device.id.clone(),
+            vm: lease.vm,
+        };
+        let result = match result {
+            Ok(()) => exporter.ask(confirm).await.map_err(|e| e.to_string()),
+            Err(e) => Err(e),
+        };
         if let Err(e) = result {
             let (answer, _) = oneshot::channel();
             entry.handle.tell(Command::Detach(port, answer));

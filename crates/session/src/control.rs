@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! The control connection: devices and leases.
 //!
-//! The backend sends a [`Request`], the exporter answers each with one [`Reply`], in order. After
-//! [`Request::Subscribe`] it also sends [`ToBackend::Event`]s at any time.
+//! The backend sends [`FromBackend`]s. The exporter begins with each request in the order of their
+//! arrival, and answers each with one [`Reply`] when it has it: a device takes seconds to open, and other
+//! requests do not wait for it. After [`Request::Subscribe`] it also sends [`ToBackend::Event`]s at any
+//! time.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +12,15 @@ use crate::{
     Configured, DeviceId, DeviceInfo, DeviceSelector, Digest, Epoch, Exchange, Holder, Lease,
     OnMigrate, VmUuid,
 };
+
+/// What the backend sends on a control connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FromBackend {
+    /// The answer has it, too. No two requests without an answer have the same.
+    pub number: u64,
+    /// What is asked.
+    pub request: Request,
+}
 
 /// What a backend asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,8 +32,17 @@ pub enum Request {
         /// Only this VM's.
         vm: Option<VmUuid>,
     },
-    /// Lends a free device to a VM. Answer: [`Reply::Lease`], phase `Disconnected`, epoch raised.
+    /// Lends a free device to a VM. Answer: [`Reply::Lease`], phase `Disconnected`, epoch raised. Without
+    /// [`Acquire::returns`] it ends with this connection, unless it was claimed or confirmed before.
     Acquire(Acquire),
+    /// The caller goes on with what it acquired: the lease stays when the connection ends. Answer:
+    /// [`Reply::Done`].
+    Confirm {
+        /// The device.
+        device: DeviceId,
+        /// Whose it is.
+        vm: VmUuid,
+    },
     /// Gives a device back; it is reset and free again. Answer: [`Reply::Done`].
     Release {
         /// The device.
@@ -231,8 +251,13 @@ fn silence(seconds: Option<u64>) -> String {
 /// What the exporter sends on a control connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToBackend {
-    /// Answer to the oldest unanswered request.
-    Reply(Reply),
+    /// An answer.
+    Reply {
+        /// Of the request.
+        number: u64,
+        /// What is answered.
+        reply: Reply,
+    },
     /// Something happened.
     Event(Event),
 }

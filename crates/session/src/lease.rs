@@ -69,6 +69,8 @@ struct Entry {
     attempt: Attempt,
     /// When an orphan is released, or a lease whose holder is not connected.
     deadline_ms: Option<u64>,
+    /// The control connection that acquired it, as long as nobody has claimed or confirmed it.
+    acquired_by: Option<u64>,
     /// Since when the holder is not connected. `None` while it is, and before it first was.
     silent_since_ms: Option<u64>,
     /// When a claim of another domain was refused last that had nothing to show but the uuid.
@@ -129,6 +131,7 @@ impl LeaseTable {
                 deadline_ms: table.hold.deadline_ms(lease.phase, now_ms),
                 silent_since_ms: Some(now_ms),
                 disputed_ms: None,
+                acquired_by: None,
                 lease,
             };
             let device = entry.lease.device.id.clone();
@@ -151,11 +154,16 @@ impl LeaseTable {
         table
     }
 
-    /// What to save.
+    /// What to save: not those that end with a connection.
     pub fn saved(&self) -> Saved {
+        let kept = self.entries.values().filter(|e| e.acquired_by.is_none());
         Saved {
             epoch: self.epoch,
-            leases: self.held().chain(self.missing_leases()).cloned().collect(),
+            leases: kept
+                .map(|e| &e.lease)
+                .chain(self.missing_leases())
+                .cloned()
+                .collect(),
             absent: self.absent.iter().map(Absent::saved).collect(),
         }
     }

@@ -39,8 +39,13 @@ impl Hub {
         }
     }
 
-    /// A control connection has ended: what was announced over it does not hold any more.
+    /// A control connection has ended: what was announced over it does not hold any more, and what was
+    /// acquired over it and not taken up is nobody's.
     pub(crate) fn control_ended(&self, connection: u64) {
+        let unconfirmed = self.table.borrow_mut().unconfirmed(connection);
+        for lease in &unconfirmed {
+            self.ended(lease, "who acquired it is not connected any more");
+        }
         let ended = self.arrivals.borrow_mut().end(connection);
         for arrival in ended {
             self.announce(&arrival, false);

@@ -6,10 +6,17 @@ use session::{DeviceId, Epoch, Lease, LeasePhase, VmUuid};
 use slog::info;
 
 use super::{Hub, SharedSession};
+use crate::control::Peer;
+
+/// For a log only: who asked does not hear it.
+fn gone() -> Refusal {
+    Refusal::Limit("it was released, or who asked for it is not connected any more".to_owned())
+}
 
 impl Hub {
     /// Answers `host`.
-    pub(crate) async fn answer(&self, request: Request, host: &str) -> Reply {
+    pub(crate) async fn answer(&self, request: Request, from: &Peer) -> Reply {
+        let host = &*from.host;
         let result = match request {
             Request::Devices => {
                 let devices = self.devices_now().await;
@@ -24,7 +31,14 @@ impl Hub {
                 let _ = self.save().await;
                 Ok(leases)
             }
-            Request::Acquire(acquire) => self.acquire(&acquire, host).await,
+            Request::Acquire(acquire) => self.acquire(&acquire, from).await,
+            Request::Confirm { device, vm } => {
+                let confirmed = self.table.borrow_mut().confirm(&device, vm, host);
+                match confirmed {
+                    Ok(()) => self.save().await.map(|()| Reply::Done),
+                    Err(refusal) => Err(refusal),
+                }
+            }
             Request::Release {
                 device,
                 vm,
@@ -48,7 +62,7 @@ impl Hub {
             Request::Subscribe => Ok(Reply::Done),
         };
         result.unwrap_or_else(|refusal| {
-            info!(self.log, "refused"; "host" => host, "reason" => %refusal);
+            info!(from.log, "refused"; "host" => host, "reason" => %refusal);
             Reply::Refused(refusal)
         })
     }
@@ -69,14 +83,24 @@ impl Hub {
         Reply::Leases(leases)
     }
 
-    async fn acquire(&self, wanted: &Acquire, host: &str) -> Result<Reply, Refusal> {
+    async fn acquire(&self, wanted: &Acquire, from: &Peer) -> Result<Reply, Refusal> {
+        let host = &*from.host;
         let devices = self.devices_now().await;
+        if from.is_gone.get() {
+            return Err(gone());
+        }
         let before = self.table.borrow().changes();
         let lease = self.table.borrow_mut().acquire(wanted, host, &devices)?;
-        if self.table.borrow().changes() == before {
+        let device = &lease.device.id;
+        let is_new = self.table.borrow().changes() != before;
+        // Its port waits for a device that returns; for any other only who asked does.
+        if wanted.returns.is_none() && (is_new || self.table.borrow().is_unconfirmed(device)) {
+            let mut table = self.table.borrow_mut();
+            table.until_confirmed(device, lease.epoch, from.connection);
+        }
+        if !is_new {
             return Ok(Reply::Lease(Box::new(lease)));
         }
-        let device = &lease.device.id;
         if let Err(refusal) = self.hand_over(&lease, host, wanted.returns.as_ref()).await {
             // Unless it was released meanwhile, and perhaps lent again.
             let mut table = self.table.borrow_mut();
@@ -88,12 +112,15 @@ impl Hub {
             self.unsaved.notify_one();
             return Err(refusal);
         }
-        info!(self.log, "lent"; "device" => %device, "vm" => %lease.vm, "host" => host,
+        let now = self.table.borrow().get(device).cloned();
+        let Some(now) = now.filter(|l| l.vm == lease.vm) else {
+            return Err(gone());
+        };
+        info!(from.log, "lent"; "device" => %device, "vm" => %lease.vm, "host" => host,
             "epoch" => lease.epoch.0);
         self.lease_changed(device);
         self.subscribers.publish(&Event::Devices, |_| true);
-        let now = self.table.borrow().get(device).cloned();
-        Ok(Reply::Lease(Box::new(now.unwrap_or(lease))))
+        Ok(Reply::Lease(Box::new(now)))
     }
 
     /// Makes the device of a new lease ready, and the lease permanent.

@@ -8,6 +8,7 @@
 //! DEVICE stroke USAGE…        presses and releases keys, by their usages in hexadecimal
 //! DEVICE waiting ENDPOINT     how many transfers of an endpoint wait; 81 is IN endpoint 1
 //! DEVICE fail ENDPOINT COUNT  lets so many transfers or packets fail on the bus
+//! DEVICE opening MILLISECONDS lets it take so long from now on until it is ready for a holder
 //! DEVICE advance MICROSECONDS lets time pass on the bus, where it does not by itself
 //! DEVICE fail-open COUNT      is not opened so many times, when a host connects
 //! DEVICE unplug
@@ -173,6 +174,10 @@ impl SimulatedDevice {
             }
             ["fail-open", count] => {
                 self.closed = count.parse().map_err(|_| format!("no count '{count}'"))?;
+            }
+            ["opening", time] => {
+                let time = time.parse().map_err(|_| format!("no time '{time}'"))?;
+                self.opening = Duration::from_millis(time);
             }
             ["advance", time] => {
                 let Clock::Manual(now) = &mut self.clock else {

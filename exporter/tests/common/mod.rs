@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use exporter::{Config, Daemon};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use session::client::{self, Client};
-use session::control::{Acquire, Event, Reply, Request, ToBackend};
+use session::control::{Acquire, Event, FromBackend, Reply, Request, ToBackend};
 use session::frame::{Completion, Transfer, TransferType};
 use session::message::Purpose;
 use session::open::{Attempt, Evidence, How, Open, Opened};
@@ -189,6 +189,7 @@ impl Exporter {
             stream: self.connect(identity, Purpose::Control).await,
             reader: MessageReader::new(),
             events: Vec::new(),
+            number: 0,
         }
     }
 
@@ -282,14 +283,32 @@ pub struct Control {
     stream: TlsStream,
     reader: MessageReader,
     pub events: Vec<Event>,
+    number: u64,
 }
 
 impl Control {
     pub async fn ask(&mut self, request: Request) -> Reply {
-        send(&mut self.stream, &request).await.unwrap();
+        let number = self.send(request).await;
+        self.reply(number).await
+    }
+
+    /// Sends a request, and answers its number.
+    pub async fn send(&mut self, request: Request) -> u64 {
+        self.number += 1;
+        let number = self.number;
+        let asked = FromBackend { number, request };
+        send(&mut self.stream, &asked).await.unwrap();
+        number
+    }
+
+    /// The reply of a request, which is the next one.
+    pub async fn reply(&mut self, to: u64) -> Reply {
         loop {
             match self.next().await {
-                ToBackend::Reply(reply) => return reply,
+                ToBackend::Reply { number, reply } => {
+                    assert_eq!(number, to);
+                    return reply;
+                }
                 ToBackend::Event(event) => self.events.push(event),
             }
         }
@@ -312,11 +331,18 @@ impl Control {
         }
     }
 
+    /// Acquires a device, and confirms it.
     pub async fn acquire(&mut self, wanted: Acquire) -> Lease {
-        match self.ask(Request::Acquire(wanted)).await {
+        let lease = match self.ask(Request::Acquire(wanted)).await {
             Reply::Lease(lease) => *lease,
             other => panic!("{other:?}"),
-        }
+        };
+        let confirm = Request::Confirm {
+            device: lease.device.id.clone(),
+            vm: lease.vm,
+        };
+        assert_eq!(self.ask(confirm).await, Reply::Done);
+        lease
     }
 
     /// The only lease.

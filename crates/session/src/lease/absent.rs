@@ -58,8 +58,9 @@ impl LeaseTable {
             let until = e.deadline_ms.unwrap_or(u64::MAX);
             e.lease.phase.is_orphaned().then_some(until)
         });
+        let unconfirmed = self.is_unconfirmed(device);
         let lease = self.remove(device)?;
-        if lease.exchange.is_none() {
+        if lease.exchange.is_none() || unconfirmed {
             return Some(Unplugged::Ended(Box::new(lease)));
         }
         let waits = self.wait_for_device(lease, now_ms, held_until.unwrap_or(0));

@@ -114,6 +114,7 @@ impl LeaseTable {
         entry.deadline_ms = None;
         entry.silent_since_ms = None;
         entry.disputed_ms = None;
+        entry.acquired_by = None;
         let lease = &mut entry.lease;
         lease.epoch = epoch;
         lease.phase = LeasePhase::Serving;

@@ -7,8 +7,8 @@ use crate::control::{Acquire, Refusal};
 use crate::frame::MAX_COOKIE_LEN;
 use crate::open::Attempt;
 use crate::{
-    Configured, DeviceInfo, DeviceSelector, DeviceState, Exchange, Holder, Lease, LeasePhase,
-    OnExchange, OnMigrate, StashCounters,
+    Configured, DeviceId, DeviceInfo, DeviceSelector, DeviceState, Epoch, Exchange, Holder, Lease,
+    LeasePhase, OnExchange, OnMigrate, StashCounters, VmUuid,
 };
 
 /// Longest name of a VM, in bytes.
@@ -87,6 +87,39 @@ impl LeaseTable {
         Ok(self.lend(device, wanted, host))
     }
 
+    /// The lease that was acquired over this control connection ends with it, unless it is claimed or
+    /// confirmed.
+    pub fn until_confirmed(&mut self, device: &DeviceId, epoch: Epoch, connection: u64) {
+        if let Some(entry) = self.current(device, epoch) {
+            entry.acquired_by = Some(connection);
+        }
+    }
+
+    /// Whether the lease still ends with the connection that acquired it.
+    pub fn is_unconfirmed(&self, device: &DeviceId) -> bool {
+        let entry = self.entries.get(device);
+        entry.is_some_and(|e| e.acquired_by.is_some())
+    }
+
+    /// `host` goes on with what it acquired for `vm`.
+    pub fn confirm(&mut self, device: &DeviceId, vm: VmUuid, host: &str) -> Result<(), Refusal> {
+        let entry = self.checked(device, vm, host)?;
+        if entry.acquired_by.take().is_some() {
+            self.changes += 1;
+        }
+        Ok(())
+    }
+
+    /// A control connection has ended: the leases that end with it.
+    pub fn unconfirmed(&mut self, connection: u64) -> Vec<Lease> {
+        let its = |e: &&Entry| e.acquired_by == Some(connection);
+        let its: Vec<_> = self.entries.values().filter(its).collect();
+        let its: Vec<_> = its.iter().map(|e| e.lease.device.id.clone()).collect();
+        its.iter()
+            .filter_map(|device| self.remove(device))
+            .collect()
+    }
+
     fn lend(&mut self, device: &DeviceInfo, wanted: &Acquire, host: &str) -> Lease {
         let mut device = device.clone();
         device.state = DeviceState::Leased {
@@ -130,6 +163,7 @@ impl LeaseTable {
             deadline_ms: None,
             silent_since_ms: None,
             disputed_ms: None,
+            acquired_by: None,
         };
         self.entries.insert(lease.device.id.clone(), entry);
         lease

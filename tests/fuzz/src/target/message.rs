@@ -5,7 +5,7 @@
 use handoff::Cookie;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use session::control::{Acquire, Refusal, Reply, Request, ToBackend};
+use session::control::{Acquire, FromBackend, Refusal, Reply, Request, ToBackend};
 use session::message::{self, Purpose};
 use session::open::{Attempt, Evidence, How, Open, Opened};
 use session::{DeviceId, DeviceSelector, Epoch, Hello, VmUuid};
@@ -41,7 +41,7 @@ fn seeds() -> Vec<Vec<u8>> {
         evidence: Evidence::HolderGone(2),
         how: How::Claim { seen: Epoch(5) },
     };
-    let acquire = Request::Acquire(Acquire {
+    let request = Request::Acquire(Acquire {
         device: DeviceSelector::Place(device.clone()),
         vm,
         vm_name: "web".into(),
@@ -52,6 +52,7 @@ fn seeds() -> Vec<Vec<u8>> {
         exchange: None,
         returns: None,
     });
+    let acquire = FromBackend { number: 1, request };
     let refused = Refusal::NoLease {
         device: device.clone(),
         vm,
@@ -61,7 +62,13 @@ fn seeds() -> Vec<Vec<u8>> {
         seed(1, &open),
         seed(2, &Opened::Refused(refused.clone())),
         seed(3, &acquire),
-        seed(4, &ToBackend::Reply(Reply::Refused(refused))),
+        seed(
+            4,
+            &ToBackend::Reply {
+                number: 1,
+                reply: Reply::Refused(refused),
+            },
+        ),
         vec![5, 1, 5, 3],
         [&[6][..], b"0951:1666:0123"].concat(),
         [&[6][..], b"1-2.3"].concat(),
@@ -75,7 +82,7 @@ fn run(input: &mut Input<'_>) {
         0 => both_ways::<Hello>(bytes),
         1 => both_ways::<Open>(bytes),
         2 => both_ways::<Opened>(bytes),
-        3 => both_ways::<Request>(bytes),
+        3 => both_ways::<FromBackend>(bytes),
         4 => both_ways::<ToBackend>(bytes),
         5 => match Cookie::decode(bytes) {
             Ok(Some(cookie)) => {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use session::message::Purpose;
-use slog::{Logger, debug, warn};
+use slog::{debug, warn};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, spawn_local, yield_now};
 use tokio::time::timeout;
@@ -15,6 +15,7 @@ use transport::{Acceptor, Error, greeted};
 
 use crate::admission::{Admission, Ticket, Verdict};
 use crate::hub::Hub;
+use crate::limits::Limits;
 use crate::{control, device};
 
 /// A peer that belongs here begins its handshake as soon as it is connected.
@@ -22,10 +23,11 @@ const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most connections of one host: two for every device that it may have, several times over.
 const MAX_PER_HOST: usize = 256;
 
-/// A host that has been here: its connections now, and its part of the log.
+/// A host that has been here.
 struct Host {
+    /// Its connections now.
     connections: usize,
-    log: Logger,
+    limits: Rc<Limits>,
 }
 
 /// The hosts by name. They are never forgotten: only the pool's CA makes new ones.
@@ -35,26 +37,25 @@ type Hosts = Rc<RefCell<HashMap<String, Host>>>;
 struct Place {
     hosts: Hosts,
     host: String,
-    log: Logger,
+    limits: Rc<Limits>,
 }
 
 impl Place {
-    /// An error, with the host's log, when the host has too many.
-    fn take(hosts: &Hosts, host: &str, log: &Logger) -> Result<Self, Logger> {
+    /// `None` when the host has too many.
+    fn take(hosts: &Hosts, host: &str) -> Option<Self> {
         let mut known = hosts.borrow_mut();
         let entry = known.entry(host.to_owned()).or_insert_with(|| Host {
             connections: 0,
-            log: logging::limited(log),
+            limits: Rc::new(Limits::new(Instant::now())),
         });
-        let log = entry.log.clone();
         if entry.connections >= MAX_PER_HOST {
-            return Err(log);
+            return None;
         }
         entry.connections += 1;
-        Ok(Self {
+        Some(Self {
             hosts: hosts.clone(),
             host: host.to_owned(),
-            log,
+            limits: entry.limits.clone(),
         })
     }
 }
@@ -154,15 +155,20 @@ async fn serve(
     let (mut stream, host) = acceptor.accept(tcp).await?;
     handshake.is_host = true;
     drop(handshake);
-    let place = match Place::take(hosts, &host, hub.log()) {
-        Ok(place) => place,
-        Err(log) => {
-            warn!(log, "{} has too many connections; refused another", host);
-            return Ok(());
-        }
+    let log = hub.log_of(&host);
+    let Some(place) = Place::take(hosts, &host) else {
+        warn!(log, "{} has too many connections; refused another", host);
+        return Ok(());
     };
-    match greeted(&mut stream).await? {
-        Purpose::Control => control::serve(hub, stream, &host, &place.log).await,
-        Purpose::Device => device::serve(hub, stream, &host, &place.log).await,
+    let served = match greeted(&mut stream).await {
+        Ok(Purpose::Control) => control::serve(hub, stream, &host, &log, &place.limits).await,
+        Ok(Purpose::Device) => device::serve(hub, stream, &host, &log, &place.limits).await,
+        Err(e) => Err(e),
+    };
+    match served {
+        Ok(()) | Err(Error::Closed) => (),
+        // It is the host's part of the log that this fills.
+        Err(e) => warn!(log, "connection of {}: {}", host, e),
     }
+    Ok(())
 }

@@ -5,14 +5,15 @@ use std::cell::Cell;
 use std::future::pending;
 use std::rc::Rc;
 
-use session::control::{Event, FromBackend, Reply, Request, ToBackend};
+use session::control::{Event, FromBackend, Refusal, Reply, Request, ToBackend};
+use session::message::MessageError;
 use slog::Logger;
-use tokio::io::split;
-use tokio::sync::mpsc::Receiver;
+use tokio::io::{AsyncWrite, split};
 use tokio::task::JoinSet;
 use transport::{Error, MessageReader, TlsStream, send};
 
-use crate::hub::Hub;
+use crate::hub::{Events, Hub};
+use crate::limits::Limits;
 
 /// Requests of a connection that are carried out at once: more wait unread. Those that take long are for
 /// devices that open slowly, one for each.
@@ -36,6 +37,7 @@ pub(crate) async fn serve(
     stream: TlsStream,
     host: &str,
     log: &Logger,
+    limits: &Limits,
 ) -> Result<(), Error> {
     let peer = Rc::new(Peer {
         host: host.to_owned(),
@@ -44,7 +46,7 @@ pub(crate) async fn serve(
         is_gone: Cell::new(false),
     });
     let mut answers = JoinSet::new();
-    let result = talk(hub, stream, &peer, &mut answers).await;
+    let result = talk(hub, stream, &peer, limits, &mut answers).await;
     // A device that is being opened is not left half open: its lease ends, and the device is given back.
     answers.detach_all();
     peer.is_gone.set(true);
@@ -56,15 +58,20 @@ async fn talk(
     hub: &Rc<Hub>,
     stream: TlsStream,
     peer: &Rc<Peer>,
+    limits: &Limits,
     answers: &mut JoinSet<(u64, Reply)>,
 ) -> Result<(), Error> {
     let (mut from, mut to) = split(stream);
     let mut reader = MessageReader::new();
-    let mut events: Option<Receiver<Event>> = None;
+    let mut events: Option<Events> = None;
     loop {
         tokio::select! {
             asked = reader.receive::<FromBackend>(&mut from), if answers.len() < MAX_REQUESTS => {
                 let FromBackend { number, request } = asked?;
+                limits.request().await;
+                if changes_leases(&request) {
+                    limits.change().await;
+                }
                 if request == Request::Subscribe && events.is_none() {
                     events = Some(hub.subscribe(&peer.host));
                 }
@@ -82,20 +89,43 @@ async fn talk(
             Some(answered) = answers.join_next(), if !answers.is_empty() => {
                 // One that panicked, or the exporter ends.
                 let Ok((number, reply)) = answered else { return Err(Error::Closed) };
-                send(&mut to, &ToBackend::Reply { number, reply }).await?;
+                answer(&mut to, number, reply).await?;
             }
-            event = next(&mut events) => match event {
-                Some(event) => send(&mut to, &ToBackend::Event(event)).await?,
-                // Too far behind.
-                None => return Err(Error::Closed),
-            }
+            event = next(&mut events) => send(&mut to, &ToBackend::Event(event)).await?,
         }
     }
 }
 
-async fn next(events: &mut Option<Receiver<Event>>) -> Option<Event> {
+fn changes_leases(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Acquire(_)
+            | Request::Confirm { .. }
+            | Request::Release { .. }
+            | Request::Note { .. }
+    )
+}
+
+/// Leases of others are part of some answers: one that does not fit into a message costs who asked the
+/// answer, not the connection.
+async fn answer(
+    to: &mut (impl AsyncWrite + Unpin),
+    number: u64,
+    reply: Reply,
+) -> Result<(), Error> {
+    match send(to, &ToBackend::Reply { number, reply }).await {
+        Err(Error::Message(MessageError::TooLong(len))) => {
+            let why = format!("the answer has {len} bytes, more than a message may have");
+            let reply = Reply::Refused(Refusal::Limit(why));
+            send(to, &ToBackend::Reply { number, reply }).await
+        }
+        sent => sent,
+    }
+}
+
+async fn next(events: &mut Option<Events>) -> Event {
     match events {
-        Some(events) => events.recv().await,
+        Some(events) => events.next().await,
         None => pending().await,
     }
 }

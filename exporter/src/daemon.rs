@@ -147,6 +147,7 @@ impl Daemon {
             () = connection::accept(hub.clone(), listener, Acceptor::new(&identity)) => (),
             () = hub.expire() => (),
             () = hub.save_changes() => (),
+            () = hub.publish_changes() => (),
             // Here, in the loop of all sessions: stuck, it must not look alive.
             never = service::watchdog() => match never {},
             () = async {

@@ -17,10 +17,11 @@ use session::{DeviceId, Epoch};
 use slog::{Logger, info, o, warn};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::task::spawn_local;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use transport::{Error, MessageReader, TlsStream, send};
 
 use crate::hub::{Hub, SharedSession};
+use crate::limits::Limits;
 use crate::session_state::{Connection, forget_later};
 
 /// Several of the longest frames, so that the rest of one is rarely moved.
@@ -53,9 +54,11 @@ pub(crate) async fn serve(
     mut stream: TlsStream,
     host: &str,
     log: &Logger,
+    limits: &Limits,
 ) -> Result<(), Error> {
     // However long it takes: the target of a migration connects early.
     let open: Open = MessageReader::new().receive(&mut stream).await?;
+    limits.change().await;
     let (opened, session, connection) = match hub.open(&open, host).await {
         Ok(opened) => opened,
         Err(refusal) => {
@@ -249,6 +252,8 @@ impl Serving<'_> {
     fn answer_saved(&self, request: u64) {
         let (hub, session, epoch) = (self.hub.clone(), self.session.clone(), self.epoch);
         spawn_local(async move {
+            let pause = session.borrow_mut().may_save();
+            sleep(pause).await;
             // A disk that fails is in the log. It is no reason to keep the guest from its device: whoever
             // serves it next asks us, and we know the address as long as we live.
             let _ = hub.save().await;

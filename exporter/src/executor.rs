@@ -26,7 +26,17 @@ pub(crate) enum Executor {
 /// A device that was made ready, for [`Executor::opened`].
 pub(crate) enum Opened {
     Simulated,
-    Usb(usb::Open),
+    Usb(Box<usb::Open>),
+}
+
+impl Opened {
+    /// Something for the administrator to know about it.
+    pub(crate) fn take_note(&mut self) -> Option<String> {
+        match self {
+            Self::Simulated => None,
+            Self::Usb(open) => open.take_note(),
+        }
+    }
 }
 
 impl Executor {
@@ -75,7 +85,7 @@ impl Executor {
                     sleep(time).await;
                     Ok(Opened::Simulated)
                 }
-                Opening::Usb(opening) => opening.await.map(Opened::Usb),
+                Opening::Usb(opening) => opening.await.map(|open| Opened::Usb(Box::new(open))),
             }
         }))
     }
@@ -92,7 +102,7 @@ impl Executor {
     pub(crate) fn opened(&mut self, opened: Opened) {
         match (self, opened) {
             (Self::Simulated(device), _) => device.opened(),
-            (Self::Usb(device), Opened::Usb(open)) => device.opened(open),
+            (Self::Usb(device), Opened::Usb(open)) => device.opened(*open),
             (Self::Usb(_), Opened::Simulated) => (),
         }
     }

@@ -10,7 +10,7 @@ mod settings;
 mod subscribers;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,9 +20,11 @@ use session::lease::{HoldTimes, LeaseTable, Policy};
 use session::{DeviceId, Lease, LeasePhase};
 use slog::{Logger, error, info};
 use tokio::sync::{Mutex, Notify};
+use tokio::time::sleep;
 
 use self::in_use::Uses;
 use self::settings::Settings;
+pub(crate) use self::subscribers::Events;
 use self::subscribers::Subscribers;
 use crate::arrivals::Arrivals;
 use crate::session_state::Session;
@@ -48,7 +50,20 @@ pub(crate) struct Hub {
     deadlines: Notify,
     unsaved: Notify,
     settings: RefCell<Settings>,
+    /// Devices whose lease has changed since subscribers were told.
+    changed: RefCell<BTreeSet<DeviceId>>,
+    unpublished: Notify,
+    /// Each host's part of the log. They are never forgotten: only the pool's CA makes new ones.
+    logs: RefCell<HashMap<String, Logger>>,
+    /// Of failures that happen for every request, when they happen.
+    failures: Logger,
 }
+
+/// Pause between two rounds in which subscribers are told of leases. A host can change its own thousands
+/// of times in a second.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(10);
+/// Pause between two saves that nobody waits for: guests and hosts cause them, and each wears the disk.
+const SAVE_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Hub {
     pub(crate) fn new(
@@ -71,6 +86,7 @@ impl Hub {
         }
         let table = LeaseTable::restore(policy, hold, saved, 0);
         Ok(Self {
+            failures: logging::limited(&log),
             log,
             started: Instant::now(),
             table: RefCell::new(table),
@@ -84,11 +100,25 @@ impl Hub {
             deadlines: Notify::new(),
             unsaved: Notify::new(),
             settings: RefCell::default(),
+            changed: RefCell::default(),
+            unpublished: Notify::new(),
+            logs: RefCell::default(),
         })
     }
 
     pub(crate) fn log(&self) -> &Logger {
         &self.log
+    }
+
+    /// The log of what a host causes, which is limited.
+    pub(crate) fn log_of(&self, host: &str) -> Logger {
+        let mut logs = self.logs.borrow_mut();
+        if let Some(log) = logs.get(host) {
+            return log.clone();
+        }
+        let log = logging::limited(&self.log);
+        logs.insert(host.to_owned(), log.clone());
+        log
     }
 
     fn now_ms(&self) -> u64 {
@@ -98,7 +128,7 @@ impl Hub {
     /// A lease is over: the device is reset and free.
     fn ended(&self, lease: &Lease, reason: &str) {
         let device = &lease.device.id;
-        info!(self.log, "returned"; "device" => %device, "vm" => %lease.vm, "reason" => reason);
+        info!(self.log_of(&lease.holder.host), "returned"; "device" => %device, "vm" => %lease.vm, "reason" => reason);
         // What is plugged in there now may be another lease's.
         if let Some(session) = self.session(device) {
             let mut session = session.borrow_mut();
@@ -117,14 +147,32 @@ impl Hub {
         self.subscribers.publish(&Event::Devices, |_| true);
     }
 
-    /// Tells the lease's subscribers, and saves it.
+    /// Has the lease's subscribers told, and it saved.
     fn lease_changed(&self, device: &DeviceId) {
         self.unsaved.notify_one();
+        let mut changed = self.changed.borrow_mut();
+        if !changed.contains(device) {
+            changed.insert(device.clone());
+            self.unpublished.notify_one();
+        }
+    }
+
+    fn publish_changed(&self) {
+        let changed = std::mem::take(&mut *self.changed.borrow_mut());
         let table = self.table.borrow();
-        if let Some(lease) = table.get(device) {
+        for lease in changed.iter().filter_map(|device| table.get(device)) {
             let event = Event::Lease(Box::new(lease.clone()));
             self.subscribers
                 .publish(&event, |host| table.may_see_lease(lease, host));
+        }
+    }
+
+    /// Tells subscribers of leases as they are now. Never ends.
+    pub(crate) async fn publish_changes(&self) {
+        loop {
+            self.unpublished.notified().await;
+            self.publish_changed();
+            sleep(PUBLISH_INTERVAL).await;
         }
     }
 
@@ -194,7 +242,7 @@ impl Hub {
         match result {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => {
-                error!(self.log, "cannot save the leases: {}", e);
+                error!(self.failures, "cannot save the leases: {}", e);
                 Err(Refusal::Limit(format!(
                     "the exporter cannot save its leases: {e}"
                 )))
@@ -220,6 +268,7 @@ impl Hub {
                 () = self.unsaved.notified() => self.save().await,
                 () = settings_due => self.save_all().await,
             };
+            sleep(SAVE_INTERVAL).await;
         }
     }
 }

@@ -6,7 +6,8 @@
 //!
 //! - [`config`]: the file; [`daemon`]: from the file to a running exporter;
 //! - `hub`: devices, leases, sessions, subscribers, in one place;
-//! - `admission`: which connections are let in; `control`, `device`: a connection of each kind; `session_state`: a device's session;
+//! - `admission`: which connections are let in; `limits`, `pace`: how much one host may ask for;
+//! - `control`, `device`: a connection of each kind; `session_state`: a device's session;
 //! - `executor`: what carries out transfers, with `sim` and `usb` below it;
 //! - `in_use`: what this machine uses itself; `store`: leases on disk.
 
@@ -23,6 +24,7 @@ mod device;
 mod executor;
 mod hub;
 mod in_use;
+mod limits;
 mod pace;
 mod session_state;
 mod sim;

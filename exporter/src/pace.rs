@@ -31,6 +31,13 @@ impl Pace {
         free
     }
 
+    /// Takes one, and answers how long to wait before it is used.
+    pub(crate) fn reserve(&mut self, now: Instant) -> Duration {
+        let wait = self.wait(now);
+        self.full_at = self.full_at.max(now) + self.interval;
+        wait
+    }
+
     /// Whether nothing is missing: then it is as good as a new one.
     pub(crate) fn is_full(&self, now: Instant) -> bool {
         self.full_at <= now
@@ -62,6 +69,15 @@ mod tests {
         assert!(!pace.take(start + INTERVAL));
         assert!(!pace.is_full(start + INTERVAL * 3));
         assert!(pace.is_full(start + INTERVAL * 4));
+    }
+
+    #[test]
+    fn who_reserves_waits_for_all_before() {
+        let start = Instant::now();
+        let mut pace = Pace::new(2, INTERVAL, start);
+        let waits: Vec<_> = (0..5).map(|_| pace.reserve(start)).collect();
+        let expected = [0, 0, 1, 2, 3].map(|n| INTERVAL * n);
+        assert_eq!(waits, expected);
     }
 
     #[test]

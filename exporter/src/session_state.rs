@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use session::Epoch;
 use session::frame::Transfer;
@@ -15,6 +15,7 @@ use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::sleep;
 
 use crate::executor::Executor;
+use crate::pace::Pace;
 
 /// Orders carried out before other tasks get their turn: a device that always has data could else
 /// keep the thread for itself.
@@ -58,7 +59,15 @@ pub(crate) struct Session {
     minder: Option<AbortHandle>,
     /// Held while the device is opened.
     pub(crate) opening: Rc<Mutex<()>>,
+    /// How often leases are saved because this guest waits for it.
+    saves: Pace,
+    /// Drops what the guest does not ask for in time.
+    forgets: Option<AbortHandle>,
 }
+
+/// Saves that a guest may cause at once, and the time for one more. A guest gives a device an address when it
+/// finds or resets it.
+const SAVES: (u32, Duration) = (64, Duration::from_millis(200));
 
 impl Session {
     pub(crate) fn new(executor: Executor) -> Self {
@@ -69,7 +78,14 @@ impl Session {
             wake: Arc::default(),
             minder: None,
             opening: Rc::default(),
+            saves: Pace::new(SAVES.0, SAVES.1, Instant::now()),
+            forgets: None,
         }
+    }
+
+    /// How long a request of the guest waits before the leases are saved for it.
+    pub(crate) fn may_save(&mut self) -> Duration {
+        self.saves.reserve(Instant::now())
     }
 
     /// The device was lent anew.
@@ -233,10 +249,10 @@ pub(crate) fn forget_later(session: &Rc<RefCell<Session>>) {
         }
         server.away_changes()
     };
-    let session = Rc::downgrade(session);
-    spawn_local(async move {
+    let weak = Rc::downgrade(session);
+    let forgets = spawn_local(async move {
         sleep(STASH_TIMEOUT).await;
-        let Some(session) = session.upgrade() else {
+        let Some(session) = weak.upgrade() else {
             return;
         };
         let mut state = session.borrow_mut();
@@ -245,4 +261,9 @@ pub(crate) fn forget_later(session: &Rc<RefCell<Session>>) {
             state.pump();
         }
     });
+    // A guest can go and come as often as it likes: one waits at a time, for the last one.
+    let before = session.borrow_mut().forgets.replace(forgets.abort_handle());
+    if let Some(before) = before {
+        before.abort();
+    }
 }

@@ -53,6 +53,8 @@ impl Admin {
     ) -> Result<Attachment, Refused> {
         let domain = self.domain(domain).await?;
         let exporter = self.exporters.find(exporter)?;
+        session::text::check(&domain.name)
+            .map_err(|e| format!("the name of domain {} {e}: rename it", domain.domid))?;
         let exchange = self.exchange(&wanted);
         if exchange.is_some() && is_named(&wanted) {
             self.refuse_twins(&wanted.device).await?;

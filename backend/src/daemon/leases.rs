@@ -146,6 +146,8 @@ impl<B: Backend> Daemon<B> {
             device.name,
         );
         error!(self.log, "{}", text);
+        // Names of devices are in it.
+        let text = text.replace(char::is_control, " ");
         let Some(exporter) = self.admin.exporters.get(&exporter.name).cloned() else {
             return;
         };

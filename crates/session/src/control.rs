@@ -82,6 +82,7 @@ pub enum Request {
         /// Whose it is.
         vm: VmUuid,
         /// The text, at most 1,000 bytes.
+        #[serde(deserialize_with = "crate::text::required")]
         text: String,
     },
     /// From now on, tell about changes. Answer: [`Reply::Done`].
@@ -96,6 +97,7 @@ pub struct Acquire {
     /// For which VM.
     pub vm: VmUuid,
     /// Its name, for people, at most 256 bytes.
+    #[serde(deserialize_with = "crate::text::required")]
     pub vm_name: String,
     /// Its domid at the caller.
     pub domid: u16,

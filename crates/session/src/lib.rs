@@ -20,6 +20,7 @@ pub mod message;
 pub mod open;
 pub mod server;
 pub mod stash;
+pub mod text;
 mod types;
 
 pub use exchange::{Configured, Digest, Exchange, OnExchange};

@@ -42,8 +42,31 @@ impl fmt::Display for Epoch {
 
 /// A device's place on its exporter, as sysfs writes it: `BUS-PORT[.PORT…]`, for example
 /// `1-2.3`. Simulated devices are on bus 0.
+///
+/// What is decoded is of this form, and so is nothing else: it goes into logs and file names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct DeviceId(pub String);
+
+/// A bus, and no more ports than USB has hubs in a row (USB 2.0 §4.1.1).
+fn is_place(text: &str) -> bool {
+    const MAX_PORTS: usize = 7;
+    let number = |s: &str| (1..=3).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_digit());
+    text.split_once('-').is_some_and(|(bus, ports)| {
+        number(bus) && ports.split('.').all(number) && ports.split('.').count() <= MAX_PORTS
+    })
+}
+
+impl TryFrom<String> for DeviceId {
+    type Error = ParseSelectorError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match is_place(&text) {
+            true => Ok(Self(text)),
+            false => Err(ParseSelectorError(text.chars().take(64).collect())),
+        }
+    }
+}
 
 impl fmt::Display for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -63,13 +86,14 @@ pub enum DeviceSelector {
         /// idProduct.
         product: u16,
         /// The serial number string, where several are alike.
+        #[serde(deserialize_with = "crate::text::optional")]
         serial: Option<String>,
     },
 }
 
 /// A device selector that is neither `BUS-PORT` nor `VID:PID[:SERIAL]`.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' names no device: write BUS-PORT (1-2.3) or VID:PID[:SERIAL] (0951:1666:0123)")]
+#[error("'{}' names no device: write BUS-PORT (1-2.3) or VID:PID[:SERIAL] (0951:1666:0123)", .0.escape_debug())]
 pub struct ParseSelectorError(pub String);
 
 impl FromStr for DeviceSelector {
@@ -93,13 +117,9 @@ impl FromStr for DeviceSelector {
                 serial,
             });
         }
-        let (bus, ports) = s.split_once('-').ok_or_else(error)?;
-        let number =
-            |s: &str| !s.is_empty() && s.len() <= 3 && s.bytes().all(|b| b.is_ascii_digit());
-        if number(bus) && ports.split('.').all(number) {
-            Ok(Self::Place(DeviceId(s.to_owned())))
-        } else {
-            Err(error())
+        match is_place(s) {
+            true => Ok(Self::Place(DeviceId(s.to_owned()))),
+            false => Err(error()),
         }
     }
 }

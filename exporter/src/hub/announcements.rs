@@ -2,10 +2,8 @@
 //! Domains that are arriving somewhere, as their hosts announce it.
 
 use session::VmUuid;
-use session::control::Event;
-use tokio::sync::mpsc;
 
-use super::Hub;
+use super::{Events, Hub};
 use crate::arrivals::Arrival;
 
 impl Hub {
@@ -60,7 +58,7 @@ impl Hub {
     }
 
     /// Subscribes `host`, which is told at once of what is arriving.
-    pub(crate) fn subscribe(&self, host: &str) -> mpsc::Receiver<Event> {
+    pub(crate) fn subscribe(&self, host: &str) -> Events {
         let arrivals = self.arrivals.borrow();
         let table = self.table.borrow();
         let may_know = |a: &&Arrival| table.policy().may_expect(a.vm, host);

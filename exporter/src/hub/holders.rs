@@ -68,7 +68,7 @@ impl Hub {
                 let epoch = claimed?;
                 let connection = session.borrow_mut().claim(epoch);
                 forget_later(&session);
-                info!(self.log, "claimed"; "device" => %device, "vm" => %open.vm, "host" => host,
+                info!(self.log_of(host), "claimed"; "device" => %device, "vm" => %open.vm, "host" => host,
                     "domid" => open.domid, "epoch" => epoch.0);
                 (0, connection)
             }
@@ -81,13 +81,13 @@ impl Hub {
                 table.resume(device, &claimant, resumes, epoch)?;
                 match session.borrow_mut().resume(completions_received) {
                     Ok(resumed) => {
-                        info!(self.log, "resumed"; "device" => %device, "vm" => %open.vm,
+                        info!(self.log_of(host), "resumed"; "device" => %device, "vm" => %open.vm,
                             "host" => host, "epoch" => epoch.0);
                         resumed
                     }
                     Err(e) => {
                         table.apply(device, epoch, Change::Disconnect, self.now_ms());
-                        warn!(self.log, "a session cannot go on, it must be claimed: {}", e;
+                        warn!(self.log_of(host), "a session cannot go on, it must be claimed: {}", e;
                             "device" => %device, "host" => host, "epoch" => epoch.0);
                         // With these numbers it never will. To whoever claims, nothing was in flight.
                         return Err(Refusal::Fenced {

@@ -21,6 +21,7 @@ use session::frame::{Completion, Transfer, TransferType};
 use session::message::Purpose;
 use session::open::{Attempt, Evidence, How, Open, Opened};
 use session::{DeviceId, Epoch, Lease, VmUuid};
+use slog::Logger;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use transport::{Identity, MessageReader, TlsStream, connect, greet, receive, send};
@@ -95,7 +96,12 @@ impl Pool {
     }
 
     fn start_exporter(&self, more: &str, usb: bool) -> Exporter {
-        Exporter::start(&self.configure(more, usb))
+        Exporter::start(&self.configure(more, usb), no_log())
+    }
+
+    /// Like [`Pool::start`], with a log.
+    pub fn start_logging(&self, more: &str, log: Logger) -> Exporter {
+        Exporter::start(&self.configure(more, false), log)
     }
 
     /// Like [`Pool::start`], but the disk at 0-1 is not plugged in yet; see [`Pool::command`].
@@ -105,7 +111,7 @@ impl Pool {
         let unplugged = text.replacen("size_mib = 4\n", "size_mib = 4\nplugged = false\n", 1);
         let control = format!("simulated_control = '{}'\n", self.control_path().display());
         fs::write(&path, control + &unplugged).unwrap();
-        Exporter::start(&path)
+        Exporter::start(&path, no_log())
     }
 
     fn control_path(&self) -> PathBuf {
@@ -149,6 +155,10 @@ pub fn with_exporter<T>(more: &str, test: impl AsyncFnOnce(&Pool, &Exporter, &Id
 /// Everybody may do everything.
 pub const ALLOW_ALL: &str = "[[allow]]\ndevice = '*'\nvm = '*'\nhost = '*'\n";
 
+fn no_log() -> Logger {
+    Logger::root(slog::Discard, slog::o!())
+}
+
 pub struct Exporter {
     pub address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
@@ -156,12 +166,11 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    fn start(config: &Path) -> Self {
+    fn start(config: &Path, log: Logger) -> Self {
         let config = Config::load(config).unwrap();
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let log = slog::Logger::root(slog::Discard, slog::o!());
             let daemon = Daemon::new(config, log).unwrap();
             let stopped = async move {
                 let _ = stopped.await;
@@ -312,6 +321,16 @@ impl Control {
                 ToBackend::Event(event) => self.events.push(event),
             }
         }
+    }
+
+    /// Waits until the exporter has closed the connection.
+    pub async fn closed(&mut self) {
+        while self
+            .reader
+            .receive::<ToBackend>(&mut self.stream)
+            .await
+            .is_ok()
+        {}
     }
 
     async fn next(&mut self) -> ToBackend {

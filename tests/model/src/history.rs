@@ -29,6 +29,8 @@ pub struct History {
     pub(crate) excused: bool,
     /// The hold time is over: the guest has lost its device.
     pub(crate) released: bool,
+    /// A claim of the guest was refused because another domain held its lease.
+    pub(crate) waited: bool,
     /// The first thing that must not happen.
     pub(crate) violation: Option<String>,
 }

@@ -551,6 +551,9 @@ impl World {
                 let claims = controller.is_some_and(Controller::claims);
                 let claimed = claims && matches!(*opened, Opened::Ready { .. });
                 let gone = self.holder_gone(host, &opened);
+                let refused = matches!(&*opened, Opened::Refused(Refusal::HeldElsewhere { .. }));
+                let is_copy = self.copy.as_ref().is_some_and(|c| c.dom == dom);
+                self.history.waited |= refused && !is_copy;
                 let over = self.at(host, dom, |c, nodes| c.opened(*opened, gone, nodes));
                 // Whoever has not lived to know it claims again.
                 if claimed && self.hosts[host].up {

@@ -282,8 +282,14 @@ impl Urb {
         let goes_on = status == Status::Completed
             && block.raw.kind == sys::TYPE_BULK
             && actual == asked
+            && asked > 0
             && block.moved < block.range.len();
         (status, goes_on)
+    }
+
+    /// For kernels that are not one: begins its next piece, of at most `max_piece` bytes where it can be divided.
+    pub fn begin_piece(&mut self, max_piece: usize) {
+        self.start_piece(max_piece);
     }
 
     /// For kernels that are not one: what its piece asks for.

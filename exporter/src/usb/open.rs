@@ -2,6 +2,8 @@
 //! A device while it is lent.
 
 mod bulk;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

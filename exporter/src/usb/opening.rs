@@ -305,3 +305,50 @@ fn bos(device: &Device) -> Option<Vec<u8>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use session::{DeviceId, DeviceState};
+
+    use super::*;
+
+    #[test]
+    fn who_waits_for_threads_waits_for_those_before_and_not_for_ever() {
+        let threads = Arc::new(Threads::default());
+        let all = Arc::new(Threads::default());
+        let at_work = AtWork::new([all.clone(), threads.clone()]);
+        assert!(threads.wait_until(1, Duration::ZERO));
+        assert!(!all.wait_until(0, Duration::from_millis(1)));
+        let waiting = {
+            let all = all.clone();
+            thread::spawn(move || all.wait_until(0, Duration::from_secs(60)))
+        };
+        drop(at_work);
+        assert!(waiting.join().unwrap());
+    }
+
+    #[test]
+    fn a_device_without_a_node_is_not_opened() {
+        let usb = Arc::new(Usb::new());
+        let info = DeviceInfo {
+            id: DeviceId("999-9".into()),
+            vendor: 1,
+            product: 2,
+            serial: None,
+            name: "nothing".into(),
+            speed: Speed::High,
+            classes: vec![],
+            state: DeviceState::Free,
+        };
+        let thread = Thread::default();
+        let begin = Begin::GoOn(Configured::default());
+        let opened = thread.start(&usb, (0, 0), info, begin).unwrap();
+        let Ok(Err(reason)) = opened.blocking_recv() else {
+            panic!("opened");
+        };
+        let expected = "this machine does not give it away: /dev/bus/usb/000/000: ";
+        assert!(reason.starts_with(expected), "{reason}");
+        usb.wait_until_closed(Duration::from_secs(60));
+        assert!(usb.threads.wait_until(0, Duration::ZERO));
+    }
+}

@@ -198,43 +198,6 @@ impl Drop for Limit {
     }
 }
 
-/// How much goes through, with as much under way as a guest's ring has.
-#[test]
-#[ignore = "needs root, vhci_hcd and usbip-sim"]
-fn rate() {
-    run(async {
-        let sims = simulators();
-        let pool = Pool::new();
-        let exporter = pool.start_with_usb(ALLOW_ALL);
-        let identity = pool.identity("host-a");
-        let [mut first, _second] = pair(&exporter, &identity, sims).await;
-        for (len, depth) in [(512_u32, 1), (4096, 8), (65_536, 8)] {
-            let out = Transfer {
-                endpoint: 0x01,
-                ..bulk_in(len)
-            };
-            let body = vec![1; len as usize];
-            let start = Instant::now();
-            let mut rounds = 0;
-            while start.elapsed() < Duration::from_secs(6) {
-                for _ in 0..depth {
-                    first.device.submit(&out, &body);
-                    first.device.submit(&bulk_in(len), &[]);
-                }
-                for _ in 0..2 * depth {
-                    first.device.completion().await;
-                }
-                rounds += depth;
-            }
-            let seconds = start.elapsed().as_secs_f64();
-            println!(
-                "rate {len}x{depth}: {:.1} round trips/s",
-                f64::from(rounds) / seconds
-            );
-        }
-    });
-}
-
 /// Defect 6. One device wants more memory than all may have, and nothing comes for it.
 #[test]
 #[ignore = "needs root, vhci_hcd and usbip-sim"]

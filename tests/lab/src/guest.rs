@@ -102,12 +102,19 @@ impl Setup {
 }
 
 /// The guest's `xl` configuration. `boot` is the directory of its kernel and ramdisk in dom0.
-fn config(kind: Kind, boot: &str, controllers: usize) -> String {
+fn config(setup: Setup, boot: &str, controllers: usize) -> String {
     let [a, b, c, d] = IP;
+    let kind = setup.kind;
+    // The checks keep an eighth of the memory for themselves, and what has been freed for a while.
+    let memory = if setup.kernel == Choice::Debug {
+        448
+    } else {
+        160
+    };
     let mut text = format!(
         "name = \"{NAME}\"\nuuid = \"{UUID}\"\ntype = \"{}\"\n\
          kernel = \"{boot}/vmlinux\"\nramdisk = \"{boot}/guest.cpio\"\n\
-         memory = 160\nvcpus = 1\nextra = \"console=hvc0 sysrq_always_enabled lab.name=guest lab.ip={a}.{b}.{c}.{d}\"\n\
+         memory = {memory}\nvcpus = 1\nextra = \"console=hvc0 sysrq_always_enabled lab.name=guest lab.ip={a}.{b}.{c}.{d}\"\n\
          vif = ['mac=00:16:3e:00:09:0a,script=vif-lab']\n\
          # Kept for a look when it dies.\non_crash = \"preserve\"\n",
         kind.name()
@@ -135,7 +142,7 @@ pub fn create_as(lab: &Lab, host: &str, usb: bool, setup: Setup) -> Result<Agent
 pub fn create_with(lab: &Lab, host: &str, controllers: usize, setup: Setup) -> Result<Agent> {
     let dom0 = lab.agent(host)?;
     let (boot, version) = put_images(lab, &dom0, setup.kernel)?;
-    let config = config(setup.kind, &boot, controllers);
+    let config = config(setup, &boot, controllers);
     dom0.put("/etc/xen/lab.cfg", 0o644, config.as_bytes())?;
     dom0.exec_for("xl create /etc/xen/lab.cfg", Duration::from_secs(180))?
         .ok("xl create")?;

@@ -5,13 +5,14 @@
 //! extracted tree of the kernel's own release.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::cache::{Cache, Key};
+use crate::debug_kernel::DebugKernel;
 use crate::host_tools::{nice, run};
 use crate::kernel::Choice;
 use crate::missing::Missing;
@@ -65,6 +66,9 @@ impl Module {
                 kernel.name()
             );
         }
+        if kernel == Choice::Debug {
+            return self.build_checked(cache, apt);
+        }
         let version = apt.kernel_version(kernel.suite())?;
         let compiler = kernel.compiler();
         let mut packages: Vec<String> = [
@@ -92,24 +96,13 @@ impl Module {
             );
         }
         let builder = builder?;
-        let files = self.files()?;
-        let mut key = Key::new().with_artefact(&builder).with(&version);
-        for file in &files {
-            key = key.with_file(file)?;
-        }
-        let file = format!("{}.ko", self.name());
-        let directory = cache.artefact(&kernel.artefact(self.name()), key, |out| {
-            let step = Step::start(format!("{} for {version}", self.name()));
+        let key = Key::new().with_artefact(&builder).with(&version);
+        self.artefact(cache, kernel, key, &version, |files, log| {
             let work = builder.join("build");
-            let _ = fs::remove_dir_all(&work);
-            fs::create_dir_all(&work)?;
-            for file in &files {
-                fs::copy(file, work.join(file.file_name().unwrap_or_default()))?;
-            }
+            copy_into(files, &work)?;
             // The packages were extracted, not installed: the links that their scripts would make.
             let _ = std::os::unix::fs::symlink("mawk", builder.join("usr/bin/awk"));
             let _ = std::os::unix::fs::symlink("bash", builder.join("usr/bin/sh"));
-            let log = out.join("log");
             // objtool reads /proc; the mount lives and dies with the namespace. W=1 would also have the
             // kernel-doc comments checked, of which there are none, by a script for which older kernels
             // need all of Perl.
@@ -123,8 +116,42 @@ impl Module {
                     .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
                     .env_remove("MAKEFLAGS")
                     .env_remove("CFLAGS"),
-                &log,
+                log,
             )?;
+            Ok(work)
+        })
+    }
+
+    /// Build it for the kernel with checks, with the faults that tests switch on.
+    fn build_checked(self, cache: &Cache, apt: &Apt) -> Result<PathBuf> {
+        let kernel = DebugKernel::build(cache, apt)?;
+        let key = Key::new().with_artefact(&kernel.artefact).with("faults");
+        let work = cache.path("module-debug");
+        self.artefact(cache, Choice::Debug, key, &kernel.version, |files, log| {
+            copy_into(files, &work)?;
+            kernel.make_module(&work, "VUSB_FAULTS=1 W=1 cmd_checkdoc=", log)?;
+            Ok(work)
+        })
+    }
+
+    /// The module, stripped, which `make` has built from its sources in the directory that it returns.
+    fn artefact(
+        self,
+        cache: &Cache,
+        kernel: Choice,
+        mut key: Key,
+        version: &str,
+        make: impl FnOnce(&[PathBuf], &Path) -> Result<PathBuf>,
+    ) -> Result<PathBuf> {
+        let files = self.files()?;
+        for file in &files {
+            key = key.with_file(file)?;
+        }
+        let file = format!("{}.ko", self.name());
+        let directory = cache.artefact(&kernel.artefact(self.name()), key, |out| {
+            let step = Step::start(format!("{} for {version}", self.name()));
+            let log = out.join("log");
+            let work = make(&files, &log)?;
             let text = fs::read_to_string(&log)?;
             if let Some(warning) = text.lines().find(|line| line.contains("warning:")) {
                 bail!("{} builds with warnings: {warning}", self.name());
@@ -156,6 +183,16 @@ impl Module {
         files.sort();
         Ok(files)
     }
+}
+
+/// The files, in a directory that has nothing else.
+fn copy_into(files: &[PathBuf], work: &Path) -> Result<()> {
+    let _ = fs::remove_dir_all(work);
+    fs::create_dir_all(work)?;
+    for file in files {
+        fs::copy(file, work.join(file.file_name().unwrap_or_default()))?;
+    }
+    Ok(())
 }
 
 /// The name that the stock driver, `xen-hcd`, is registered with.

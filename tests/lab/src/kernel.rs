@@ -12,12 +12,13 @@ use serde::Serialize;
 
 use crate::cache::{Cache, Key};
 use crate::cpio::Root;
+use crate::debug_kernel::DebugKernel;
 use crate::host_tools::{nice, output};
 use crate::packages::{Apt, Release};
 use crate::progress::Step;
 use crate::tree::Tree;
 
-/// Debian's kernels for guests. All machines but the guest run the backports'.
+/// Kernels for guests. All machines but the guest run the backports'.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[value(rename_all = "kebab-case")]
@@ -33,22 +34,28 @@ pub enum Choice {
     #[value(name = "debian-12")]
     #[serde(rename = "debian-12")]
     Debian12,
+    /// Debian 13's source, built here with the kernel's own checks: see [`DebugKernel`].
+    Debug,
 }
 
 impl Choice {
+    /// Those that are Debian packages.
+    pub const DEBIAN: [Self; 3] = [Self::Backports, Self::Debian13, Self::Debian12];
+
     /// Its name on the command line and in the cache.
     pub fn name(self) -> &'static str {
         match self {
             Self::Backports => "backports",
             Self::Debian13 => "debian-13",
             Self::Debian12 => "debian-12",
+            Self::Debug => "debug",
         }
     }
 
     /// The release whose lists have it.
     pub fn release(self) -> Release {
         match self {
-            Self::Backports | Self::Debian13 => Release::Trixie,
+            Self::Backports | Self::Debian13 | Self::Debug => Release::Trixie,
             Self::Debian12 => Release::Bookworm,
         }
     }
@@ -57,7 +64,7 @@ impl Choice {
     pub fn suite(self) -> &'static str {
         match self {
             Self::Backports => "trixie-backports",
-            Self::Debian13 => "trixie",
+            Self::Debian13 | Self::Debug => "trixie",
             Self::Debian12 => "bookworm",
         }
     }
@@ -65,7 +72,7 @@ impl Choice {
     /// The compiler that it was built with, which its modules are to be built with too.
     pub fn compiler(self) -> &'static str {
         match self {
-            Self::Backports | Self::Debian13 => "gcc-14",
+            Self::Backports | Self::Debian13 | Self::Debug => "gcc-14",
             Self::Debian12 => "gcc-12",
         }
     }
@@ -90,6 +97,8 @@ impl Choice {
             // Split, so that the image can be signed by itself.
             Self::Backports => &["linux-base-", "linux-binary-", "linux-modules-"],
             Self::Debian13 | Self::Debian12 => &["linux-image-"],
+            // Not in a package.
+            Self::Debug => &[],
         };
         prefixes
             .iter()
@@ -112,6 +121,21 @@ pub struct Kernel {
 impl Kernel {
     /// Download, extract and index if it is not in the cache.
     pub fn open(cache: &Cache, apt: &Apt, tree: &Tree, choice: Choice) -> Result<Self> {
+        if choice == Choice::Debug {
+            let built = DebugKernel::build(cache, apt)?;
+            let key = Key::new().with_artefact(&built.artefact);
+            return Self::indexed(
+                cache,
+                tree,
+                (choice, key),
+                &built.version,
+                built.modules,
+                |to| {
+                    fs::copy(&built.vmlinux, to)?;
+                    Ok(())
+                },
+            );
+        }
         apt.with_kernel(choice.suite(), |version| {
             Self::of_version(cache, apt, tree, choice, version)
         })
@@ -139,9 +163,23 @@ impl Kernel {
         .find(|image| image.exists())
         .with_context(|| format!("no kernel image in {}", packages.display()))?;
         let key = Key::new().with_artefact(&packages);
+        Self::indexed(cache, tree, (choice, key), version, directory, |to| {
+            unpack_image(&image, to)
+        })
+    }
+
+    /// One whose modules are in `directory`, and whose image `unpack` puts where it is told.
+    fn indexed(
+        cache: &Cache,
+        tree: &Tree,
+        (choice, key): (Choice, Key),
+        version: &str,
+        directory: PathBuf,
+        unpack: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Self> {
         let prepared = cache.artefact(&choice.artefact("kernel"), key, |out| {
             let step = Step::start("kernel image and module index");
-            unpack_image(&image, &out.join("vmlinux"))?;
+            unpack(&out.join("vmlinux"))?;
             // depmod wants a tree of its own to write its index into.
             let module_root = out.join("root/lib/modules");
             fs::create_dir_all(&module_root)?;

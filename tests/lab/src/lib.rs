@@ -12,6 +12,7 @@ pub mod agent;
 pub mod bench;
 pub mod cache;
 pub mod cpio;
+pub mod debug_kernel;
 pub mod disk;
 pub mod guest;
 pub mod guest_module;

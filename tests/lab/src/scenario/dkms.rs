@@ -7,7 +7,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
 use serde::Serialize;
 
 use super::Options;
@@ -39,7 +38,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     host_tools::ensure_programs(&[("mmdebstrap", "mmdebstrap")])?;
     let package = package(lab)?;
     let mut all = Vec::new();
-    for &kernel in Choice::value_variants() {
+    for kernel in Choice::DEBIAN {
         let step = Step::start(format!("package in {}", kernel.name()));
         let root = root(lab, kernel)?;
         all.push(install(lab, kernel, &root, &package)?);

@@ -12,6 +12,7 @@ use crate::lab::Lab;
 pub mod all;
 pub mod bench;
 pub mod chaos;
+pub mod debug_kernel;
 pub mod devices;
 pub mod disk_migrate;
 pub mod dkms;
@@ -155,6 +156,12 @@ pub const SCENARIOS: &[Scenario] = &[
         purpose: "disk-migrate in a PVH guest",
         in_all: true,
         run: pvh::run,
+    },
+    Scenario {
+        name: debug_kernel::NAME,
+        purpose: "the guest's module in a kernel that looks for faults; a backend that misbehaves",
+        in_all: false,
+        run: debug_kernel::run,
     },
     Scenario {
         name: "dkms",

@@ -8,9 +8,10 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::Options;
+use crate::agent::Agent;
 use crate::bench::{self, Bench, Kind, User};
 use crate::disk::{self, Frontend};
-use crate::guest;
+use crate::guest::{self, Setup};
 use crate::lab::Lab;
 use crate::progress::Step;
 use crate::stack;
@@ -74,17 +75,19 @@ const LEFT_OUT: &[(&str, &str, &str)] = &[
     ("0-14 17-21 24 27-29", "simulated", "run on the gadget"),
 ];
 
+/// What came of one case.
 #[derive(Serialize)]
-struct Row {
+pub struct Row {
     device: &'static str,
-    case: u32,
+    /// Its number.
+    pub case: u32,
     what: &'static str,
     iterations: u32,
     length: u32,
     vary: u32,
     sglen: u32,
     /// 0, or the error's number.
-    errno: i32,
+    pub errno: i32,
     /// By the driver's clock.
     seconds: f64,
     /// What the driver logged about a failure.
@@ -138,10 +141,17 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
 }
 
 fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
+    let (agent, rows) = cases(lab, options.guest)?;
+    guest::healthy(&agent)?;
+    Ok(rows)
+}
+
+/// Every case in a new guest, on `host-a`.
+pub fn cases(lab: &Lab, setup: Setup) -> Result<(Agent, Vec<Row>)> {
     let bench = Bench::open(lab)?;
     let step = Step::start("guest with a USB controller");
-    let agent = guest::create_as(lab, "host-a", true, options.guest)?;
-    disk::load_frontend(lab, &agent, options.guest, Frontend::Ours)?;
+    let agent = guest::create_as(lab, "host-a", true, setup)?;
+    disk::load_frontend(lab, &agent, setup, Frontend::Ours)?;
     bench::install(&agent)?;
     step.done();
     let mut rows = Vec::new();
@@ -165,8 +175,7 @@ fn attempt(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
             rows.push(one(&user, device, case)?);
         }
     }
-    guest::healthy(&agent)?;
-    Ok(rows)
+    Ok((agent, rows))
 }
 
 fn one(user: &User, device: &'static str, case: &Case) -> Result<Row> {

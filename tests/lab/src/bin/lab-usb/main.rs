@@ -33,6 +33,8 @@ card NODE REPORT                     the same, then numbered commands without pa
 play PCM CONTROL SECONDS|REPORT MILLISECONDS   plays numbered audio frames, at full volume, from a buffer that long
 record PCM SECONDS|REPORT MILLISECONDS         records and checks numbered audio frames
 watch BUS REPORT DEVICE=CARRIES...   counts what passes on a bus, by Linux's USB monitor
+reset NODE COUNT                     resets a device so many times
+descriptors NODE MILLISECONDS        reads its device descriptor without pause, and counts how often it got it
 blocks DISK COUNT SEED               writes blocks, reads them back past the cache";
 
 fn main() -> ExitCode {
@@ -73,6 +75,8 @@ fn run() -> io::Result<()> {
         ["play", pcm, control, until, buffer] => pcm::play(pcm, control, until, number(buffer)?),
         ["record", pcm, until, buffer] => pcm::record(pcm, until, number(buffer)?),
         ["watch", bus, report, devices @ ..] => watch::bus(number(bus)?, report, devices),
+        ["reset", node, count] => usbfs::reset(node, number(count)?),
+        ["descriptors", node, time] => print(&usbfs::read_descriptors(node, ms(time)?)?),
         ["blocks", disk, count, seed] => {
             print(&blocks::check(disk, number(count)?, number(seed)?)?)
         }

@@ -31,14 +31,31 @@ struct Urb {
     context: *mut u8,
 }
 
+/// `struct usbdevfs_ctrltransfer`.
+#[repr(C)]
+struct Control {
+    request_type: u8,
+    request: u8,
+    value: u16,
+    index: u16,
+    length: u16,
+    timeout_ms: u32,
+    data: *mut u8,
+}
+
 /// Address of the [`Urb`] that is over.
 #[repr(C)]
 struct Reaped(*mut Urb);
 
 // SAFETY: integers, and addresses that are never read here.
 unsafe impl Plain for Urb {}
+// SAFETY: integers, and an address that is never read here.
+unsafe impl Plain for Control {}
 // SAFETY: an address that is never read here.
 unsafe impl Plain for Reaped {}
+
+const CONTROL: u32 = ioctl::request::<Control>(READ | WRITE, b'U', 0);
+const RESET: u32 = ioctl::request::<()>(0, b'U', 20);
 
 const SUBMITURB: u32 = ioctl::request::<Urb>(READ, b'U', 10);
 const DISCARDURB: u32 = ioctl::request::<()>(0, b'U', 11);
@@ -96,6 +113,42 @@ pub fn transfer(
     }
 }
 
+/// Reset a device so many times.
+pub fn reset(node: &str, count: u32) -> io::Result<()> {
+    let device = open(node)?;
+    for _ in 0..count {
+        ioctl::plain(&device, RESET)?;
+    }
+    Ok(())
+}
+
+/// Read a device's descriptor without pause for so long, whatever comes of it: how often it came.
+pub fn read_descriptors(node: &str, time: Duration) -> io::Result<u64> {
+    let device = open(node)?;
+    let start = Instant::now();
+    let mut data = [0; 18];
+    let mut read = 0;
+    while start.elapsed() < time {
+        let mut transfer = Control {
+            request_type: 0x80,
+            request: 6,
+            value: 0x100,
+            index: 0,
+            length: 18,
+            timeout_ms: 5000,
+            data: data.as_mut_ptr(),
+        };
+        if ioctl::with(&device, CONTROL, &mut transfer).is_ok_and(|length| length == 18) {
+            read += 1;
+        }
+    }
+    Ok(read)
+}
+
+fn open(node: &str) -> io::Result<File> {
+    File::options().read(true).write(true).open(node)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +157,8 @@ mod tests {
     fn structures_have_the_kernels_sizes() {
         assert_eq!(size_of::<Urb>(), 56);
         assert_eq!(SUBMITURB, 0x8038_550a);
+        assert_eq!(CONTROL, 0xc018_5500);
+        assert_eq!(RESET, 0x5514);
         assert_eq!(DISCARDURB, 0x550b);
         assert_eq!(REAPURBNDELAY, 0x4008_550d);
     }

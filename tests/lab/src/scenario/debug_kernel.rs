@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! The guest's module in a kernel that looks for faults: KASAN, lockdep, kmemleak, object debugging,
+//! and faults that are injected. What the kernel complains of counts, and what is not freed.
+
+mod bad_backend;
+mod faults;
+mod findings;
+mod lifecycle;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use self::findings::Findings;
+use super::{Options, usbtest};
+use crate::agent::Agent;
+use crate::bench;
+use crate::disk::{self, Frontend};
+use crate::guest::{self, Kind, Setup};
+use crate::guest_module::Module;
+use crate::kernel::Choice;
+use crate::lab::Lab;
+use crate::measure;
+use crate::progress::Step;
+use crate::stack;
+
+/// Its name. It is not one of those that `all` runs: its kernel takes half an hour to build.
+pub const NAME: &str = "debug-kernel";
+
+const SEED: u64 = 0x5eed_0019;
+
+/// The guest with the stick, and what was found in it.
+struct Subject<'a> {
+    lab: &'a Lab,
+    host: &'static str,
+    guest: Agent,
+    findings: Findings,
+}
+
+/// Run the scenario.
+pub fn run(lab: &Lab, options: &Options) -> Result<()> {
+    let setup = Setup {
+        kernel: Choice::Debug,
+        kind: Kind::Pvh,
+        module: Module::Hcd,
+    };
+    // First: without it there is nothing to start machines for.
+    lab.guest_module(setup.module, setup.kernel)?;
+    lab.fresh(setup.hypervisor(true))?;
+    stack::deploy(lab)?;
+    let findings = stack::with_logs(lab, 15, attempt(lab, options, setup))?;
+    let result = if findings.good() { "ok" } else { "failed" };
+    let Findings {
+        runs,
+        failures,
+        splats,
+        leaks,
+    } = &findings;
+    if options.json {
+        println!(
+            "{}",
+            json!({ "scenario": NAME, "result": result, "runs": runs, "failures": failures, "splats": splats, "leaks": leaks })
+        );
+    } else {
+        for (what, lines) in [("failed", failures), ("splat", splats), ("leak", leaks)] {
+            for line in lines {
+                println!("{what}: {line}");
+            }
+        }
+        println!(
+            "RESULT {result} runs={runs} failed={} splats={} leaks={}",
+            failures.len(),
+            splats.len(),
+            leaks.len()
+        );
+    }
+    if !findings.good() {
+        bail!("the kernel has complained, or something did not work");
+    }
+    guest::destroy(lab)
+}
+
+fn attempt(lab: &Lab, options: &Options, setup: Setup) -> Result<Findings> {
+    let mut findings = Findings::default();
+    let (guest, rows) = usbtest::cases(lab, setup)?;
+    for row in &rows {
+        let name = format!("usbtest {}", row.case);
+        findings.ran(
+            &name,
+            match row.errno {
+                0 => Ok(()),
+                errno => Err(std::io::Error::from_raw_os_error(errno).into()),
+            },
+        );
+    }
+    findings.look(&guest, "usbtest")?;
+
+    let guest = disk::start(lab, setup, Frontend::Ours, SEED)?;
+    let count = options.migrations_or(2);
+    let migrated = measure::migrate_many(lab, count, true, "with the stick");
+    let host = migrated.as_ref().map_or("host-a", |(_, host)| *host);
+    for _ in 1..count {
+        findings.ran("migration", Ok(()));
+    }
+    findings.ran("migration", migrated.map(drop));
+    let guest = match guest::agent_through(lab, host) {
+        Ok(moved) => moved,
+        Err(_) => guest,
+    };
+    findings.ran("disk under migration", account(&guest));
+    findings.look(&guest, "migration")?;
+
+    bench::install(&guest)?;
+    let mut subject = Subject {
+        lab,
+        host,
+        guest,
+        findings,
+    };
+    subject.faults_off()?;
+    lifecycle::run(&mut subject)?;
+    faults::run(&mut subject)?;
+    bad_backend::run(&mut subject)?;
+    Ok(subject.findings)
+}
+
+fn account(guest: &Agent) -> Result<()> {
+    let account = disk::finish(guest)?;
+    if !account.good() {
+        bail!("{}: {:?}", account.fields(), account.kernel.lines);
+    }
+    Ok(())
+}
+
+impl Subject<'_> {
+    /// One run of something. That it failed is found, and does not end the scenario.
+    fn run(&mut self, name: &str, act: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let step = Step::start(name);
+        let result = act(self);
+        step.done_with(if result.is_ok() { "ok" } else { "failed" });
+        self.findings.ran(name, result);
+        let guest = self.guest.clone();
+        self.findings.look(&guest, name)
+    }
+
+    /// The stick's block device, waited for.
+    fn disk(&self) -> Result<String> {
+        let start = Instant::now();
+        loop {
+            let found = self.guest.exec(
+                "for d in /sys/block/sd*; do test -e $d/size && test $(cat $d/size) -gt 0 && echo /dev/${d##*/}; done | tail -n 1",
+            )?;
+            let disk = found.stdout.trim();
+            if !disk.is_empty() {
+                return Ok(disk.to_owned());
+            }
+            if start.elapsed() > Duration::from_secs(90) {
+                bail!(
+                    "the stick has no block device; the end of the kernel's log:\n{}",
+                    self.guest.must("dmesg | tail -n 15")?
+                );
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    /// Blocks written and read back.
+    fn use_disk(&self) -> Result<()> {
+        let disk = self.disk()?;
+        let command = format!("lab-usb blocks {disk} 60 {SEED}");
+        let text = self
+            .guest
+            .exec_for(&command, Duration::from_secs(180))?
+            .ok(&command)?;
+        if text.contains("\"received\":60") {
+            return Ok(());
+        }
+        bail!("{command}: {text}");
+    }
+
+    /// The usbfs node of the stick.
+    fn node(&self) -> Result<String> {
+        let text = self.guest.must(
+            "for d in /sys/bus/usb/devices/*-*; do test -e $d/busnum || continue; \
+             printf '/dev/bus/usb/%03d/%03d\\n' $(cat $d/busnum) $(cat $d/devnum); done | head -n 1",
+        )?;
+        let node = text.trim();
+        if node.is_empty() {
+            bail!("the guest has no USB device");
+        }
+        Ok(node.to_owned())
+    }
+
+    /// Sets one of the module's own faults, or a file of the kernel's, in debugfs.
+    fn set(&self, file: &str, value: &str) -> Result<()> {
+        self.guest
+            .must(&format!("echo {value} > /sys/kernel/debug/{file}"))
+            .with_context(|| format!("setting {file}"))?;
+        Ok(())
+    }
+
+    fn faults_off(&self) -> Result<()> {
+        self.guest.must(
+            "mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug",
+        )?;
+        for fault in [
+            "xen-vusb-hcd/fail_pages",
+            "xen-vusb-hcd/fail_grants",
+            "failslab",
+        ] {
+            // Each that is injected would be in the log, with a stack.
+            for (file, value) in [("probability", "0"), ("times", "-1"), ("verbose", "0")] {
+                self.set(&format!("{fault}/{file}"), value)?;
+            }
+        }
+        self.set("xen-vusb-hcd/enqueue_delay_us", "0")
+    }
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//! Memory and grant references that cannot be had.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::Subject;
+use crate::guest;
+use crate::stack::{self, STICK};
+
+pub fn run(subject: &mut Subject) -> Result<()> {
+    // The disk goes on with what is reserved for it.
+    subject.run("no memory for bounce pages", |subject| {
+        subject.set("xen-vusb-hcd/fail_pages/probability", "100")?;
+        let used = subject.use_disk();
+        subject.set("xen-vusb-hcd/fail_pages/probability", "0")?;
+        used
+    })?;
+    subject.run("grant references are rare", |subject| {
+        subject.set("xen-vusb-hcd/fail_grants/probability", "30")?;
+        let used = subject.use_disk();
+        subject.set("xen-vusb-hcd/fail_grants/probability", "0")?;
+        used
+    })?;
+    // Drivers may give up then; the kernel must not be harmed, and all works afterwards.
+    subject.run("allocations of the module fail", |subject| {
+        only_in_module(subject)?;
+        subject.set("failslab/probability", "20")?;
+        let disk = subject.disk()?;
+        let used = subject.guest.exec_for(
+            &format!("for n in 1 2 3; do lab-usb blocks {disk} 60 $n; done"),
+            Duration::from_secs(240),
+        );
+        // Enumeration, too.
+        let again = stack::xl_vusb(
+            subject.lab,
+            subject.host,
+            &format!("detach {} 1", guest::NAME),
+        )
+        .and_then(|_| {
+            let attach = format!("attach {} {STICK}", guest::NAME);
+            stack::xl_vusb(subject.lab, subject.host, &attach)
+        });
+        std::thread::sleep(Duration::from_secs(10));
+        subject.set("failslab/probability", "0")?;
+        used?;
+        again?;
+        stack::xl_vusb(
+            subject.lab,
+            subject.host,
+            &format!("detach {} 1", guest::NAME),
+        )?;
+        let attach = format!("attach {} {STICK}", guest::NAME);
+        stack::xl_vusb(subject.lab, subject.host, &attach)?;
+        subject.use_disk()
+    })
+}
+
+/// Only allocations that the module's code has asked for.
+fn only_in_module(subject: &Subject) -> Result<()> {
+    let text = subject
+        .guest
+        .must("cat /sys/module/xen_vusb_hcd/sections/.text; grep -w ^xen_vusb_hcd /proc/modules")?;
+    let mut words = text.split_whitespace();
+    let start = words
+        .next()
+        .and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok())
+        .unwrap_or(0);
+    // "xen_vusb_hcd 90112 1 - Live …"
+    let size: u64 = words.nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+    for (file, value) in [
+        ("require-start", format!("{start:#x}")),
+        ("require-end", format!("{:#x}", start + size)),
+        ("stacktrace-depth", "32".to_owned()),
+        ("ignore-gfp-wait", "N".to_owned()),
+    ] {
+        subject.set(&format!("failslab/{file}"), &value)?;
+    }
+    Ok(())
+}

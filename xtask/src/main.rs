@@ -8,6 +8,7 @@ mod cargo;
 mod check;
 mod deb;
 mod deny;
+mod memcheck;
 mod packages;
 mod step;
 mod test;
@@ -63,6 +64,8 @@ enum Command {
     },
     /// Formatting, clippy with warnings as errors, unit and property tests
     Check,
+    /// The tests of the crates with unsafe code, under valgrind
+    Memcheck,
     /// Everything: check, the simulator's scenarios, a short demo, the lab's scenarios
     Test {
         /// Leave the lab out.
@@ -106,6 +109,7 @@ fn run(command: Command) -> Result<ExitCode> {
             cargo::become_checked("model", "model", &arguments)
         }
         Command::Check => check::run(),
+        Command::Memcheck => Ok(memcheck::run()),
         Command::Test { no_lab } => test::run(no_lab),
         Command::Deb { out } => {
             deb::run(&out)?;

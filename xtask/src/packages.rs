@@ -19,7 +19,23 @@ const NEEDED: [(&str, &str); 3] = [
 /// # Errors
 /// With the names of what is missing and how to install it, where we cannot.
 pub fn install() -> Result<()> {
-    let missing: Vec<&str> = NEEDED
+    install_these(&NEEDED)
+}
+
+/// The same for what `memcheck` runs tests with.
+///
+/// # Errors
+/// The same.
+pub fn install_valgrind() -> Result<()> {
+    install_these(&[
+        ("/usr/bin/valgrind", "valgrind"),
+        // Its own functions stand in for the loader's, which it finds by their symbols.
+        ("/usr/share/doc/libc6-dbg", "libc6-dbg"),
+    ])
+}
+
+fn install_these(needed: &[(&str, &'static str)]) -> Result<()> {
+    let missing: Vec<&str> = needed
         .iter()
         .filter(|(file, _)| !Path::new(file).exists())
         .map(|(_, package)| *package)

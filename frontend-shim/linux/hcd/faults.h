@@ -7,24 +7,30 @@
  * fail_pages/, fail_grants/   bounce pages and grant references cannot be had; the files are those of
  *                             Documentation/fault-injection
  * enqueue_delay_us            how long an URB is late between two looks at its endpoint
+ * refuse_suspend              1: the domain's devices cannot be suspended, which is found out when the
+ *                             controllers have been
  */
 #ifndef XEN_VUSB_HCD_FAULTS_H
 #define XEN_VUSB_HCD_FAULTS_H
 
 #include <linux/types.h>
 
+struct device;
+
 #ifdef VUSB_FAULTS
 
-void vusb_faults_init(void);
+int vusb_faults_init(void);
 void vusb_faults_exit(void);
 bool vusb_fault_page(void);
 bool vusb_fault_grant(void);
 void vusb_fault_delay(gfp_t gfp);
+void vusb_fault_suspend_first(struct device *dev);
 
 #else
 
-static inline void vusb_faults_init(void)
+static inline int vusb_faults_init(void)
 {
+	return 0;
 }
 
 static inline void vusb_faults_exit(void)
@@ -42,6 +48,10 @@ static inline bool vusb_fault_grant(void)
 }
 
 static inline void vusb_fault_delay(gfp_t gfp)
+{
+}
+
+static inline void vusb_fault_suspend_first(struct device *dev)
 {
 }
 

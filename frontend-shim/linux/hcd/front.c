@@ -395,6 +395,7 @@ static int vusb_probe(struct xenbus_device *dev, const struct xenbus_device_id *
 {
 	if (usb_disabled())
 		return -ENODEV;
+	vusb_fault_suspend_first(&dev->dev);
 	/* Another driver, or this one, had it before. */
 	if (dev->state != XenbusStateInitialising)
 		return xenbus_switch_state(dev, XenbusStateInitialising);
@@ -435,7 +436,9 @@ static int __init vusb_init(void)
 	vusb_workqueue = alloc_workqueue("xen-vusb-hcd", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
 	if (!vusb_workqueue)
 		return -ENOMEM;
-	vusb_faults_init();
+	err = vusb_faults_init();
+	if (err)
+		goto fail_faults;
 	err = vusb_suspend_init();
 	if (err)
 		goto fail_suspend;
@@ -450,6 +453,7 @@ fail_driver:
 	vusb_suspend_exit();
 fail_suspend:
 	vusb_faults_exit();
+fail_faults:
 	destroy_workqueue(vusb_workqueue);
 	return err;
 }

@@ -23,6 +23,7 @@ pub fn run(subject: &mut Subject) -> Result<()> {
         subject.set("xen-vusb-hcd/fail_grants/probability", "0")?;
         used
     })?;
+    subject.run("a suspend that a device refuses", refused_suspend)?;
     // Drivers may give up then; the kernel must not be harmed, and all works afterwards.
     subject.run("allocations of the module fail", |subject| {
         only_in_module(subject)?;
@@ -55,6 +56,31 @@ pub fn run(subject: &mut Subject) -> Result<()> {
         stack::xl_vusb(subject.lab, subject.host, &attach)?;
         subject.use_disk()
     })
+}
+
+/// The guest is asked to suspend, and one of its devices cannot be, when the controllers have been. The disk
+/// is used all the time.
+fn refused_suspend(subject: &mut Subject) -> Result<()> {
+    let domid = guest::domid(subject.lab, subject.host)?;
+    let dom0 = subject.lab.agent(subject.host)?;
+    subject.set("xen-vusb-hcd/refuse_suspend", "1")?;
+    let asked = (|| {
+        for _ in 0..3 {
+            dom0.must(&format!(
+                "xenstore-write /local/domain/{domid}/control/shutdown suspend"
+            ))?;
+            subject.use_disk()?;
+        }
+        let log = subject.guest.must("dmesg")?;
+        anyhow::ensure!(
+            log.contains("dpm_suspend_start"),
+            "the guest's devices were not asked to suspend"
+        );
+        Ok(())
+    })();
+    subject.set("xen-vusb-hcd/refuse_suspend", "0")?;
+    asked?;
+    subject.use_disk()
 }
 
 /// Only allocations that the module's code has asked for.

@@ -16,6 +16,7 @@
 
 static DECLARE_FAULT_ATTR(fail_pages);
 static DECLARE_FAULT_ATTR(fail_grants);
+static DECLARE_FAULT_ATTR(lose_grants);
 static u32 enqueue_delay_us;
 static u32 refuse_suspend;
 static struct dentry *directory;
@@ -50,6 +51,7 @@ int vusb_faults_init(void)
 	directory = debugfs_create_dir("xen-vusb-hcd", NULL);
 	fault_create_debugfs_attr("fail_pages", directory, &fail_pages);
 	fault_create_debugfs_attr("fail_grants", directory, &fail_grants);
+	fault_create_debugfs_attr("lose_grants", directory, &lose_grants);
 	debugfs_create_u32("enqueue_delay_us", 0600, directory, &enqueue_delay_us);
 	debugfs_create_u32("refuse_suspend", 0600, directory, &refuse_suspend);
 	return 0;
@@ -77,6 +79,11 @@ bool vusb_fault_page(void)
 bool vusb_fault_grant(void)
 {
 	return should_fail(&fail_grants, 1);
+}
+
+bool vusb_fault_lost_grant(void)
+{
+	return should_fail(&lose_grants, 1);
 }
 
 void vusb_fault_delay(gfp_t gfp)

@@ -6,6 +6,7 @@
  * They are switched on in debugfs, in xen-vusb-hcd/:
  * fail_pages/, fail_grants/   bounce pages and grant references cannot be had; the files are those of
  *                             Documentation/fault-injection
+ * lose_grants/                grant references are gone when a request has been answered
  * enqueue_delay_us            how long an URB is late between two looks at its endpoint
  * refuse_suspend              1: the domain's devices cannot be suspended, which is found out when the
  *                             controllers have been
@@ -23,6 +24,7 @@ int vusb_faults_init(void);
 void vusb_faults_exit(void);
 bool vusb_fault_page(void);
 bool vusb_fault_grant(void);
+bool vusb_fault_lost_grant(void);
 void vusb_fault_delay(gfp_t gfp);
 void vusb_fault_suspend_first(struct device *dev);
 
@@ -43,6 +45,11 @@ static inline bool vusb_fault_page(void)
 }
 
 static inline bool vusb_fault_grant(void)
+{
+	return false;
+}
+
+static inline bool vusb_fault_lost_grant(void)
 {
 	return false;
 }

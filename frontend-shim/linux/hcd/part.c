@@ -511,6 +511,17 @@ int vusb_part_fill(struct vusb *vusb, struct vusb_slot *slot)
 	return fill_data(vusb, slot);
 }
 
+static void put_ref(struct vusb *vusb, grant_ref_t ref)
+{
+	if (vusb_fault_lost_grant()) {
+		gnttab_free_grant_reference(ref);
+		vusb->lost_grants++;
+		vusb_pool_refill(vusb);
+	} else {
+		gnttab_release_grant_reference(&vusb->grants, ref);
+	}
+}
+
 /* Ends the backend's access. False: it has not let go of a page, which stays allocated for it. */
 bool vusb_part_revoke(struct vusb *vusb, struct vusb_slot *slot)
 {
@@ -521,7 +532,7 @@ bool vusb_part_revoke(struct vusb *vusb, struct vusb_slot *slot)
 		struct vusb_segment *segment = &slot->segments[i];
 
 		if (gnttab_end_foreign_access_ref(segment->ref)) {
-			gnttab_release_grant_reference(&vusb->grants, segment->ref);
+			put_ref(vusb, segment->ref);
 			continue;
 		}
 		/* Both the reference and our hold on the page go when the backend lets go. */

@@ -223,6 +223,7 @@ impl Subject<'_> {
         for fault in [
             "xen-vusb-hcd/fail_pages",
             "xen-vusb-hcd/fail_grants",
+            "xen-vusb-hcd/lose_grants",
             "failslab",
         ] {
             // Each that is injected would be in the log, with a stack.

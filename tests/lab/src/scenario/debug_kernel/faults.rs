@@ -23,6 +23,13 @@ pub fn run(subject: &mut Subject) -> Result<()> {
         subject.set("xen-vusb-hcd/fail_grants/probability", "0")?;
         used
     })?;
+    // More than the controller has reserved, many times over.
+    subject.run("grant references are lost", |subject| {
+        subject.set("xen-vusb-hcd/lose_grants/probability", "100")?;
+        let used = (0..5).try_for_each(|_| subject.use_disk());
+        subject.set("xen-vusb-hcd/lose_grants/probability", "0")?;
+        used
+    })?;
     subject.run("a suspend that a device refuses", refused_suspend)?;
     // Drivers may give up then; the kernel must not be harmed, and all works afterwards.
     subject.run("allocations of the module fail", |subject| {

@@ -18,9 +18,6 @@ const CRATES: [(&str, &[&str]); 5] = [
     ("xen-sim", &[]),
 ];
 
-/// So many of them are quick enough for `cargo xtask test`.
-const QUICK: usize = 3;
-
 /// Cargo's variable for the program that runs tests.
 const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
 
@@ -32,20 +29,15 @@ const VALGRIND: &str = "valgrind --quiet --error-exitcode=99 --num-callers=16 --
 /// All of them by themselves.
 pub fn run() -> ExitCode {
     let mut tally = Tally::default();
-    steps(&mut tally, CRATES.len());
+    steps(&mut tally);
     ExitCode::from(u8::from(!tally.finish()))
 }
 
-/// The quick ones.
-pub fn quick_steps(tally: &mut Tally) {
-    steps(tally, QUICK);
-}
-
-fn steps(tally: &mut Tally, count: usize) {
+fn steps(tally: &mut Tally) {
     if let Err(error) = packages::install_valgrind() {
         return tally.skip(format!("tests under valgrind: {error:#}"));
     }
-    for (name, tests) in &CRATES[..count] {
+    for (name, tests) in CRATES {
         tally.run(&format!("{name} under valgrind"), command(name, tests));
     }
 }

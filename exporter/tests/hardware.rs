@@ -206,8 +206,10 @@ fn a_stick_is_lent_used_moved_and_given_back() {
         let read = command(&mut device, &cbw(4, true, 8, 128), None, 65_536).await;
         assert!(read == data, "a reset lost data");
 
+        // Only its holder releases it.
         let id = lease.device.id.clone();
-        assert_eq!(control.release(id, vm(1), epoch).await, Reply::Done);
+        let mut holder = exporter.control(&b).await;
+        assert_eq!(holder.release(id, vm(1), epoch).await, Reply::Done);
         assert_eq!(device.next().await, Said::Gone);
         // Lent again at once, which waits until it was given back.
         let lease = control.acquire(wanted(&stick(), vm(2), 1)).await;

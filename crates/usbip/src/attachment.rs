@@ -14,6 +14,7 @@ use session::server::Outcome;
 use usb_sim::{Function, Host, Port};
 
 use crate::ProtocolError;
+use crate::hold::{Delay, Holds, Slow};
 use crate::urb::{self, Command, IsoPacket, Reply, Submit, flag};
 
 /// Most transfers at a time, and the most bytes of all their buffers.
@@ -39,6 +40,8 @@ const EREMOTEIO: i32 = -121;
 pub struct Attachment {
     input: Vec<u8>,
     replies: Replies,
+    holds: Holds,
+    now: Duration,
 }
 
 impl Attachment {
@@ -47,7 +50,13 @@ impl Attachment {
         let mut attachment = Self::default();
         port.start_clock(now);
         port.reset(&mut attachment.replies);
+        attachment.now = now;
         attachment
+    }
+
+    /// From now on the device gets such transfers so much later, or never; with `None` it gets them at once again.
+    pub fn hold(&mut self, slow: Slow, delay: Option<Delay>) {
+        self.holds.set(slow, delay);
     }
 
     /// Bytes of the client. After an error nothing more can be understood.
@@ -59,16 +68,43 @@ impl Attachment {
         self.input.extend_from_slice(bytes);
         let mut taken = 0;
         while let Some((command, len)) = urb::decode(&self.input[taken..])? {
-            self.replies.take(port, command)?;
+            let bytes = &self.input[taken..taken + len];
             taken += len;
+            match &command {
+                Command::Submit(submit) if self.holds.hold(submit, bytes, self.now) => {
+                    let (count, bytes) = self.holds.load();
+                    limited("transfers that are held", count, MAX_TRANSFERS as u64)?;
+                    limited("bytes that are held", bytes, MAX_BYTES)?;
+                }
+                &Command::Unlink { sequence, victim } if self.holds.take_back(victim) => {
+                    urb::encode_unlinked(&mut self.replies.output, sequence, ECONNRESET);
+                }
+                _ => self.replies.take(port, command)?,
+            }
         }
         self.input.drain(..taken);
         Ok(())
     }
 
-    /// It is `now`.
-    pub fn advance<F: Function>(&mut self, port: &mut Port<F>, now: Duration) {
+    /// It is `now`. After an error nothing more can be understood.
+    pub fn advance<F: Function>(
+        &mut self,
+        port: &mut Port<F>,
+        now: Duration,
+    ) -> Result<(), ProtocolError> {
+        self.now = now;
         port.advance(now, &mut self.replies);
+        while let Some(bytes) = self.holds.due(now) {
+            if let Some((command, _)) = urb::decode(&bytes)? {
+                self.replies.take(port, command)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// When the next transfer that is held is due, beside [`Port::next_event`].
+    pub fn next_event(&self) -> Option<Duration> {
+        self.holds.next_event()
     }
 
     /// The owner changes the device, see [`Port::update`].
@@ -147,22 +183,9 @@ impl Replies {
         submit: Submit<'_>,
     ) -> Result<(), ProtocolError> {
         let bytes = self.pending_bytes + u64::from(submit.length);
-        for (field, value, limit) in [
-            (
-                "transfers",
-                self.pending.len() as u64 + 1,
-                MAX_TRANSFERS as u64,
-            ),
-            ("bytes in transfers", bytes, MAX_BYTES),
-        ] {
-            if value > limit {
-                return Err(ProtocolError::TooMuch {
-                    field,
-                    value,
-                    limit,
-                });
-            }
-        }
+        let count = self.pending.len() as u64 + 1;
+        limited("transfers", count, MAX_TRANSFERS as u64)?;
+        limited("bytes in transfers", bytes, MAX_BYTES)?;
         if self.pending.contains_key(&submit.sequence) {
             return Err(ProtocolError::SequenceNumber(submit.sequence));
         }
@@ -247,6 +270,17 @@ impl Host for Replies {
         }
         true
     }
+}
+
+fn limited(field: &'static str, value: u64, limit: u64) -> Result<(), ProtocolError> {
+    if value > limit {
+        return Err(ProtocolError::TooMuch {
+            field,
+            value,
+            limit,
+        });
+    }
+    Ok(())
 }
 
 /// The transfer that a submit is. Its type is the endpoint's; who asks for one that does not exist

@@ -15,6 +15,8 @@ const HELP: &str = "\
 stats BUSID              what the device counted, as NAME=NUMBER
 stroke BUSID USAGE       press and release a key, by its usage in hexadecimal (04 is A)
 type BUSID USAGE COUNT MILLISECONDS   strokes at this interval; stats shows them as typed
+hold BUSID WHAT MILLISECONDS|never|off   WHAT is answered so much later, or not at all, or at once again;
+                         set-interface, clear-halt, set-configuration, get-descriptor, everything
 unplug BUSID             its client is disconnected
 plug BUSID               it can be attached again
 help                     this";
@@ -66,6 +68,20 @@ pub(crate) fn run(
                 old.task.abort();
             }
             Ok("ok".to_owned())
+        }
+        ["hold", bus_id, what, delay] => {
+            let delay = match delay {
+                "off" => None,
+                "never" => Some(None),
+                ms => {
+                    let ms = ms.parse().map_err(|_| format!("no delay: '{ms}'"))?;
+                    Some(Some(Duration::from_millis(ms)))
+                }
+            };
+            match export(bus_id)?.hold(what.parse()?, delay) {
+                true => Ok("ok".to_owned()),
+                false => Err(format!("'{bus_id}' is not attached")),
+            }
         }
         ["unplug", bus_id] => {
             export(bus_id)?.set_unplugged(true);

@@ -10,12 +10,14 @@
 #![forbid(unsafe_code)]
 
 mod attachment;
+mod hold;
 pub mod op;
 mod record;
 mod server;
 pub mod urb;
 
 pub use attachment::Attachment;
+pub use hold::{Delay, Slow};
 pub use record::DeviceRecord;
 pub use server::{Export, Exports, serve};
 

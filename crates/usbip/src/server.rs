@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use usb_sim::{Function, Port};
 
 use crate::op::{self, Request, Status};
-use crate::{Attachment, DeviceRecord, ProtocolError};
+use crate::{Attachment, Delay, DeviceRecord, ProtocolError, Slow};
 
 /// While so much waits to be sent, nothing more is read.
 const MAX_OUTPUT: usize = 8 << 20;
@@ -75,8 +75,23 @@ impl<F: Function> Export<F> {
             return Ok(());
         };
         let mut port = self.port.borrow_mut();
-        attachment.advance(&mut port, now);
+        attachment.advance(&mut port, now).map_err(invalid)?;
         step(attachment, &mut port).map_err(invalid)
+    }
+
+    /// Makes it slow to answer such transfers, or with `None` as quick as ever. False when no client has
+    /// it: a client that attaches it finds it quick.
+    pub fn hold(&self, slow: Slow, delay: Option<Delay>) -> bool {
+        let mut attachment = self.attachment.borrow_mut();
+        attachment.as_mut().map(|a| a.hold(slow, delay)).is_some()
+    }
+
+    /// When something happens by itself.
+    fn next_event(&self) -> Option<Duration> {
+        let attachment = self.attachment.borrow();
+        let held = attachment.as_ref().and_then(Attachment::next_event);
+        let own = self.port.borrow().next_event();
+        held.into_iter().chain(own).min()
     }
 
     /// Unplugs it (its client loses the connection; nobody can attach it), or plugs it in again.
@@ -225,7 +240,7 @@ async fn attached<F: Function>(
             write(&stream, attachment)?;
         }
         let waiting = output_len(export);
-        let event = export.port.borrow().next_event();
+        let event = export.next_event();
         let timer = async {
             match event {
                 Some(at) => tokio::time::sleep_until(exports.instant(at)).await,

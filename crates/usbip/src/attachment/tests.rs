@@ -101,7 +101,7 @@ impl Client {
 
     fn advance(&mut self, ms: u64) {
         let now = Duration::from_millis(ms);
-        self.attachment.advance(&mut self.port, now);
+        self.attachment.advance(&mut self.port, now).unwrap();
     }
 
     /// All answers since the last time.
@@ -272,6 +272,74 @@ fn a_key_arrives() {
     // Unlinked too late: the reply was sent.
     let unlink = client.unlink(read);
     assert_eq!(client.answer(unlink), Answer::Unlink(0));
+}
+
+#[test]
+fn a_slow_request_is_answered_when_it_is_due_and_holds_up_nothing_else() {
+    const SET_INTERFACE: [u8; 8] = [1, 11, 2, 0, 0, 0, 0, 0];
+    let mut client = source_sink(0);
+    client.advance(100);
+    let five = Duration::from_secs(5);
+    client.attachment.hold(Slow::SetInterface, Some(Some(five)));
+    let slow = client.command(TestCommand {
+        raw_packets: 0xffff_ffff,
+        setup: SET_INTERFACE,
+        ..TestCommand::default()
+    });
+    assert_eq!(
+        client.attachment.next_event(),
+        Some(Duration::from_millis(5_100))
+    );
+    let read = client.read(1, 512);
+    assert_eq!(client.answer(read).status(), 0);
+    client.advance(5_099);
+    assert_eq!(client.answers(), []);
+    client.advance(5_100);
+    assert_eq!(client.answer(slow).status(), 0);
+    assert_eq!(client.attachment.next_event(), None);
+    // At once again.
+    client.attachment.hold(Slow::SetInterface, None);
+    assert_eq!(client.control(SET_INTERFACE).status(), 0);
+}
+
+#[test]
+fn what_is_never_answered_is_taken_back() {
+    let mut client = source_sink(0);
+    client.attachment.hold(Slow::Everything, Some(None));
+    let transfers = [client.read(1, 512), client.read(0, 18)];
+    client.advance(1_000_000);
+    assert_eq!(
+        (client.answers(), client.attachment.next_event()),
+        (vec![], None)
+    );
+    for transfer in transfers {
+        let unlink = client.unlink(transfer);
+        assert_eq!(client.answer(unlink), Answer::Unlink(ECONNRESET));
+        // It is gone: a second time there is nothing to take back.
+        let unlink = client.unlink(transfer);
+        assert_eq!(client.answer(unlink), Answer::Unlink(0));
+    }
+    client.attachment.hold(Slow::Everything, None);
+    let read = client.read(1, 512);
+    assert_eq!(client.answer(read).status(), 0);
+}
+
+#[test]
+fn what_is_held_is_bounded() {
+    let mut client = source_sink(0);
+    client.attachment.hold(Slow::Everything, Some(None));
+    for _ in 0..MAX_TRANSFERS {
+        client.read(1, 512);
+    }
+    let one_more = TestCommand {
+        endpoint: 0x81,
+        ..TestCommand::default()
+    };
+    let refused = client.send(&one_more.encode(1_000_000));
+    assert!(
+        matches!(refused, Err(ProtocolError::TooMuch { .. })),
+        "{refused:?}"
+    );
 }
 
 #[test]

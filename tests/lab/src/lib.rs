@@ -27,6 +27,7 @@ pub mod missing;
 pub mod packages;
 pub mod programs;
 pub mod progress;
+pub mod pulse;
 pub mod qmp;
 pub mod scenario;
 pub mod stack;

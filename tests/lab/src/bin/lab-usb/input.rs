@@ -4,12 +4,13 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use xen_vusb_lab::traffic::Tally;
 use xen_vusb_lab::usbmon::{TABLET_POSITIONS, TABLET_STEP};
 
 use crate::ioctl::{self, Plain};
+use crate::pulse::Keeper;
 use crate::report::Reporter;
 
 /// Bytes of `struct input_event` on a 64-bit machine: two longs of time, type, code, value.
@@ -46,6 +47,19 @@ struct Event {
     value: i32,
 }
 
+impl Event {
+    /// From the [`EVENT_BYTES`] of one.
+    fn from_bytes(event: &[u8]) -> Self {
+        let half = |at: usize| u16::from_ne_bytes([event[at], event[at + 1]]);
+        let value = [event[20], event[21], event[22], event[23]];
+        Self {
+            kind: half(16),
+            code: half(18),
+            value: i32::from_ne_bytes(value),
+        }
+    }
+}
+
 /// Reads events until the report's stop; a device that is gone is noted and ends it.
 fn events(path: &str, report: &str, mut take: impl FnMut(&Event, &mut Tally)) -> io::Result<()> {
     let mut file = File::options()
@@ -61,13 +75,7 @@ fn events(path: &str, report: &str, mut take: impl FnMut(&Event, &mut Tally)) ->
         match file.read(&mut bytes) {
             Ok(len) => {
                 for event in bytes[..len].chunks_exact(EVENT_BYTES) {
-                    let half = |at: usize| u16::from_ne_bytes([event[at], event[at + 1]]);
-                    let value = [event[20], event[21], event[22], event[23]];
-                    let event = Event {
-                        kind: half(16),
-                        code: half(18),
-                        value: i32::from_ne_bytes(value),
-                    };
+                    let event = Event::from_bytes(event);
                     if (event.kind, event.code) == (EV_SYN, SYN_DROPPED) {
                         let now = reporter.tally.now;
                         let full = format!("at {now:.1} s: evdev's buffer was full");
@@ -100,6 +108,49 @@ pub fn keys(path: &str, report: &str) -> io::Result<()> {
             None => tally.malformed += 1,
         }
     })
+}
+
+/// Counts keys that are typed one in each `interval`: how much later than that each came after the one before.
+pub fn key_pulse(path: &str, report: &str, interval: Duration) -> io::Result<()> {
+    let mut file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let _ = ioctl::with(&file, SET_REPEAT, &mut Repeat([0, 0]));
+    let mut keeper = Keeper::new(report)?;
+    let mut last: Option<(usize, Instant)> = None;
+    let mut bytes = [0; 64 * EVENT_BYTES];
+    while !keeper.poll()? {
+        let len = match file.read(&mut bytes) {
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            Err(error) => {
+                keeper.pulse.failed(&error.to_string());
+                break;
+            }
+        };
+        for event in bytes[..len].chunks_exact(EVENT_BYTES) {
+            let event = Event::from_bytes(event);
+            if (event.kind, event.value) != (EV_KEY, 1) {
+                continue;
+            }
+            let Some(letter) = LETTERS.iter().position(|&code| code == event.code) else {
+                keeper.pulse.failed(&format!("key {}", event.code));
+                continue;
+            };
+            let now = Instant::now();
+            if let Some((before, at)) = last {
+                let waited = (now - at).saturating_sub(interval);
+                keeper.pulse.operation(waited.as_secs_f64() * 1e3);
+                keeper.pulse.lost += ((letter + 26 - before - 1) % 26) as u64;
+            }
+            last = Some((letter, now));
+        }
+    }
+    keeper.finish()
 }
 
 /// Counts clicks whose positions are numbered: the number is X divided by the step.

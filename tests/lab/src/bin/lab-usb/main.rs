@@ -14,9 +14,11 @@ mod card;
 mod input;
 mod ioctl;
 mod pcm;
+mod pulse;
 mod report;
 mod serial;
 mod standstill;
+mod stuck;
 mod usbfs;
 mod usbtest;
 mod watch;
@@ -35,6 +37,11 @@ record PCM SECONDS|REPORT MILLISECONDS         records and checks numbered audio
 watch BUS REPORT DEVICE=CARRIES...   counts what passes on a bus, by Linux's USB monitor
 reset NODE COUNT                     resets a device so many times
 descriptors NODE MILLISECONDS        reads its device descriptor without pause, and counts how often it got it
+disk-pulse DISK REPORT               writes and reads blocks without pause, says how long each takes
+key-pulse EVENT REPORT MILLISECONDS  keys typed a, b … z, a … at this interval: how late each is
+stuck NODE OPERATION MILLISECONDS    an operation on a simulated source and sink that is slow to answer, beside other transfers
+                                     of the same device; taken back after so long. OPERATION is set-interface, clear-halt,
+                                     set-configuration, reset, or everything: bulk both ways and endpoint 0
 blocks DISK COUNT SEED               writes blocks, reads them back past the cache";
 
 fn main() -> ExitCode {
@@ -69,6 +76,11 @@ fn run() -> io::Result<()> {
         ["stream", tty, report, interval] => serial::stream(tty, report, ms(interval)?, true),
         ["stream", tty, report, interval, "wait"] => {
             serial::stream(tty, report, ms(interval)?, false)
+        }
+        ["disk-pulse", disk, report] => pulse::disk(disk, report),
+        ["key-pulse", event, report, interval] => input::key_pulse(event, report, ms(interval)?),
+        ["stuck", node, operation, patience] => {
+            print(&stuck::run(node, operation.parse()?, ms(patience)?)?)
         }
         ["atr", node] => print(&card::Reader::open(node)?.power_on()?),
         ["card", node, report] => card::session(node, report),

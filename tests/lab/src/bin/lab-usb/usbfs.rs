@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::ioctl::{self, Plain, READ, WRITE};
 
+/// USBDEVFS_URB_TYPE_CONTROL
+pub const CONTROL: u8 = 2;
 /// USBDEVFS_URB_TYPE_BULK
 pub const BULK: u8 = 3;
 
@@ -61,6 +63,79 @@ const SUBMITURB: u32 = ioctl::request::<Urb>(READ, b'U', 10);
 const DISCARDURB: u32 = ioctl::request::<()>(0, b'U', 11);
 const REAPURBNDELAY: u32 = ioctl::request::<Reaped>(WRITE, b'U', 13);
 
+/// A transfer that the kernel has: it writes to it, and to the buffer, until it is reaped.
+pub struct Transfer {
+    urb: Box<Urb>,
+    _buffer: Vec<u8>,
+}
+
+impl Transfer {
+    /// Submit one. The buffer of a control transfer begins with the eight bytes of its SETUP packet.
+    pub fn submit(
+        device: &File,
+        transfer_type: u8,
+        endpoint: u8,
+        mut buffer: Vec<u8>,
+    ) -> io::Result<Self> {
+        let mut urb = Box::new(Urb::new(transfer_type, endpoint, &mut buffer)?);
+        ioctl::with(device, SUBMITURB, &mut *urb)?;
+        Ok(Self {
+            urb,
+            _buffer: buffer,
+        })
+    }
+
+    /// Tells it from all others that there are.
+    pub fn id(&self) -> usize {
+        (&raw const *self.urb).addr()
+    }
+
+    /// Ask the kernel to take it back; it is still to be reaped. It may be over by now.
+    pub fn discard(&mut self, device: &File) {
+        let _ = ioctl::with(device, DISCARDURB, &mut *self.urb);
+    }
+
+    /// The number of the error that it ended with, 0 for none. Only once it was reaped.
+    pub fn status(&self) -> i32 {
+        // SAFETY: a live structure. The kernel has written to it behind the compiler's back.
+        unsafe { std::ptr::read_volatile(&raw const self.urb.status) }
+    }
+}
+
+/// Takes one that is over out of `transfers`, if any is.
+pub fn reap(device: &File, transfers: &mut Vec<Transfer>) -> io::Result<Option<Transfer>> {
+    let mut reaped = Reaped(std::ptr::null_mut());
+    match ioctl::with(device, REAPURBNDELAY, &mut reaped) {
+        Ok(_) => {
+            let id = reaped.0.addr();
+            let at = transfers.iter().position(|one| one.id() == id);
+            let at = at.ok_or_else(|| io::Error::other("a transfer that was not submitted"))?;
+            Ok(Some(transfers.swap_remove(at)))
+        }
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Urb {
+    fn new(transfer_type: u8, endpoint: u8, buffer: &mut [u8]) -> io::Result<Self> {
+        Ok(Self {
+            transfer_type,
+            endpoint,
+            status: 0,
+            flags: 0,
+            buffer: buffer.as_mut_ptr(),
+            buffer_length: i32::try_from(buffer.len()).map_err(io::Error::other)?,
+            actual_length: 0,
+            start_frame: 0,
+            stream_id: 0,
+            error_count: 0,
+            signal: 0,
+            context: std::ptr::null_mut(),
+        })
+    }
+}
+
 /// Carry out one transfer, and wait for it for so long. How many bytes were transferred; an error of the
 /// kind [`io::ErrorKind::TimedOut`] if it was taken back. There must be no other transfer on the file.
 pub fn transfer(
@@ -70,20 +145,7 @@ pub fn transfer(
     data: &mut [u8],
     patience: Duration,
 ) -> io::Result<usize> {
-    let mut urb = Urb {
-        transfer_type,
-        endpoint,
-        status: 0,
-        flags: 0,
-        buffer: data.as_mut_ptr(),
-        buffer_length: i32::try_from(data.len()).map_err(io::Error::other)?,
-        actual_length: 0,
-        start_frame: 0,
-        stream_id: 0,
-        error_count: 0,
-        signal: 0,
-        context: std::ptr::null_mut(),
-    };
+    let mut urb = Urb::new(transfer_type, endpoint, data)?;
     ioctl::with(device, SUBMITURB, &mut urb)?;
     let start = Instant::now();
     let mut discarded = false;

@@ -23,6 +23,37 @@ pub const UUID: &str = "1ab00000-0000-4000-8000-00000000000a";
 /// Its address on the lab network, on whichever host it runs.
 pub const IP: [u8; 4] = [10, 9, 0, 10];
 
+/// A domain of the lab.
+#[derive(Debug, Clone, Copy)]
+pub struct Domain {
+    /// Its name.
+    pub name: &'static str,
+    uuid: &'static str,
+    /// Its address on the lab network.
+    ip: [u8; 4],
+}
+
+/// The guest under test.
+pub const GUEST: Domain = Domain {
+    name: NAME,
+    uuid: UUID,
+    ip: IP,
+};
+
+/// Other guests, for scenarios in which one must not disturb another. They stay on their host.
+pub const NEIGHBOURS: [Domain; 2] = [
+    Domain {
+        name: "neighbour-1",
+        uuid: "1ab00000-0000-4000-8000-00000000000b",
+        ip: [10, 9, 0, 11],
+    },
+    Domain {
+        name: "neighbour-2",
+        uuid: "1ab00000-0000-4000-8000-00000000000c",
+        ip: [10, 9, 0, 12],
+    },
+];
+
 /// A way to the guest's agent, through whichever host is up.
 pub fn agent(lab: &Lab) -> Result<Agent> {
     let machine = MACHINES
@@ -34,11 +65,18 @@ pub fn agent(lab: &Lab) -> Result<Agent> {
 
 /// A way to the guest's agent through one host.
 pub fn agent_through(lab: &Lab, host: &str) -> Result<Agent> {
-    let host = lab.agent(host)?;
+    agent_of(lab, host, &GUEST)
+}
+
+fn agent_of(lab: &Lab, host: &str, domain: &Domain) -> Result<Agent> {
+    let name = match domain.name {
+        NAME => "guest",
+        name => name,
+    };
     Ok(Agent {
-        name: "guest".to_owned(),
-        address: host.address,
-        relay: Some(SocketAddr::from((IP, AGENT_PORT))),
+        name: name.to_owned(),
+        address: lab.agent(host)?.address,
+        relay: Some(SocketAddr::from((domain.ip, AGENT_PORT))),
     })
 }
 
@@ -101,9 +139,10 @@ impl Setup {
     }
 }
 
-/// The guest's `xl` configuration. `boot` is the directory of its kernel and ramdisk in dom0.
-fn config(setup: Setup, boot: &str, controllers: usize) -> String {
-    let [a, b, c, d] = IP;
+/// A guest's `xl` configuration. `boot` is the directory of its kernel and ramdisk in dom0.
+fn config(domain: &Domain, setup: Setup, boot: &str, controllers: usize) -> String {
+    let Domain { name, uuid, ip } = domain;
+    let [a, b, c, d] = ip;
     let kind = setup.kind;
     // The checks keep an eighth of the memory for themselves, and what has been freed for a while.
     let memory = if setup.kernel == Choice::Debug {
@@ -112,10 +151,10 @@ fn config(setup: Setup, boot: &str, controllers: usize) -> String {
         160
     };
     let mut text = format!(
-        "name = \"{NAME}\"\nuuid = \"{UUID}\"\ntype = \"{}\"\n\
+        "name = \"{name}\"\nuuid = \"{uuid}\"\ntype = \"{}\"\n\
          kernel = \"{boot}/vmlinux\"\nramdisk = \"{boot}/guest.cpio\"\n\
          memory = {memory}\nvcpus = 1\nextra = \"console=hvc0 sysrq_always_enabled lab.name=guest lab.ip={a}.{b}.{c}.{d}\"\n\
-         vif = ['mac=00:16:3e:00:09:0a,script=vif-lab']\n\
+         vif = ['mac=00:16:3e:00:09:{d:02x},script=vif-lab']\n\
          # Kept for a look when it dies.\non_crash = \"preserve\"\n",
         kind.name()
     );
@@ -140,15 +179,28 @@ pub fn create_as(lab: &Lab, host: &str, usb: bool, setup: Setup) -> Result<Agent
 
 /// The same with so many USB controllers.
 pub fn create_with(lab: &Lab, host: &str, controllers: usize, setup: Setup) -> Result<Agent> {
+    create_domain(lab, host, &GUEST, controllers, setup)
+}
+
+/// The same with any domain.
+pub fn create_domain(
+    lab: &Lab,
+    host: &str,
+    domain: &Domain,
+    controllers: usize,
+    setup: Setup,
+) -> Result<Agent> {
     let dom0 = lab.agent(host)?;
     let (boot, version) = put_images(lab, &dom0, setup.kernel)?;
-    let config = config(setup, &boot, controllers);
-    dom0.put("/etc/xen/lab.cfg", 0o644, config.as_bytes())?;
-    dom0.exec_for("xl create /etc/xen/lab.cfg", Duration::from_secs(180))?
+    let config = config(domain, setup, &boot, controllers);
+    let name = domain.name;
+    let file = format!("/etc/xen/{name}.cfg");
+    dom0.put(&file, 0o644, config.as_bytes())?;
+    dom0.exec_for(&format!("xl create {file}"), Duration::from_secs(180))?
         .ok("xl create")?;
-    let guest = agent_through(lab, host)?;
+    let guest = agent_of(lab, host, domain)?;
     if let Err(error) = guest.wait_ready(Duration::from_secs(600)) {
-        let console = dom0.exec(&format!("tail -n 15 /var/log/xen/console/guest-{NAME}.log"))?;
+        let console = dom0.exec(&format!("tail -n 15 /var/log/xen/console/guest-{name}.log"))?;
         return Err(error.context(format!("the end of its console:\n{}", console.stdout)));
     }
     let runs = guest.must("uname -r; cat /sys/hypervisor/guest_type")?;
@@ -182,6 +234,15 @@ fn put_images(lab: &Lab, dom0: &Agent, kernel: Choice) -> Result<(String, Option
         dom0.must(&format!("touch {boot}/complete"))?;
     }
     Ok((boot, Some(images.version)))
+}
+
+/// Destroy the neighbours on a host.
+pub fn destroy_neighbours(lab: &Lab, host: &str) -> Result<()> {
+    let dom0 = lab.agent(host)?;
+    for domain in NEIGHBOURS {
+        dom0.exec(&format!("xl destroy {}", domain.name))?;
+    }
+    Ok(())
 }
 
 /// Destroy the guest wherever it is, under any of the names that a migration gives it.

@@ -38,6 +38,10 @@ pub enum Kind {
     Headset,
     /// The simulated source and sink, for `usbtest`.
     SimulatedSourceSink,
+    /// Another, which is slow to answer when it is told to.
+    SlowSourceSink,
+    /// Another, which answers nothing when it is told to.
+    SilentSourceSink,
 }
 
 impl Kind {
@@ -79,6 +83,8 @@ impl Kind {
             Self::SourceSinkGadget => "source-sink-gadget",
             Self::Headset => "headset",
             Self::SimulatedSourceSink => "simulated-source-sink",
+            Self::SlowSourceSink => "slow-source-sink",
+            Self::SilentSourceSink => "silent-source-sink",
         }
     }
 

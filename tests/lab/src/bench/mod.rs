@@ -14,8 +14,10 @@ use crate::lab::Lab;
 use crate::machine::Machine;
 use crate::programs;
 use crate::stack;
+use typist::Input;
 
 pub use kind::Kind;
+pub use typist::Typist;
 pub use user::User;
 
 mod audio;
@@ -38,6 +40,10 @@ const DISK_BYTES: u64 = 32 << 20;
 /// this clock it is to a frame of the bus what it is on real machines, and what is lost is lost by somebody's
 /// fault.
 const HEADSET_SLOWNESS: u32 = 50;
+
+/// Numbers of the simulated devices that [`Bench::hold`] is for.
+const SLOW: u16 = 4;
+const SILENT: u16 = 5;
 
 /// A device in its place.
 #[derive(Debug, Clone)]
@@ -118,6 +124,8 @@ impl Bench {
                 served::attach(lab, &self.agent, &device, 1)
             }
             Kind::SimulatedSourceSink => served::attach(lab, &self.agent, "source-sink", 2),
+            Kind::SlowSourceSink => served::attach(lab, &self.agent, "source-sink", SLOW),
+            Kind::SilentSourceSink => served::attach(lab, &self.agent, "source-sink", SILENT),
             Kind::SuperUasStick => served::attach(lab, &self.agent, "super-disk:32", 3),
             _ => {
                 self.behind(kind)?;
@@ -178,6 +186,26 @@ impl Bench {
         Ok(bytes.split_off(HEADER_BYTES.min(bytes.len())))
     }
 
+    /// Makes a device slow to answer: the words of `usbip-sim`'s command `hold`.
+    pub fn hold(&self, kind: Kind, what: &str, delay: &str) -> Result<()> {
+        let number = match kind {
+            Kind::SlowSourceSink => SLOW,
+            Kind::SilentSourceSink => SILENT,
+            _ => bail!("{} answers as it does", kind.name()),
+        };
+        let answer = served::tell(&self.agent, number, &format!("hold 1-1 {what} {delay}"))?;
+        if answer != "ok" {
+            bail!("usbip-sim, told to hold {what} {delay}: {answer}");
+        }
+        Ok(())
+    }
+
+    /// A typist at the machine's keyboard.
+    pub fn typist(&self, interval: Duration) -> Typist {
+        let qmp = self.machine.monitor(self.run_directory());
+        Typist::start(&qmp, Input::Letters, interval, u64::MAX)
+    }
+
     /// The machine itself as a device's user.
     pub fn user(&self, device: &str) -> User {
         User {
@@ -235,11 +263,22 @@ pub fn attach_as(
     controller: usize,
     options: &str,
 ) -> Result<User> {
+    let domain = crate::guest::NAME;
+    attach_domain(lab, host, domain, guest, device, controller, options)
+}
+
+/// The same to any domain.
+pub fn attach_domain(
+    lab: &Lab,
+    host: &str,
+    domain: &str,
+    guest: &Agent,
+    device: &str,
+    controller: usize,
+    options: &str,
+) -> Result<User> {
     let start = Instant::now();
-    let command = format!(
-        "attach {} {device} --controller {controller} {options}",
-        crate::guest::NAME,
-    );
+    let command = format!("attach {domain} {device} --controller {controller} {options}");
     let answer = loop {
         // The exporter hears of a new device a moment after the machine's kernel does.
         match stack::xl_vusb(lab, host, &command) {

@@ -47,13 +47,19 @@ pub fn attach(lab: &Lab, agent: &Agent, device: &str, number: u16) -> Result<()>
     }
 }
 
-/// What a device has counted.
-pub fn stats(agent: &Agent, number: u16) -> Result<BTreeMap<String, u64>> {
-    let text = agent.must(&format!(
-        "n=$(wc -l < /run/sim{number}.out); echo 'stats 1-1' > /run/sim{number}.in; \
+/// Gives a device's server a command; its answer, a line.
+pub fn tell(agent: &Agent, number: u16, command: &str) -> Result<String> {
+    let answer = agent.must(&format!(
+        "n=$(wc -l < /run/sim{number}.out); echo '{command}' > /run/sim{number}.in; \
          for i in 1 2 3 4 5 6 7 8 9 10; do test $(wc -l < /run/sim{number}.out) -gt $n && break; usleep 100000; done; \
          tail -n 1 /run/sim{number}.out"
     ))?;
+    Ok(answer.trim().to_owned())
+}
+
+/// What a device has counted.
+pub fn stats(agent: &Agent, number: u16) -> Result<BTreeMap<String, u64>> {
+    let text = tell(agent, number, "stats 1-1")?;
     text.split_whitespace()
         .map(|pair| {
             let (name, value) = pair

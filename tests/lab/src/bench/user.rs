@@ -110,7 +110,8 @@ impl User {
         }
     }
 
-    pub(super) fn background(&self, command: &str, log: &str) -> Result<()> {
+    /// Start a program that runs on.
+    pub fn background(&self, command: &str, log: &str) -> Result<()> {
         self.agent.must(&format!(
             "setsid {command} </dev/null >/run/{log}.out 2>/run/{log}.err &"
         ))?;
@@ -125,7 +126,7 @@ impl User {
     }
 
     /// Wait until a program has begun its report.
-    pub(super) fn started(&self, name: &str) -> Result<()> {
+    pub fn started(&self, name: &str) -> Result<()> {
         let start = Instant::now();
         while self
             .agent

@@ -26,6 +26,7 @@ pub mod save_restore;
 pub mod soak;
 pub mod stock_refuse;
 pub mod stock_replug;
+pub mod stuck_device;
 pub mod usbtest;
 
 /// How a scenario is run.
@@ -108,6 +109,12 @@ pub const SCENARIOS: &[Scenario] = &[
         purpose: "each kind of device does its job in the guest with its stock class driver",
         in_all: true,
         run: devices::run,
+    },
+    Scenario {
+        name: "stuck-device",
+        purpose: "devices that answer late or never delay no other guest's disk or keyboard",
+        in_all: true,
+        run: stuck_device::run,
     },
     Scenario {
         name: "stock-replug",

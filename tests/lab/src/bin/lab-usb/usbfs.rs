@@ -56,7 +56,7 @@ unsafe impl Plain for Control {}
 // SAFETY: an address that is never read here.
 unsafe impl Plain for Reaped {}
 
-const CONTROL: u32 = ioctl::request::<Control>(READ | WRITE, b'U', 0);
+const CONTROL_IOCTL: u32 = ioctl::request::<Control>(READ | WRITE, b'U', 0);
 const RESET: u32 = ioctl::request::<()>(0, b'U', 20);
 
 const SUBMITURB: u32 = ioctl::request::<Urb>(READ, b'U', 10);
@@ -200,7 +200,7 @@ pub fn read_descriptors(node: &str, time: Duration) -> io::Result<u64> {
             timeout_ms: 5000,
             data: data.as_mut_ptr(),
         };
-        if ioctl::with(&device, CONTROL, &mut transfer).is_ok_and(|length| length == 18) {
+        if ioctl::with(&device, CONTROL_IOCTL, &mut transfer).is_ok_and(|length| length == 18) {
             read += 1;
         }
     }
@@ -219,7 +219,7 @@ mod tests {
     fn structures_have_the_kernels_sizes() {
         assert_eq!(size_of::<Urb>(), 56);
         assert_eq!(SUBMITURB, 0x8038_550a);
-        assert_eq!(CONTROL, 0xc018_5500);
+        assert_eq!(CONTROL_IOCTL, 0xc018_5500);
         assert_eq!(RESET, 0x5514);
         assert_eq!(DISCARDURB, 0x550b);
         assert_eq!(REAPURBNDELAY, 0x4008_550d);

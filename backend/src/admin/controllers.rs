@@ -102,7 +102,7 @@ impl Controllers {
             return Err(format!(
                 "domain {} has no PV USB controller; add\n    \
                  usbctrl=['type=pv,version=2,ports=4']\nto its configuration, or run `xl \
-                 usbctrl-attach {} type=pv version=2 ports=4`",
+                 usbctrl-attach {} type=pv version=2 ports=4`. XAPI cannot give a domain one yet",
                 domain.name, domain.name
             ));
         }

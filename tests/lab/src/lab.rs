@@ -213,10 +213,15 @@ impl Lab {
 
     /// Every machine as it was right after its first boot, the hosts on this hypervisor.
     pub fn fresh(&self, hypervisor: Hypervisor) -> Result<()> {
+        self.fresh_some(&[], hypervisor)
+    }
+
+    /// The same for these machines; the others are stopped.
+    pub fn fresh_some(&self, names: &[&str], hypervisor: Hypervisor) -> Result<()> {
         for machine in Machine::all() {
             machine.stop(&self.run)?;
         }
-        self.up(&[], Some(hypervisor))
+        self.up(names, Some(hypervisor))
     }
 
     /// Stop every machine and the switch.

@@ -65,6 +65,8 @@ pub(crate) struct Guest {
     /// The device as it was told of.
     speed: Speed,
     addressed: bool,
+    /// A transfer was sent to it.
+    used: bool,
     in_flight: Vec<InFlight>,
     /// Transfers still to be sent.
     pub(crate) left: u16,
@@ -79,7 +81,8 @@ pub(crate) struct Guest {
 impl Hash for Guest {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.dom, self.mode, self.incarnation, self.left).hash(state);
-        (self.speed, self.addressed, &self.in_flight, &self.again).hash(state);
+        (self.speed, self.addressed, self.used).hash(state);
+        (&self.in_flight, &self.again).hash(state);
         if let Some(rings) = &self.rings {
             (rings.urb.indices(), rings.conn.indices()).hash(state);
         }
@@ -95,6 +98,7 @@ impl Guest {
             incarnation: 0,
             speed: Speed::None,
             addressed: false,
+            used: false,
             in_flight: Vec::new(),
             left: limits.transfers,
             recalls: limits.recalls,
@@ -132,6 +136,7 @@ impl Guest {
             incarnation: 0,
             speed: Speed::None,
             addressed: false,
+            used: false,
             in_flight: Vec::new(),
             again: Vec::new(),
             ..*self
@@ -149,6 +154,7 @@ impl Guest {
             history.given_up(value);
         }
         (self.rings, self.speed, self.addressed) = (None, Speed::None, false);
+        self.used = false;
     }
 
     /// Wakes in another domain, with its memory and without grants. Unlinks that crossed with the
@@ -210,6 +216,7 @@ impl Guest {
     fn send(&mut self, value: usize) {
         // Three out, one in.
         let is_in = value % 4 == 1;
+        self.used = true;
         let id = self.free_id();
         let gref = self.data_gref(id);
         let page = memory::grant(self.dom, gref);
@@ -319,7 +326,8 @@ impl Guest {
         }
         self.speed = speed;
         if speed == Speed::None {
-            let used = std::mem::take(&mut self.addressed);
+            self.addressed = false;
+            let used = std::mem::take(&mut self.used);
             history.disconnects += 1;
             // One that waits may see it for a moment where it arrives, before its claim is refused.
             if !history.released && (used || !history.waited) {

@@ -25,7 +25,7 @@ fn an_exporter_without_a_fence_is_found() {
     let limits = Limits {
         host_crashes: 1,
         planted_unfenced: true,
-        ..Limits::calm(1, 1)
+        ..Limits::calm(1, 0)
     };
     let failure = check::check(&limits, 1_000_000).failure.unwrap();
     assert!(

@@ -265,6 +265,16 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
+        if let HoldTime::Seconds(seconds) = self.disconnected_hold_seconds
+            && seconds <= self.takeover_seconds
+        {
+            // Else a VM that is started elsewhere would find its lease ended.
+            let takeover = self.takeover_seconds;
+            return Err((
+                "disconnected_hold_seconds",
+                format!("{seconds} is not more than takeover_seconds, which is {takeover}"),
+            ));
+        }
         if self.simulated.len() > 99 {
             return Err(("simulated", "at most 99 devices".to_owned()));
         }

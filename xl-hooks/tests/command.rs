@@ -220,6 +220,19 @@ fn every_other_command_asks_its_question() {
             },
         ),
         (
+            vec!["release", "pi4/1-1.2", "--force", "42"],
+            Response::Released {
+                exporter: "pi4".into(),
+                device: Box::new(attachment().device),
+                vm_name: "web".into(),
+            },
+            Request::Release {
+                exporter: "pi4".into(),
+                device: "1-1.2".parse().unwrap(),
+                force: Some(session::Epoch(42)),
+            },
+        ),
+        (
             vec!["check", VM],
             Response::Check(vec![]),
             Request::Check {

@@ -13,8 +13,30 @@ fn an_empty_file_is_a_configuration_that_allows_nothing() {
     assert_eq!(config.listen.port(), 7210);
     assert_eq!(config.hold_seconds, 60);
     assert_eq!(config.saved_hold_seconds, HoldTime::Seconds(604_800));
+    assert_eq!(config.disconnected_hold_seconds, HoldTime::Forever);
+    assert_eq!(config.takeover_seconds, 30);
     assert!(config.usb.enabled);
     assert!(config.policy().allow.is_empty());
+}
+
+/// A VM that is started elsewhere after its host has died must find its lease.
+#[test]
+fn a_lease_waits_longer_for_its_holder_than_others_do() {
+    let config = parse("disconnected_hold_seconds = 31").unwrap();
+    let hold = config.hold_times();
+    assert_eq!(
+        (hold.disconnected_ms, hold.takeover_ms),
+        (Some(31_000), 30_000)
+    );
+    let config = parse("takeover_seconds = 5\ndisconnected_hold_seconds = 6").unwrap();
+    assert_eq!(config.hold_times().takeover_ms, 5_000);
+    for text in [
+        "disconnected_hold_seconds = 30",
+        "takeover_seconds = 60\ndisconnected_hold_seconds = 60",
+    ] {
+        let refused = parse(text).unwrap_err();
+        assert!(refused.contains("more than takeover_seconds"), "{refused}");
+    }
 }
 
 #[test]

@@ -219,6 +219,25 @@ fn a_lost_connection_leaves_the_lease_and_others_hear_of_it() {
     });
 }
 
+/// Its connection stays open, for example behind something that answers for a machine that is off. Nobody
+/// speaks on it, and a backend does at least every 2 s.
+#[test]
+fn a_holder_that_says_nothing_is_not_connected() {
+    with_exporter(ALLOW_ALL, async |_, exporter, a| {
+        let mut control = exporter.subscribed(a).await;
+        let lease = exporter.acquire(a).await;
+        let mut device = exporter.claim(a, &lease).await;
+        device.configure().await;
+        let phase =
+            |wanted: LeasePhase| move |e: &Event| matches!(e, Event::Lease(l) if l.phase == wanted);
+        control.wait(phase(LeasePhase::Serving)).await;
+        control.wait(phase(LeasePhase::Disconnected)).await;
+        let lease = control.lease().await;
+        assert!(lease.silent_seconds.is_some(), "{lease:?}");
+        drop(device);
+    });
+}
+
 #[test]
 fn leases_survive_the_exporter_and_old_epochs_do_not() {
     let pool = Pool::new();

@@ -67,6 +67,9 @@ pub enum LabCommand {
         /// Only this device of the scenario's; can be given more than once.
         #[arg(long)]
         device: Vec<bench::Kind>,
+        /// Only this part of `debug-kernel`; can be given more than once.
+        #[arg(long)]
+        part: Vec<scenario::debug_kernel::Part>,
         /// The guest, where the scenario does not choose it.
         #[command(flatten)]
         guest: guest::Setup,
@@ -131,6 +134,7 @@ pub fn run(command: LabCommand) -> Result<()> {
             seed,
             log,
             device,
+            part,
             guest,
         } => scenario::run(
             &lab,
@@ -142,6 +146,7 @@ pub fn run(command: LabCommand) -> Result<()> {
                 seed,
                 log,
                 devices: device,
+                parts: part,
                 guest,
             },
         ),

@@ -10,6 +10,7 @@ mod lifecycle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use serde_json::json;
 
 use self::findings::Findings;
@@ -88,36 +89,53 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
     guest::destroy(lab)
 }
 
+/// What is tried, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Every case of `usbtest`.
+    Usbtest,
+    /// The disk under migration.
+    Migration,
+    /// What comes and goes in use, and the guest's own sleep.
+    Lifecycle,
+    /// Injected faults.
+    Faults,
+    /// A backend that misbehaves.
+    Backend,
+}
+
 fn attempt(lab: &Lab, options: &Options, setup: Setup) -> Result<Findings> {
+    let wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
     let mut findings = Findings::default();
-    let (guest, rows) = usbtest::cases(lab, setup)?;
-    for row in &rows {
-        let name = format!("usbtest {}", row.case);
-        findings.ran(
-            &name,
-            match row.errno {
+    if wanted(Part::Usbtest) {
+        let (guest, rows) = usbtest::cases(lab, setup)?;
+        for row in &rows {
+            let name = format!("usbtest {}", row.case);
+            let result = match row.errno {
                 0 => Ok(()),
                 errno => Err(std::io::Error::from_raw_os_error(errno).into()),
-            },
-        );
+            };
+            findings.ran(&name, result);
+        }
+        findings.look_at_log(&guest, "usbtest")?;
+        findings.look_for_leaks(&guest, "usbtest")?;
     }
-    findings.look(&guest, "usbtest")?;
 
-    let guest = disk::start(lab, setup, Frontend::Ours, SEED)?;
-    let count = options.migrations_or(2);
-    let migrated = measure::migrate_many(lab, count, true, "with the stick");
-    let host = migrated.as_ref().map_or("host-a", |(_, host)| *host);
-    for _ in 1..count {
-        findings.ran("migration", Ok(()));
+    let mut guest = disk::start(lab, setup, Frontend::Ours, SEED)?;
+    let mut host = "host-a";
+    if wanted(Part::Migration) {
+        let count = options.migrations_or(2);
+        let migrated = measure::migrate_many(lab, count, true, "with the stick");
+        host = migrated.as_ref().map_or(host, |(_, host)| *host);
+        for _ in 1..count {
+            findings.ran("migration", Ok(()));
+        }
+        findings.ran("migration", migrated.map(drop));
+        if let Ok(moved) = guest::agent_through(lab, host) {
+            guest = moved;
+        }
     }
-    findings.ran("migration", migrated.map(drop));
-    let guest = match guest::agent_through(lab, host) {
-        Ok(moved) => moved,
-        Err(_) => guest,
-    };
-    findings.ran("disk under migration", account(&guest));
-    findings.look(&guest, "migration")?;
-
+    findings.ran("disk in constant use", account(&guest));
     bench::install(&guest)?;
     let mut subject = Subject {
         lab,
@@ -126,12 +144,20 @@ fn attempt(lab: &Lab, options: &Options, setup: Setup) -> Result<Findings> {
         checks: setup.kernel == Choice::Debug,
         findings,
     };
+    subject.look("the disk")?;
     subject.faults_off()?;
-    lifecycle::run(&mut subject)?;
-    if subject.checks {
-        faults::run(&mut subject)?;
+    if wanted(Part::Lifecycle) {
+        lifecycle::run(&mut subject)?;
+        subject.look("what comes and goes")?;
     }
-    bad_backend::run(&mut subject)?;
+    if subject.checks && wanted(Part::Faults) {
+        faults::run(&mut subject)?;
+        subject.look("injected faults")?;
+    }
+    if wanted(Part::Backend) {
+        bad_backend::run(&mut subject)?;
+        subject.look("a backend that misbehaves")?;
+    }
     Ok(subject.findings)
 }
 
@@ -150,8 +176,13 @@ impl Subject<'_> {
         let result = act(self);
         step.done_with(if result.is_ok() { "ok" } else { "failed" });
         self.findings.ran(name, result);
-        let guest = self.guest.clone();
-        self.findings.look(&guest, name)
+        self.findings.look_at_log(&self.guest, name)
+    }
+
+    /// The end of a part.
+    fn look(&mut self, after: &str) -> Result<()> {
+        self.findings.look_at_log(&self.guest, after)?;
+        self.findings.look_for_leaks(&self.guest, after)
     }
 
     /// The stick's block device, waited for.

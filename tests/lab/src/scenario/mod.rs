@@ -44,6 +44,8 @@ pub struct Options {
     pub log: Option<PathBuf>,
     /// Only these devices of the scenario's; none: all.
     pub devices: Vec<Kind>,
+    /// Only these parts of `debug-kernel`; none: all.
+    pub parts: Vec<debug_kernel::Part>,
     /// The guest, where the scenario does not choose it.
     pub guest: Setup,
 }

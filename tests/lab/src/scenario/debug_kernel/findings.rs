@@ -57,8 +57,8 @@ impl Findings {
         }
     }
 
-    /// What a guest's kernel has said since it was looked at last, and what it has not freed.
-    pub fn look(&mut self, guest: &Agent, after: &str) -> Result<()> {
+    /// What a guest's kernel has said since it was looked at last.
+    pub fn look_at_log(&mut self, guest: &Agent, after: &str) -> Result<()> {
         // -c: each line once.
         let log = guest.must("dmesg -c").context("the guest's kernel log")?;
         // Kept for a look when something is wrong.
@@ -69,7 +69,11 @@ impl Findings {
                 .into_iter()
                 .map(|line| format!("after {after}: {line}")),
         );
+        Ok(())
+    }
 
+    /// What a guest's kernel has not freed, and nothing points to any more.
+    pub fn look_for_leaks(&mut self, guest: &Agent, after: &str) -> Result<()> {
         guest.must(
             "mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug",
         )?;

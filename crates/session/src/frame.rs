@@ -24,9 +24,7 @@ mod kind;
 mod transfer;
 
 pub use kind::Kind;
-pub use transfer::{
-    Completion, FLAG_SHORT_NOT_OK, FLAG_ZERO_PACKET, Transfer, TransferStatus, TransferType,
-};
+pub use transfer::{Completion, FLAG_SHORT_NOT_OK, Transfer, TransferStatus, TransferType};
 
 /// Bytes of a frame's header.
 pub const HEADER_LEN: usize = 40;

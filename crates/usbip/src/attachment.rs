@@ -7,9 +7,7 @@ mod tests;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use session::frame::{
-    self, FLAG_SHORT_NOT_OK, FLAG_ZERO_PACKET, Transfer, TransferStatus, TransferType,
-};
+use session::frame::{self, FLAG_SHORT_NOT_OK, Transfer, TransferStatus, TransferType};
 use session::server::Outcome;
 use usb_sim::{Function, Host, Port};
 
@@ -304,9 +302,6 @@ fn transfer<F: Function>(port: &Port<F>, submit: &Submit<'_>) -> Transfer {
     let mut flags = 0;
     if submit.flags & flag::SHORT_NOT_OK != 0 {
         flags |= FLAG_SHORT_NOT_OK;
-    }
-    if submit.flags & flag::ZERO_PACKET != 0 {
-        flags |= FLAG_ZERO_PACKET;
     }
     Transfer {
         transfer_type,

@@ -24,8 +24,6 @@ const NO_PACKETS: u32 = 0xffff_ffff;
 pub mod flag {
     /// USBIP_URB_SHORT_NOT_OK.
     pub const SHORT_NOT_OK: u32 = 0x0001;
-    /// USBIP_URB_ZERO_PACKET.
-    pub const ZERO_PACKET: u32 = 0x0040;
 }
 
 /// A packet of an isochronous transfer.

@@ -4,9 +4,7 @@
 //! Each has a [`Slot`], which keeps the memory of its [`Urb`]: nothing is allocated when it is used again. The number of
 //! the slot is the transfer's name at the device's thread.
 
-use session::frame::{
-    FLAG_SHORT_NOT_OK, FLAG_ZERO_PACKET, ISO_PACKET_LEN, Transfer, TransferStatus, TransferType,
-};
+use session::frame::{FLAG_SHORT_NOT_OK, ISO_PACKET_LEN, Transfer, TransferStatus, TransferType};
 use session::server::Outcome;
 use usbfs::{Kind, Status, Urb};
 
@@ -284,9 +282,6 @@ impl Slot {
                     false => {
                         self.prepare_out(job, urb.buffer_mut());
                         urb.prepare(kind, endpoint, 0..self.asked);
-                        if transfer.flags & FLAG_ZERO_PACKET != 0 {
-                            urb.set_zero_packet();
-                        }
                     }
                 }
             }

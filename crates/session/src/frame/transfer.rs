@@ -5,8 +5,6 @@ use super::ISO_PACKET_LEN;
 
 /// Flag: a short packet is an error (URB_SHORT_NOT_OK).
 pub const FLAG_SHORT_NOT_OK: u8 = 1;
-/// Flag: end an OUT transfer with a zero-length packet (URB_ZERO_PACKET).
-pub const FLAG_ZERO_PACKET: u8 = 2;
 
 /// Transfer type, USB 2.0 table 9-13 (bmAttributes of an endpoint descriptor).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,7 +78,7 @@ pub struct Transfer {
     /// bEndpointAddress: number 0 to 15, bit 7 set for IN. For control, the direction is that of
     /// the data stage.
     pub endpoint: u8,
-    /// [`FLAG_SHORT_NOT_OK`], [`FLAG_ZERO_PACKET`].
+    /// [`FLAG_SHORT_NOT_OK`] or 0.
     pub flags: u8,
     /// Bytes of the data stage or buffer, 0 to 65,536.
     pub length: u32,

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::cargo::{DEMO_PACKAGES, build_release, program};
 use crate::step::Tally;
-use crate::{check, packages};
+use crate::{check, memcheck, packages};
 
 /// Runs it. Every step is tried, whatever became of the one before.
 pub fn run(no_lab: bool) -> Result<ExitCode> {
@@ -17,6 +17,7 @@ pub fn run(no_lab: bool) -> Result<ExitCode> {
         tally.skip(format!("the ring's structs against Xen's headers: {e:#}"));
     }
     check::steps(&mut tally, true);
+    memcheck::quick_steps(&mut tally);
     if built(&mut tally, "demo", &DEMO_PACKAGES) {
         let mut demo = Command::new(program("sim-demo"));
         demo.args(["--migrations", "3"]);

@@ -108,3 +108,32 @@ impl Words for Nowhere {
     fn store(&self, _: usize, _: u64) {}
     fn store_all(&self, _: usize, _: &[u64]) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_there_for_who_opens_the_file_next() {
+        let path = std::env::temp_dir().join(format!("vusbd-memory-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let first = Memory::create(&path).unwrap();
+        assert!(Memory::create(&path).is_err(), "the file is somebody's");
+        let last = LEN_WORDS - 1;
+        assert_eq!((first.load(0), first.load(last)), (0, 0));
+        first.store(0, 7);
+        first.store_all(last - 1, &[8, 9]);
+        let second = Memory::open(&path).unwrap();
+        drop(first);
+        assert_eq!(
+            (second.load(0), second.load(last - 1), second.load(last)),
+            (7, 8, 9)
+        );
+        drop(second);
+
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(LEN_BYTES as u64 - 8).unwrap();
+        assert!(Memory::open(&path).is_err(), "too short to be mapped");
+        std::fs::remove_file(&path).unwrap();
+    }
+}

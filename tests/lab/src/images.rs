@@ -121,8 +121,8 @@ pub fn guest(
         .iter()
         .copied()
         .filter(|&name| name != "xen_hcd" || choice.has_stock_driver())
-        // Sound is left out of what is built here.
-        .filter(|&name| name != "snd_usb_audio" || choice != Choice::Debug)
+        // What is built here has no sound and no USB monitor.
+        .filter(|&name| !["snd_usb_audio", "usbmon"].contains(&name) || choice != Choice::Debug)
         .collect();
     if choice != Choice::Backports {
         // ext4 asks the crypto API for it, where a newer one has it built in.

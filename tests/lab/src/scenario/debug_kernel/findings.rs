@@ -53,7 +53,9 @@ impl Findings {
     pub fn ran(&mut self, name: &str, result: Result<()>) {
         self.runs += 1;
         if let Err(error) = result {
-            self.failures.push(format!("{name}: {error:#}"));
+            let failure = format!("{name}: {error:#}");
+            eprintln!("lab: {failure}");
+            self.failures.push(failure);
         }
     }
 
@@ -64,11 +66,11 @@ impl Findings {
         // Kept for a look when something is wrong.
         guest.put("/run/dmesg.part", 0o644, log.as_bytes())?;
         guest.must("cat /run/dmesg.part >> /run/dmesg.all")?;
-        self.splats.extend(
-            splats(&log)
-                .into_iter()
-                .map(|line| format!("after {after}: {line}")),
-        );
+        for line in splats(&log) {
+            // At once: it may be the last thing that is heard of this guest.
+            eprintln!("lab: the kernel complains after {after}: {line}");
+            self.splats.push(format!("after {after}: {line}"));
+        }
         Ok(())
     }
 

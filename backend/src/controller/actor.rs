@@ -335,7 +335,10 @@ impl<B: Backend> Actor<B> {
                 self.switch(XenbusState::Connected);
             }
             Action::SwitchToConnected => {}
-            Action::StartQuiescing => self.serving.borrow_mut().set_quiescing(true),
+            Action::StartQuiescing => {
+                self.serving.borrow_mut().set_quiescing(true);
+                self.wait_for_recalled();
+            }
             Action::StopQuiescing => {
                 let mut serving = self.serving.borrow_mut();
                 serving.set_quiescing(false);

@@ -68,6 +68,14 @@ impl Unlinks {
         self.find_next();
     }
 
+    /// None is given up before `at`.
+    pub(super) fn wait_until(&mut self, at: Instant) {
+        for unlinked in &mut self.watched {
+            unlinked.give_up_at = unlinked.give_up_at.max(at);
+        }
+        self.find_next();
+    }
+
     /// When something is to be done.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next
@@ -114,6 +122,19 @@ mod tests {
         assert_eq!(unlinks.take_due(start + PATIENCE), None);
         assert_eq!(unlinks.take_due(later + PATIENCE).unwrap().number, 1);
         assert_eq!(unlinks.next(), None);
+    }
+
+    #[test]
+    fn those_that_are_watched_already_can_wait_longer() {
+        let start = Instant::now();
+        let later = start + 5 * PATIENCE;
+        let mut unlinks = Unlinks::default();
+        unlinks.add(unlinked(1, start, None), |_| true);
+        unlinks.wait_until(later);
+        assert_eq!(unlinks.next(), Some(later));
+        assert_eq!(unlinks.take_due(start + PATIENCE), None);
+        unlinks.wait_until(start);
+        assert_eq!(unlinks.take_due(later).unwrap().number, 1);
     }
 
     #[test]

@@ -18,6 +18,9 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 /// answered: it is better for such a guest to wait than not to know. In this time a dead connection is
 /// noticed and replaced.
 const RECALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A frontend that recalls its transfers begins with that when it is told of the suspend, as `vusbd` is. Its
+/// unlinks may be seen first, so that no unlink of such a frontend is given up before this time.
+const NOTICE_TIMEOUT: Duration = Duration::from_millis(250);
 /// Nothing in flight for this long while quiescing: the guest has unlinked what it had.
 pub(super) const IDLE_FOR: Duration = Duration::from_millis(20);
 /// A ring that stays full for this long while quiescing waits for unlinks that will not come.
@@ -29,7 +32,8 @@ impl<B: Backend> Actor<B> {
         let serving = self.serving.borrow();
         let finish = Duration::from_millis(self.hand_off.quiesce_ms);
         let finish = serving.is_quiescing().then_some(finish);
-        let recalled = serving.recalls() && serving.is_quiescing();
+        let recalls = serving.recalls();
+        let recalled = recalls && serving.is_quiescing();
         // One time for all, so that they are cancelled in the order in which the guest has asked. Whoever
         // unlinks the newest first would else see a transfer done that comes after one that is not.
         let now = Instant::now();
@@ -37,9 +41,20 @@ impl<B: Backend> Actor<B> {
             let which = (port, number, serving.epoch(port));
             let plugged = self.plugged[port.index()].as_ref();
             let lost_at = plugged.and_then(|p| p.lost_at.get());
-            let patience = patience(recalled, lost_at.map(|at| now.duration_since(at)));
+            let mut patience = patience(recalled, lost_at.map(|at| now.duration_since(at)));
+            if recalls {
+                patience = patience.max(NOTICE_TIMEOUT);
+            }
             let unlinked = Unlinked::new(which, now, finish, patience);
             self.unlinks.add(unlinked, |u| is_waited_for(&serving, u));
+        }
+    }
+
+    /// The guest is being suspended. What a frontend has recalled before `vusbd` was told of that waits as
+    /// long for the exporter as what it recalls afterwards.
+    pub(super) fn wait_for_recalled(&mut self) {
+        if self.serving.borrow().recalls() {
+            self.unlinks.wait_until(Instant::now() + RECALL_TIMEOUT);
         }
     }
 

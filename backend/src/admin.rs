@@ -18,7 +18,7 @@ use self::attach::Wanted;
 pub use self::controllers::{Controllers, Entry};
 pub use self::exporters::Exporters;
 use crate::config;
-use crate::domain::Domain;
+use crate::domain::{Domain, Domains};
 use crate::exporter::Exporter;
 use crate::totals::Totals;
 use crate::xenbus::Key;
@@ -27,6 +27,7 @@ use crate::xenbus::Key;
 pub struct Admin {
     host: String,
     store: XenStore,
+    domains: Domains,
     exchange: config::Exchange,
     log: Logger,
     /// Every exporter.
@@ -46,12 +47,14 @@ impl Admin {
         host: &str,
         exporters: Vec<Exporter>,
         store: XenStore,
+        domains: Domains,
         exchange: config::Exchange,
         log: Logger,
     ) -> Self {
         Self {
             host: host.to_owned(),
             store,
+            domains,
             exchange,
             exporters: Exporters::new(exporters, log.clone()),
             controllers: Controllers::default(),
@@ -117,10 +120,23 @@ impl Admin {
 
     /// The domain that an administrator means.
     async fn domain(&self, wanted: &str) -> Result<Domain, Refused> {
-        let found = Domain::find(&self.store, wanted).await;
-        found
-            .map_err(|e| format!("xenstore does not answer: {e}"))?
-            .ok_or_else(|| format!("no domain '{wanted}' on this host; `xl list` shows them"))
+        let found = self.domains.find(wanted).await;
+        let mut found = found.map_err(|e| format!("xenstore does not answer: {e}"))?;
+        let Some(domain) = found.pop() else {
+            return Err(format!(
+                "no domain '{wanted}' on this host; `xl list` shows them"
+            ));
+        };
+        if found.is_empty() {
+            return Ok(domain);
+        }
+        found.push(domain);
+        let all = found.iter().map(|d| format!("{} (VM {})", d.domid, d.vm));
+        let all: Vec<_> = all.collect();
+        Err(format!(
+            "several domains of this host are '{wanted}': {}; name one by its number",
+            all.join(", ")
+        ))
     }
 }
 

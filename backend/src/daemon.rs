@@ -30,7 +30,7 @@ use self::pace::{Look, Nodes, Pace};
 use crate::admin::{Admin, Entry};
 use crate::config::Config;
 use crate::controller::Command;
-use crate::domain::{DOMAINS, Domain};
+use crate::domain::{DOMAINS, Domain, Domains};
 use crate::exporter::Exporter;
 use crate::socket;
 use crate::state::StateDir;
@@ -48,6 +48,10 @@ const LEAVING_LOOK: Duration = Duration::from_millis(500);
 /// How often it is looked whether a domain that was arriving is gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// How long a VM counts as arriving after its toolstack has said for the last time that it does, where no
+/// frontend connects: it has no USB yet.
+const RUNS_AFTER: Duration = Duration::from_secs(60);
+
 struct Daemon<B: Backend> {
     admin: Rc<Admin>,
     platform: B,
@@ -56,8 +60,12 @@ struct Daemon<B: Backend> {
     store: XenStore,
     log: Logger,
     gathered: mpsc::UnboundedSender<Gathered>,
-    /// Domains that exporters were told to expect.
+    /// Which VM each domain is.
+    domains: Domains,
+    /// Domains that exporters were told to expect, as last seen.
     expected: BTreeMap<DomId, Domain>,
+    /// When domains count as running whose toolstack does not say any more that they arrive.
+    landing: BTreeMap<DomId, Instant>,
     /// `control/shutdown` of each domain, as last seen.
     shutdown: BTreeMap<DomId, Option<String>>,
     /// Controllers that were told to end and may still hold the guest's pages.
@@ -82,6 +90,7 @@ pub async fn serve<B: Backend>(
     let listener = socket::bind(&config.socket)?;
     let state = StateDir::open(&config.state_dir())?;
     let (store, mut watches) = XenStore::connect(endpoint).await?;
+    let domains = Domains::new(store.clone(), state.known_domains(), log.clone());
     let (exporter_events, mut from_exporters) = mpsc::unbounded_channel();
     let exporters = config
         .exporters
@@ -93,6 +102,7 @@ pub async fn serve<B: Backend>(
         identity.name(),
         exporters,
         store.clone(),
+        domains.clone(),
         config.exchange,
         log.clone(),
     ));
@@ -105,7 +115,9 @@ pub async fn serve<B: Backend>(
         store,
         log: log.clone(),
         gathered,
+        domains,
         expected: BTreeMap::new(),
+        landing: BTreeMap::new(),
         shutdown: BTreeMap::new(),
         leaving: BTreeMap::new(),
         telling: Rc::default(),
@@ -128,6 +140,7 @@ pub async fn serve<B: Backend>(
     info!(log, "ready");
     loop {
         let due = daemon.pace.due();
+        let lands = daemon.landing.values().min().copied();
         tokio::select! {
             event = watches.next() => match event {
                 Some(event) => daemon.watched(event).await,
@@ -140,6 +153,9 @@ pub async fn serve<B: Backend>(
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 daemon.watch_due().await;
+            }
+            () = sleep_until(lands.unwrap_or_else(Instant::now)), if lands.is_some() => {
+                daemon.landed(Instant::now());
             }
             () = sleep(LEAVING_LOOK), if !daemon.leaving.is_empty() => daemon.forget_left(),
             _ = terminate.recv() => break,
@@ -193,7 +209,7 @@ impl<B: Backend> Daemon<B> {
             }
         }
         if token == TOKEN_DOMAINS {
-            return self.domains_changed().await;
+            return self.domains_changed(Some(path)).await;
         }
         match Key::of_backend_path(path) {
             Some(key) => self.backend_changed(key).await,
@@ -203,34 +219,24 @@ impl<B: Backend> Daemon<B> {
 
     // ---- domains
 
-    /// Tells the exporters of domains that are being built, and forgets those that are gone.
-    async fn domains_changed(&mut self) -> Result<(), Error> {
-        let domids = Domain::all(&self.store).await?;
+    /// Tells the exporters of domains that are being built, and forgets those that are gone. `path` has changed,
+    /// where that is known.
+    async fn domains_changed(&mut self, path: Option<&str>) -> Result<(), Error> {
+        let domids = self.domains.all().await?;
         let gone: Vec<DomId> = self.expected.keys().copied().collect();
         for domid in gone.into_iter().filter(|domid| !domids.contains(domid)) {
             self.arrived(domid);
             self.expected.remove(&domid);
+            self.landing.remove(&domid);
         }
+        self.domains.keep(&domids);
         for domid in domids {
-            if self.expected.contains_key(&domid) {
+            let before = self.expected.get(&domid);
+            if before.is_some_and(|before| !before.incoming) && !may_rename(path) {
                 continue;
             }
-            let Some(domain) = Domain::read(&self.store, domid).await? else {
-                continue;
-            };
-            debug!(self.log, "domain seen"; "domid" => domid.0, "name" => &domain.name);
-            let request = Request::Expect {
-                vm: domain.vm,
-                domid: domid.0,
-            };
-            if domain.is_incoming() {
-                self.announce(&domain, true);
-            }
-            self.expected.insert(domid, domain);
-            for exporter in self.admin.exporters.all() {
-                let (exporter, request) = (exporter.clone(), request.clone());
-                // It only prepares them; whether it arrives is found out when it matters.
-                spawn_local(async move { drop(exporter.ask(request).await) });
+            if let Some(domain) = self.domains.read(domid).await? {
+                self.domain_seen(domain).await?;
             }
         }
         for key in self.admin.controllers.keys() {
@@ -246,15 +252,57 @@ impl<B: Backend> Daemon<B> {
         Ok(())
     }
 
+    /// What a domain's nodes say, for the first time or again.
+    async fn domain_seen(&mut self, domain: Domain) -> Result<(), Error> {
+        let domid = domain.domid;
+        let before = self.expected.insert(domid, domain.clone());
+        let was_known = before.as_ref().is_some_and(|b| b.vm == domain.vm);
+        let did_arrive = was_known && before.is_some_and(|b| b.arrives);
+        if domain.arrives && !did_arrive {
+            self.announce(&domain, true);
+        }
+        match domain.arrives && !domain.incoming {
+            true => {
+                let runs_at = Instant::now() + RUNS_AFTER;
+                self.landing.entry(domid).or_insert(runs_at);
+            }
+            false => drop(self.landing.remove(&domid)),
+        }
+        if was_known {
+            return Ok(());
+        }
+        debug!(self.log, "domain seen"; "domid" => domid.0, "name" => &domain.name,
+            "vm" => %domain.vm, "arrives" => domain.arrives);
+        let request = Request::Expect {
+            vm: domain.vm,
+            domid: domid.0,
+        };
+        for exporter in self.admin.exporters.all() {
+            let (exporter, request) = (exporter.clone(), request.clone());
+            // It only prepares them; whether it arrives is found out when it matters.
+            spawn_local(async move { drop(exporter.ask(request).await) });
+        }
+        // A controller that was there before its domain's VM was known.
+        self.backends_of(domid).await
+    }
+
+    /// VMs whose toolstack has let them run, and which have no frontend.
+    fn landed(&mut self, now: Instant) {
+        let due = self.landing.iter().filter(|(_, at)| **at <= now);
+        for domid in due.map(|(domid, _)| *domid).collect::<Vec<_>>() {
+            self.arrived(domid);
+        }
+    }
+
     fn expects_arrivals(&self) -> bool {
-        self.expected.values().any(Domain::is_incoming)
+        self.expected.values().any(|domain| domain.incoming)
     }
 
     /// Whether domains that were arriving are gone. Nothing says so: `@releaseDomain` is for those
     /// that were introduced, which libxl does at the end, and the last thing that we see of the others
     /// is that their `/vm` is removed, before their own directory is.
     async fn look_again(&mut self) {
-        if let Err(e) = self.domains_changed().await {
+        if let Err(e) = self.domains_changed(None).await {
             warn!(self.log, "xenstore: {}", e);
         }
     }
@@ -306,6 +354,13 @@ impl<B: Backend> Daemon<B> {
         }
         Ok(())
     }
+}
+
+/// Whether a change of this path may be a step by which a toolstack says that a VM arrives or leaves.
+fn may_rename(path: Option<&str>) -> bool {
+    let names = ["name", "final-uuid", "origin-uuid", "uuid"];
+    let last = path.and_then(|path| path.rsplit('/').next());
+    last.is_some_and(|last| names.contains(&last))
 }
 
 /// Where nodes of a guest's own are watched, and the watch's token.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! What outlives the daemon: a directory with two files for each controller.
+//! What outlives the daemon: a directory with two files for each controller, and one that says which VM each
+//! domain is.
 //!
 //! `vusb-DOMID-DEVID.journal` is mapped memory: it survives the process and costs no call per
 //! request. `vusb-DOMID-DEVID.json` says which devices are plugged in, and changes with them. Both
@@ -7,6 +8,7 @@
 
 mod memory;
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher};
@@ -24,6 +26,7 @@ use usbif::PortNumber;
 use xen::DomId;
 
 use self::memory::Memory;
+use crate::domain::Identity;
 use crate::xenbus::Key;
 
 /// A controller's journal, wherever it lies.
@@ -128,6 +131,13 @@ impl StateDir {
         }
     }
 
+    /// The file that says which VM each domain is.
+    pub fn known_domains(&self) -> KnownDomains {
+        KnownDomains {
+            path: self.dir.join("domains.json"),
+        }
+    }
+
     /// Every controller that the directory knows.
     pub fn saved(&self, log: &Logger) -> Vec<Saved> {
         let entries = match fs::read_dir(&self.dir) {
@@ -139,7 +149,7 @@ impl StateDir {
         };
         let paths = entries.flatten().map(|e| e.path());
         paths
-            .filter(|p| p.extension().is_some_and(|e| e == "json"))
+            .filter(|p| is_of_controller(p))
             .filter_map(|path| match read(&path) {
                 Ok(saved) => Some(saved),
                 Err(e) => {
@@ -148,6 +158,52 @@ impl StateDir {
                 }
             })
             .collect()
+    }
+}
+
+/// Whether a file's name is `vusb-DOMID-DEVID.json`.
+fn is_of_controller(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with("vusb-") && name.ends_with(".json"))
+}
+
+/// The file that says which VM each domain is. It outlives the daemon, since for a moment of a migration by
+/// XAPI nothing in xenstore says it.
+#[derive(Clone, Debug)]
+pub struct KnownDomains {
+    path: PathBuf,
+}
+
+impl KnownDomains {
+    /// What an earlier process has kept; nothing where it cannot be read.
+    pub fn read(&self, log: &Logger) -> BTreeMap<DomId, Identity> {
+        let known = match fs::read(&self.path) {
+            Ok(bytes) => serde_json::from_slice::<BTreeMap<u16, Identity>>(&bytes),
+            Err(_) => return BTreeMap::new(),
+        };
+        match known {
+            Ok(known) => known.into_iter().map(|(n, i)| (DomId(n), i)).collect(),
+            Err(e) => {
+                warn!(log, "{} ignored: {}", self.path.display(), e);
+                BTreeMap::new()
+            }
+        }
+    }
+
+    /// Writes the whole of it, or nothing.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn save(&self, known: &BTreeMap<DomId, Identity>) -> io::Result<()> {
+        let known: BTreeMap<u16, &Identity> = known.iter().map(|(n, i)| (n.0, i)).collect();
+        let new = self.path.with_extension("new");
+        fs::write(&new, serde_json::to_vec_pretty(&known)?)?;
+        fs::rename(new, &self.path)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 

@@ -63,7 +63,7 @@ impl Admin {
         let acquire = Acquire {
             device: wanted.device,
             vm: domain.vm,
-            vm_name: domain.name.clone(),
+            vm_name: domain.vm_name().to_owned(),
             domid: domain.domid.0,
             controller: key.devid,
             port: port.get(),

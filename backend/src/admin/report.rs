@@ -6,7 +6,6 @@ use session::{LeasePhase, OnMigrate};
 
 use super::{Admin, Entry, Refused, toolstack};
 use crate::controller::{Device, Report};
-use crate::domain::Domain;
 use crate::xenbus::Key;
 
 impl Admin {
@@ -131,7 +130,7 @@ impl Admin {
 
     /// A domain's name now: it changes at the end of a migration.
     async fn name_of(&self, entry: &Entry) -> String {
-        match Domain::read(&self.store, entry.domain.domid).await {
+        match self.domains.read(entry.domain.domid).await {
             Ok(Some(domain)) => domain.name,
             _ => entry.domain.name.clone(),
         }

@@ -14,6 +14,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::domain::Domains;
 use handoff::{Action, Event, State, step};
 use session::VmUuid;
 use slog::{Logger, error, info};
@@ -22,7 +23,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 use transport::Identity;
 use usbif::PortNumber;
 use xen::Backend;
-use xen::xenstore::XenStore;
 
 use self::devices::Plugged;
 pub use self::devices::{carried, speed_told, too_fast};
@@ -53,7 +53,7 @@ pub(super) struct Actor<B: Backend> {
     identity: Identity,
     hand_off: HandOff,
     log: Logger,
-    store: XenStore,
+    domains: Domains,
     node: StateNode,
     backend: XenbusState,
     state: State,
@@ -93,6 +93,7 @@ impl<B: Backend> Actor<B> {
             adopted,
             platform,
             store,
+            domains,
             identity,
             hand_off,
             poll,
@@ -119,8 +120,8 @@ impl<B: Backend> Actor<B> {
             files,
             identity,
             hand_off,
-            node: StateNode::start(store.clone(), key, log.clone()),
-            store,
+            node: StateNode::start(store, key, log.clone()),
+            domains,
             log,
             backend: XenbusState::Initialising,
             state: State::Expecting,

@@ -18,13 +18,12 @@ use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until};
 use transport::{Identity, TlsStream};
 use usbif::PortNumber;
-use xen::xenstore::XenStore;
 use xen::{Backend, DomId};
 
 use super::serving::{End, Serving, Unanswered};
 use super::tenure::{Next, Tenure, Waiting};
 use crate::config;
-use crate::domain::Domain;
+use crate::domain::Domains;
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
@@ -191,7 +190,7 @@ pub struct DeviceTask<B: Backend> {
     pub(super) port: PortNumber,
     pub(super) lease: Lease,
     pub(super) domid: u16,
-    pub(super) store: XenStore,
+    pub(super) domains: Domains,
     pub(super) exporter: config::Exporter,
     pub(super) identity: Identity,
     pub(super) wake: Rc<Notify>,
@@ -293,8 +292,8 @@ impl<B: Backend> DeviceTask<B> {
         let opened = transport::receive::<Opened>(&mut stream).await?;
         match self.tenure.answered(how, opened) {
             Next::Elsewhere(current) => {
-                match Domain::read(&self.store, DomId(self.domid)).await {
-                    Ok(Some(domain)) if !domain.has_left() => {
+                match self.domains.read(DomId(self.domid)).await {
+                    Ok(Some(domain)) if !domain.leaves => {
                         self.tenure.stays(current);
                         if self.tenure.waits() {
                             let text = "another domain with the same uuid has had the device since \
@@ -349,8 +348,12 @@ impl<B: Backend> DeviceTask<B> {
         if holder.host != self.identity.name() {
             return false;
         }
-        match Domain::read(&self.store, DomId(holder.domid)).await {
-            Ok(domain) => domain.is_none_or(|d| d.vm != self.lease.vm),
+        match self
+            .domains
+            .may_be(DomId(holder.domid), self.lease.vm)
+            .await
+        {
+            Ok(may_be) => !may_be,
             Err(e) => {
                 warn!(self.log, "xenstore: {}", e);
                 false

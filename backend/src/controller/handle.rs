@@ -19,6 +19,7 @@ use xen::xenstore::XenStore;
 use super::actor::Actor;
 use super::rings::RingDetails;
 use crate::config::{self, HandOff};
+use crate::domain::Domains;
 use crate::state::{ControllerFiles, ControllerJournal, SavedDevice};
 use crate::totals::Totals;
 use crate::xenbus::{Key, UsbVersion, XenbusState};
@@ -45,6 +46,8 @@ pub struct Setup<B> {
     pub platform: B,
     /// Its nodes.
     pub store: XenStore,
+    /// Which VM each domain of this host is.
+    pub domains: Domains,
     /// Our certificate.
     pub identity: Identity,
     /// Times.

@@ -12,13 +12,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 use transport::Identity;
-use xen::Backend;
 use xen::xenstore::Error;
+use xen::{Backend, DomId};
 
 use super::Daemon;
 use crate::config;
 use crate::controller::Adopted;
-use crate::domain::Domain;
 use crate::state::{Saved, SavedDevice};
 use crate::xenbus::{Key, XenbusState};
 
@@ -31,8 +30,12 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 impl<B: Backend> Daemon<B> {
     /// Takes over whatever an earlier vusbd has left.
     pub(super) async fn take_over(&mut self) -> Result<(), Error> {
+        let all = self.state.saved(&self.log);
+        for saved in &all {
+            self.domains.was(DomId(saved.domid), saved.vm);
+        }
         self.backends_changed().await?;
-        for saved in self.state.saved(&self.log) {
+        for saved in all {
             let key = saved.key();
             if self.admin.controllers.get(key).is_some() {
                 continue;
@@ -54,8 +57,7 @@ impl<B: Backend> Daemon<B> {
     /// served here.
     async fn is_there(&self, saved: &Saved) -> Result<bool, Error> {
         let key = saved.key();
-        let domain = Domain::read(&self.store, key.domid).await?;
-        let is_same = domain.is_some_and(|domain| domain.vm == saved.vm);
+        let is_same = self.domains.may_be(key.domid, saved.vm).await?;
         Ok(is_same && !self.read_backend(key).await?.removed)
     }
 
@@ -69,7 +71,7 @@ impl<B: Backend> Daemon<B> {
 
     /// A controller whose state says that somebody has served it.
     pub(super) async fn adopt(&mut self, key: Key, backend: XenbusState) -> Result<(), Error> {
-        let Some(domain) = Domain::read(&self.store, key.domid).await? else {
+        let Some(domain) = self.domains.read(key.domid).await? else {
             return Ok(());
         };
         let log = self.log.new(slog::o!("controller" => key.to_string()));

@@ -36,6 +36,20 @@ impl<B: Backend> Daemon<B> {
         Ok(())
     }
 
+    /// The controllers of a domain that is known as of now.
+    pub(super) async fn backends_of(&mut self, domid: DomId) -> Result<(), Error> {
+        let devids = match self.store.directory(&format!("{BACKENDS}/{domid}")).await {
+            Err(e) if e.is_not_found() => return Ok(()),
+            devids => devids?,
+        };
+        for devid in devids {
+            if let Some(key) = Key::of_backend_path(&format!("{BACKENDS}/{domid}/{devid}")) {
+                self.backend_changed(key).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// What the toolstack says of a controller.
     pub(super) async fn read_backend(&self, key: Key) -> Result<BackendNode, Error> {
         let base = key.backend();
@@ -74,8 +88,9 @@ impl<B: Backend> Daemon<B> {
 
     async fn begin(&mut self, key: Key) -> Result<(), Error> {
         let log = self.log.new(o!("controller" => key.to_string()));
-        let Some(domain) = Domain::read(&self.store, key.domid).await? else {
-            warn!(log, "controller without a domain");
+        let Some(domain) = self.domains.read(key.domid).await? else {
+            // Where its domain has only a temporary uuid yet, it is begun when the VM is known.
+            warn!(log, "controller of a domain whose VM is not known");
             return Ok(());
         };
         info!(log, "controller appeared"; "vm" => %domain.vm, "name" => &domain.name);
@@ -119,8 +134,8 @@ impl<B: Backend> Daemon<B> {
         };
         // First: where that fails because xenstored goes away, all of this is done again.
         self.watch_domain(key.domid).await?;
-        // By its name it arrives until it runs.
-        let arrives = domain.is_incoming() || adopted.as_ref().is_some_and(|a| a.arrives);
+        // By a sign of its toolstack it arrives until it runs.
+        let arrives = domain.arrives || adopted.as_ref().is_some_and(|a| a.arrives);
         let setup = Setup {
             key,
             vm: domain.vm,
@@ -134,6 +149,7 @@ impl<B: Backend> Daemon<B> {
             store: self.store.clone(),
             identity: self.identity.clone(),
             hand_off: self.config.hand_off,
+            domains: self.domains.clone(),
             poll: self.config.rings.poll(),
             totals: self.admin.totals.clone(),
             look: self.look.clone(),

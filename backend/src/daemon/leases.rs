@@ -42,7 +42,7 @@ impl<B: Backend> Daemon<B> {
         };
         let (gathered, log) = (self.gathered.clone(), self.log.clone());
         // A guest on its way surely has its devices somewhere; a new one is not kept waiting.
-        let arriving = domain.is_incoming();
+        let arriving = domain.arrives;
         spawn_local(async move {
             let asked: Vec<_> = exporters
                 .into_iter()
@@ -164,7 +164,7 @@ impl<B: Backend> Daemon<B> {
             // Leases that we could not be told of while it was away.
             None => {
                 self.look.notify_one();
-                for domain in self.expected.values().filter(|d| d.is_incoming()) {
+                for domain in self.expected.values().filter(|d| d.arrives) {
                     self.announce_to(exporter, domain, true);
                 }
                 for key in self.admin.controllers.keys() {
@@ -223,12 +223,14 @@ impl<B: Backend> Daemon<B> {
 
     /// A domain that was arriving runs, or is gone.
     pub(super) fn arrived(&mut self, domid: DomId) {
-        let Some(domain) = self.expected.get_mut(&domid).filter(|d| d.is_incoming()) else {
+        self.landing.remove(&domid);
+        self.domains.runs(domid);
+        let Some(domain) = self.expected.get_mut(&domid).filter(|d| d.arrives) else {
             return;
         };
-        let incoming = domain.clone();
-        domain.has_arrived();
-        self.announce(&incoming, false);
+        (domain.arrives, domain.incoming) = (false, false);
+        let domain = domain.clone();
+        self.announce(&domain, false);
     }
 
     /// After an exporter came back: plugs in what is ours there and not plugged in yet.

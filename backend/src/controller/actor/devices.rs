@@ -307,7 +307,7 @@ impl<B: Backend> Actor<B> {
                 .with(self.evidence()),
             lease: lease.clone(),
             domid: self.key.domid.0,
-            store: self.store.clone(),
+            domains: self.domains.clone(),
             exporter: exporter.clone(),
             identity: self.identity.clone(),
             wake,

@@ -19,6 +19,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use crate::progress::patience;
 use anyhow::{Context, Result, bail};
 
 /// The TCP port the agent listens on inside every machine.
@@ -120,7 +121,7 @@ impl Agent {
 
     /// Run a shell command and wait for it, at most two minutes.
     pub fn exec(&self, command: &str) -> Result<Output> {
-        self.exec_for(command, Duration::from_secs(120))
+        self.exec_for(command, patience(120))
     }
 
     /// Run a shell command that must succeed; its standard output.
@@ -134,7 +135,7 @@ impl Agent {
         let (status, _, stderr) = self.request(
             &format!("put {mode:o} {} {}", path.len(), contents.len()),
             &[path.as_bytes(), contents],
-            Duration::from_secs(180),
+            patience(180),
         )?;
         if status != 0 {
             bail!(
@@ -151,7 +152,7 @@ impl Agent {
         let (status, stdout, stderr) = self.request(
             &format!("get {}", path.len()),
             &[path.as_bytes()],
-            Duration::from_secs(180),
+            patience(180),
         )?;
         if status != 0 {
             bail!(

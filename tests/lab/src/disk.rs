@@ -12,7 +12,7 @@ use crate::guest::{self, Setup};
 use crate::guest_module::{Module, STOCK_DRIVER};
 use crate::lab::Lab;
 use crate::measure::{DISK_REPORT, KernelLog, kernel_log, report, start_ticker};
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::stack::{self, STICK};
 use crate::workload::Report;
 
@@ -58,7 +58,7 @@ pub fn load_frontend(lab: &Lab, agent: &Agent, setup: Setup, frontend: Frontend)
              test -e drivers/{driver}/$c && ls -d devices/$c/usb* || exit 1; done"
         ),
         &format!("the guest's USB controllers, driven by {driver},"),
-        Duration::from_secs(60),
+        patience(60),
     )
 }
 
@@ -78,7 +78,7 @@ pub fn start(lab: &Lab, setup: Setup, frontend: Frontend, seed: u64) -> Result<A
         &agent,
         "test -b /dev/sda && test $(cat /sys/block/sda/size) -gt 0",
         "the stick's block device",
-        Duration::from_secs(60),
+        patience(60),
     )?;
     if frontend == Frontend::Stock || setup.module == Module::Resume {
         agent.must(SMALL_REQUESTS)?;
@@ -88,7 +88,7 @@ pub fn start(lab: &Lab, setup: Setup, frontend: Frontend, seed: u64) -> Result<A
     agent
         .exec_for(
             "mkfs.ext4 -q -F /dev/sda && mount -t ext4 /dev/sda /mnt",
-            Duration::from_secs(180),
+            patience(180),
         )?
         .ok("making and mounting the file system")?;
     start_ticker(&agent)?;
@@ -97,7 +97,7 @@ pub fn start(lab: &Lab, setup: Setup, frontend: Frontend, seed: u64) -> Result<A
         &agent,
         &format!("test -s {DISK_REPORT}"),
         "the writer's first report",
-        Duration::from_secs(120),
+        patience(120),
     )?;
     step.done();
     Ok(agent)
@@ -181,7 +181,7 @@ pub fn finish(guest: &Agent) -> Result<Account> {
         if report.finished {
             break report;
         }
-        if start.elapsed() > Duration::from_secs(600) {
+        if start.elapsed() > patience(600) {
             bail!(
                 "the writer does not end; the end of the guest's kernel log:\n{}",
                 guest.must("dmesg | tail -n 20")?
@@ -189,11 +189,9 @@ pub fn finish(guest: &Agent) -> Result<Account> {
         }
         std::thread::sleep(Duration::from_millis(500));
     };
-    guest
-        .exec_for("umount /mnt", Duration::from_secs(120))?
-        .ok("umount")?;
+    guest.exec_for("umount /mnt", patience(120))?.ok("umount")?;
     let fsck = guest
-        .exec_for("e2fsck -fn /dev/sda", Duration::from_secs(180))
+        .exec_for("e2fsck -fn /dev/sda", patience(180))
         .context("e2fsck")?;
     let kernel = kernel_log(&guest.must("dmesg")?);
     step.done();

@@ -14,6 +14,7 @@ use crate::hypervisor::Hypervisor;
 use crate::kernel::Choice;
 use crate::lab::Lab;
 use crate::machine::{MACHINES, Machine, Role};
+use crate::progress::patience;
 
 /// The guest's name.
 pub const NAME: &str = "lab";
@@ -199,7 +200,7 @@ pub fn create_domain(
     dom0.exec_for(&format!("xl create {file}"), Duration::from_secs(180))?
         .ok("xl create")?;
     let guest = agent_of(lab, host, domain)?;
-    if let Err(error) = guest.wait_ready(Duration::from_secs(600)) {
+    if let Err(error) = guest.wait_ready(patience(600)) {
         let console = dom0.exec(&format!("tail -n 15 /var/log/xen/console/guest-{name}.log"))?;
         return Err(error.context(format!("the end of its console:\n{}", console.stdout)));
     }
@@ -266,7 +267,7 @@ pub fn migrate(lab: &Lab, from: &str, to: &str) -> Result<(Output, Duration)> {
     // ssh. With a long time a refused guest stays suspended for as long.
     let output = lab.agent(from)?.exec_for(
         &format!("xl migrate -s '' {NAME} 'socat -b 262144 -t 5 - TCP:{target}:8002' 2>&1"),
-        Duration::from_secs(900),
+        patience(900),
     )?;
     Ok((output, start.elapsed()))
 }
@@ -275,10 +276,7 @@ pub fn migrate(lab: &Lab, from: &str, to: &str) -> Result<(Output, Duration)> {
 pub fn save(lab: &Lab, host: &str, file: &str) -> Result<Duration> {
     let start = Instant::now();
     lab.agent(host)?
-        .exec_for(
-            &format!("xl save {NAME} {file} 2>&1"),
-            Duration::from_secs(600),
-        )?
+        .exec_for(&format!("xl save {NAME} {file} 2>&1"), patience(600))?
         .ok("xl save")?;
     Ok(start.elapsed())
 }
@@ -291,7 +289,7 @@ pub fn restore(lab: &Lab, host: &str, file: &str) -> Result<(Agent, Duration)> {
         .ok("xl restore")?;
     let took = start.elapsed();
     let guest = agent_through(lab, host)?;
-    guest.wait_ready(Duration::from_secs(120))?;
+    guest.wait_ready(patience(120))?;
     Ok((guest, took))
 }
 

@@ -17,7 +17,7 @@ use crate::images::{GuestImages, Images};
 use crate::kernel::{Choice, Kernel};
 use crate::machine::{Boot, MACHINES, Machine, Role, end_process};
 use crate::packages::Apt;
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::tree::Tree;
 use crate::{host_tools, images, programs, switch};
 
@@ -200,7 +200,7 @@ impl Lab {
         fs::write(self.run.join("switch.pid"), child.id().to_string())?;
         let start = Instant::now();
         while switch::control(&self.run, MACHINES[0].name).is_err() {
-            if start.elapsed() > Duration::from_secs(10) {
+            if start.elapsed() > patience(10) {
                 bail!(
                     "the switch does not answer: {}",
                     fs::read_to_string(self.run.join("switch.log")).unwrap_or_default()

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::agent::Agent;
 use crate::guest::{self, Setup};
 use crate::lab::Lab;
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::workload::Report;
 
 /// Where the ticker reports, in the guest.
@@ -75,7 +75,7 @@ pub fn migrate(lab: &Lab, from: &str, to: &str, writer: bool) -> Result<Migratio
         );
     }
     let guest = guest::agent_through(lab, to)?;
-    guest.wait_ready(Duration::from_secs(120))?;
+    guest.wait_ready(patience(120))?;
     let after = guest.clock_offset(false)?;
     // Reports are saved twice a second, and a gap is in one only when it has ended.
     std::thread::sleep(Duration::from_secs(2));

@@ -6,6 +6,12 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// How long to wait, at most, for what takes that many seconds on a computer with other work: a computer with much
+/// other work is several times slower, and a wait that ends too soon says nothing about what it waits for.
+pub const fn patience(seconds: u64) -> Duration {
+    Duration::from_secs(4 * seconds)
+}
+
 /// One long step. Dropped without [`Step::done`] it says that it failed.
 pub struct Step {
     label: String,

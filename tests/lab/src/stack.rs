@@ -11,7 +11,7 @@ use crate::lab::Lab;
 use crate::machine::{MACHINES, Machine, Role};
 use crate::missing::Missing;
 use crate::programs;
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 
 /// Who may have an exporter's devices.
 const ALLOWED: &str = include_str!("../config/exporter.toml");
@@ -219,7 +219,7 @@ pub fn state(lab: &Lab) -> String {
     for machine in MACHINES.iter().filter(|machine| machine.role == Role::Host) {
         let ask = |command: &str| {
             let agent = lab.agent(machine.name);
-            let answer = agent.and_then(|a| a.exec_for(command, Duration::from_secs(120)));
+            let answer = agent.and_then(|a| a.exec_for(command, patience(120)));
             answer.map_or_else(|error| format!("{error:#}\n"), |output| output.stdout)
         };
         for command in [

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::{Bench, DISK_BYTES, Kind, Plugged};
+use crate::progress::patience;
 
 impl Bench {
     /// Plug one of QEMU's devices in that was pulled out of another machine, or out of this one before
@@ -45,7 +46,7 @@ impl Bench {
         self.qmp("device_del", json!({ "id": plugged.kind.name() }))?;
         let start = Instant::now();
         while self.places()?.contains(&plugged.place) {
-            if start.elapsed() > Duration::from_secs(20) {
+            if start.elapsed() > patience(20) {
                 bail!(
                     "the exporter machine still sees its {}",
                     plugged.kind.name()

@@ -14,6 +14,7 @@ use super::job::Score;
 use super::{Bench, Kind, Plugged, User};
 use crate::agent::Agent;
 use crate::lab::Lab;
+use crate::progress::patience;
 use crate::stack;
 use crate::usbmon::{Carries, Passed, Report};
 
@@ -163,7 +164,7 @@ fn watch(agent: &Agent, buses: &BTreeMap<u64, Vec<String>>) -> Result<()> {
         ))?;
         let start = Instant::now();
         while agent.exec(&format!("test -s {report}"))?.status != 0 {
-            if start.elapsed() > Duration::from_secs(30) {
+            if start.elapsed() > patience(30) {
                 bail!(
                     "{}: bus {bus} cannot be watched: {}",
                     agent.name,
@@ -187,7 +188,7 @@ fn stop(agent: &Agent, buses: impl Iterator<Item = u64>) -> Result<BTreeMap<u64,
             if report.finished {
                 break report;
             }
-            if start.elapsed() > Duration::from_secs(60) {
+            if start.elapsed() > patience(60) {
                 bail!("{}: the watch on bus {bus} does not end", agent.name);
             }
             std::thread::sleep(Duration::from_millis(500));

@@ -13,6 +13,7 @@ use crate::agent::Agent;
 use crate::lab::Lab;
 use crate::machine::Machine;
 use crate::programs;
+use crate::progress::patience;
 use crate::stack;
 use typist::Input;
 
@@ -147,7 +148,7 @@ impl Bench {
                     exporter: self.machine.name,
                 });
             }
-            if start.elapsed() > Duration::from_secs(20) {
+            if start.elapsed() > patience(20) {
                 bail!(
                     "the exporter machine does not see its {}: {}",
                     kind.name(),
@@ -283,7 +284,7 @@ pub fn attach_domain(
         // The exporter hears of a new device a moment after the machine's kernel does.
         match stack::xl_vusb(lab, host, &command) {
             Ok(answer) => break answer,
-            Err(error) if start.elapsed() > Duration::from_secs(15) => return Err(error),
+            Err(error) if start.elapsed() > patience(15) => return Err(error),
             Err(_) => std::thread::sleep(Duration::from_secs(1)),
         }
     };

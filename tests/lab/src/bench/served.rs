@@ -11,6 +11,7 @@ use crate::agent::Agent;
 use crate::lab::Lab;
 use crate::packages::Apt;
 use crate::programs;
+use crate::progress::patience;
 use crate::tree::Tree;
 
 /// TCP port of the first server; each device has a server of its own.
@@ -33,7 +34,7 @@ pub fn attach(lab: &Lab, agent: &Agent, device: &str, number: u16) -> Result<()>
         if output.status == 0 {
             return Ok(());
         }
-        if start.elapsed() > Duration::from_secs(10) {
+        if start.elapsed() > patience(10) {
             bail!(
                 "usbip attach: {}{}\n{}",
                 output.stdout,

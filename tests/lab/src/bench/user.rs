@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::agent::Agent;
+use crate::progress::patience;
 use crate::traffic::Tally;
 
 /// A machine that uses a device.
@@ -32,7 +33,7 @@ impl User {
             .status
             != 0
         {
-            if start.elapsed() > Duration::from_secs(40) {
+            if start.elapsed() > patience(40) {
                 bail!(
                     "{} has no configured USB device {}; the end of its kernel log:\n{}",
                     self.agent.name,
@@ -57,7 +58,7 @@ impl User {
             if !path.is_empty() {
                 return Ok(path.to_owned());
             }
-            if start.elapsed() > Duration::from_secs(40) {
+            if start.elapsed() > patience(40) {
                 bail!(
                     "{}: no {pattern} of USB device {}; drivers {}; the end of the kernel log:\n{}",
                     self.agent.name,
@@ -103,7 +104,7 @@ impl User {
             if drivers != "none" {
                 return Ok(drivers);
             }
-            if start.elapsed() > Duration::from_secs(3) {
+            if start.elapsed() > patience(3) {
                 return Ok("none (usbfs)".to_owned());
             }
             std::thread::sleep(Duration::from_millis(500));
@@ -134,7 +135,7 @@ impl User {
             .status
             != 0
         {
-            if start.elapsed() > Duration::from_secs(20) {
+            if start.elapsed() > patience(20) {
                 bail!(
                     "{name} has not begun on {}: {}",
                     self.agent.name,
@@ -156,7 +157,7 @@ impl User {
                 return Ok(tally);
             }
             // A slow headset plays its buffer to the end, and then as much silence.
-            if start.elapsed() > Duration::from_secs(120) {
+            if start.elapsed() > patience(120) {
                 bail!("{name} does not end on {}: {tally:?}", self.agent.name);
             }
             std::thread::sleep(Duration::from_millis(300));
@@ -164,10 +165,7 @@ impl User {
     }
 
     pub(super) fn run<T: serde::de::DeserializeOwned>(&self, command: &str) -> Result<T> {
-        let text = self
-            .agent
-            .exec_for(command, Duration::from_secs(300))?
-            .ok(command)?;
+        let text = self.agent.exec_for(command, patience(300))?.ok(command)?;
         serde_json::from_str(&text).with_context(|| format!("{command}: {text:?}"))
     }
 
@@ -181,7 +179,7 @@ impl User {
             .status
             != 0
         {
-            if start.elapsed() > Duration::from_secs(30) {
+            if start.elapsed() > patience(30) {
                 bail!(
                     "{disk} has no medium: {}",
                     self.agent.must("dmesg | tail -n 8")?

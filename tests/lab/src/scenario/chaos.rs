@@ -18,7 +18,7 @@ use crate::guest_module::Module;
 use crate::lab::Lab;
 use crate::machine::Machine;
 use crate::measure::{DISK_REPORT, KernelLog, kernel_log, report};
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::{stack, switch};
 
 mod company;
@@ -32,7 +32,7 @@ const MINUTES: u32 = 10;
 /// How long a link stays slow.
 const SLOW: Duration = Duration::from_secs(5);
 /// In which the guest must work again: usb-storage gives a command 30 s before it resets its device.
-const RECOVERY: Duration = Duration::from_secs(150);
+const RECOVERY: Duration = patience(150);
 
 /// What came of one kind of fault.
 #[derive(Debug, Default, Clone, Copy, Serialize)]
@@ -375,7 +375,7 @@ impl Chaos<'_> {
         }
         self.guest = guest::agent_through(self.lab, self.here)?;
         self.company.follow(&self.guest);
-        self.guest.wait_ready(Duration::from_secs(120))
+        self.guest.wait_ready(patience(120))
     }
 }
 

@@ -23,7 +23,7 @@ use crate::guest_module::Module;
 use crate::kernel::Choice;
 use crate::lab::Lab;
 use crate::measure;
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::stack;
 
 /// Its name. It is not one of those that `all` runs: its kernel takes half an hour to build.
@@ -196,7 +196,7 @@ impl Subject<'_> {
             if !disk.is_empty() {
                 return Ok(disk.to_owned());
             }
-            if start.elapsed() > Duration::from_secs(90) {
+            if start.elapsed() > patience(90) {
                 bail!(
                     "the stick has no block device; the end of the kernel's log:\n{}",
                     self.guest.must("dmesg | tail -n 15")?
@@ -210,10 +210,7 @@ impl Subject<'_> {
     fn use_disk(&self) -> Result<()> {
         let disk = self.disk()?;
         let command = format!("lab-usb blocks {disk} 60 {SEED}");
-        let text = self
-            .guest
-            .exec_for(&command, Duration::from_secs(180))?
-            .ok(&command)?;
+        let text = self.guest.exec_for(&command, patience(180))?.ok(&command)?;
         if text.contains("\"received\":60") {
             return Ok(());
         }

@@ -15,11 +15,11 @@ use crate::disk::{self, Frontend};
 use crate::guest;
 use crate::lab::Lab;
 use crate::machine::{Machine, SPARE};
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::stack;
 
 /// How long a host may take to notice.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = patience(60);
 
 /// Where an exporter has its leases.
 const STATE: &str = "/var/lib/xen-vusb";
@@ -225,7 +225,7 @@ fn migrate(lab: &Lab) -> Result<Agent> {
         );
     }
     let guest = guest::agent_through(lab, "host-b")?;
-    guest.wait_ready(Duration::from_secs(120))?;
+    guest.wait_ready(patience(120))?;
     Ok(guest)
 }
 

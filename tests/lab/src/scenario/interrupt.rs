@@ -17,12 +17,12 @@ use crate::guest;
 use crate::lab::Lab;
 use crate::machine::Machine;
 use crate::measure::{self, DISK_REPORT, report};
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::stack;
 
 const SEED: u64 = 0x5eed_0005;
 /// For a stage to come, a migration to end, a stick to be back.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = patience(300);
 /// What is on the stick, by its hash, when the host loses power.
 const KEPT: &str = "/mnt/kept";
 const KEPT_BYTES: u32 = 1 << 20;
@@ -249,7 +249,7 @@ impl Run<'_> {
             (self.here, self.there) = (self.there, self.here);
         }
         self.guest = guest::agent_through(self.lab, self.here)?;
-        self.guest.wait_ready(Duration::from_secs(120))?;
+        self.guest.wait_ready(patience(120))?;
         let other = self.lab.agent(self.there)?;
         let remains = other.exec("xl list | tail -n +3")?.stdout;
         if !remains.trim().is_empty() {

@@ -15,7 +15,7 @@ use crate::disk::{self, Frontend};
 use crate::guest;
 use crate::lab::Lab;
 use crate::measure::{self, Migration, start_ticker};
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::stack;
 use crate::workload::Report;
 
@@ -241,7 +241,7 @@ fn start_writer(plugged: &Plugged, user: &User) -> Result<()> {
             &format!(
                 "mkdir -p /mnt/{name} && mkfs.ext4 -q -F -N 64 {disk} && mount -t ext4 {disk} /mnt/{name}"
             ),
-            Duration::from_secs(240),
+            patience(240),
         )?
         .ok("making and mounting a file system")?;
     user.agent.must(&format!(
@@ -249,7 +249,7 @@ fn start_writer(plugged: &Plugged, user: &User) -> Result<()> {
     ))?;
     let start = Instant::now();
     while measure::report(&user.agent, &format!("/run/{name}.json")).is_err() {
-        if start.elapsed() > Duration::from_secs(180) {
+        if start.elapsed() > patience(180) {
             bail!("the writer on {name} does not begin");
         }
         std::thread::sleep(Duration::from_millis(500));
@@ -267,7 +267,7 @@ fn finish_writer(plugged: &Plugged, user: &User) -> Result<Score> {
         if report.finished {
             break report;
         }
-        if start.elapsed() > Duration::from_secs(300) {
+        if start.elapsed() > patience(300) {
             bail!("the writer on {name} does not end");
         }
         std::thread::sleep(Duration::from_millis(500));
@@ -277,7 +277,7 @@ fn finish_writer(plugged: &Plugged, user: &User) -> Result<Score> {
         .agent
         .exec_for(
             &format!("umount /mnt/{name} && e2fsck -fn {disk}"),
-            Duration::from_secs(300),
+            patience(300),
         )
         .context("e2fsck")?;
     let mut errors = report.errors.clone();

@@ -15,7 +15,7 @@ use crate::guest;
 use crate::lab::Lab;
 use crate::machine::Machine;
 use crate::measure::{DISK_REPORT, report};
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::stack;
 
 const SEED: u64 = 0x5eed_0003;
@@ -141,12 +141,12 @@ fn carry(lab: &Lab, from: &str, to: &str) -> Result<()> {
             &format!(
                 "socat -u -b 262144 OPEN:{FILE},rdonly TCP:{address}:{PORT},retry=20,interval=0.2 && rm {FILE}"
             ),
-            Duration::from_secs(600),
+            patience(600),
         )?
         .ok("sending the saved guest")?;
     let start = Instant::now();
     while target.must(&format!("stat -c %s {FILE}"))? != size {
-        if start.elapsed() > Duration::from_secs(60) {
+        if start.elapsed() > patience(60) {
             bail!("the saved guest has not arrived whole on {to}");
         }
         std::thread::sleep(Duration::from_millis(200));
@@ -180,7 +180,7 @@ fn progress_since(guest: &Agent, before: u64) -> Result<u64> {
     let start = Instant::now();
     loop {
         let more = report(guest, DISK_REPORT)?.verified.saturating_sub(before);
-        if more > 0 || start.elapsed() > Duration::from_secs(60) {
+        if more > 0 || start.elapsed() > patience(60) {
             return Ok(more);
         }
         std::thread::sleep(Duration::from_millis(500));

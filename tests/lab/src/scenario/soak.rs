@@ -16,7 +16,7 @@ use crate::disk::{self, Frontend};
 use crate::guest::{self, Setup};
 use crate::lab::Lab;
 use crate::measure::{self, DISK_REPORT, kernel_log, report};
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::stack;
 
 const SEED: u64 = 0x5eed_0005;
@@ -254,7 +254,7 @@ fn goes_on(guest: &Agent, verified: u64) -> Result<u64> {
         if report.verified > verified {
             return Ok(report.verified);
         }
-        if start.elapsed().as_secs() > 120 {
+        if start.elapsed() > patience(120) {
             bail!("no block was verified since the migration");
         }
         std::thread::sleep(std::time::Duration::from_secs(1));

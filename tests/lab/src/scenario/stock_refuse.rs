@@ -12,7 +12,7 @@ use crate::disk::{self, Account, Frontend};
 use crate::guest;
 use crate::lab::Lab;
 use crate::measure::{DISK_REPORT, report};
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::stack;
 
 const SEED: u64 = 0x5eed_0002;
@@ -131,7 +131,7 @@ fn refused(lab: &Lab, guest: &crate::agent::Agent) -> Result<Refusal> {
         let more = report(guest, DISK_REPORT)?
             .verified
             .saturating_sub(verified);
-        if more > 0 || start.elapsed() > Duration::from_secs(30) {
+        if more > 0 || start.elapsed() > patience(30) {
             break more;
         }
         std::thread::sleep(Duration::from_millis(500));

@@ -13,7 +13,7 @@ use crate::bench::{self, Bench, Kind, Plugged, User, job};
 use crate::disk::{self, Frontend};
 use crate::guest;
 use crate::lab::Lab;
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::stack;
 
 /// Its packets share 16 slots of the ring with the other two's transfers: fewer of them are on the way at a time, and
@@ -165,7 +165,7 @@ fn after(
 ) -> Result<Round> {
     let start = Instant::now();
     let guest = guest::agent_through(lab, host)?;
-    guest.wait_ready(Duration::from_secs(120))?;
+    guest.wait_ready(patience(120))?;
     let mut jobs = Vec::new();
     for (plugged, user) in devices {
         user.agent = guest.clone();
@@ -243,7 +243,7 @@ fn console(lab: &Lab, host: &str, guest: &Agent, number: usize) -> Result<()> {
         .status
         != 0
     {
-        if start.elapsed() > Duration::from_secs(20) {
+        if start.elapsed() > patience(20) {
             bail!("the guest's console is dead after round {}", number + 1);
         }
         std::thread::sleep(Duration::from_millis(500));

@@ -19,7 +19,7 @@ use crate::guest::{self, Domain, NEIGHBOURS};
 use crate::lab::Lab;
 use crate::machine::Machine;
 use crate::measure::kernel_log;
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::pulse::{Phase, Pulse};
 use crate::stack;
 
@@ -241,7 +241,7 @@ fn one(lab: &Lab, bench: &Bench, user: &User, case: &Case) -> Result<Stuck> {
 fn stuck(user: &User, operation: &str) -> Result<Stuck> {
     let node = user.usbfs()?;
     let command = format!("lab-usb stuck {node} {operation} {PATIENCE_MS}");
-    let output = user.agent.exec_for(&command, Duration::from_secs(180))?;
+    let output = user.agent.exec_for(&command, patience(180))?;
     let text = output.ok(&command)?;
     serde_json::from_str(&text).with_context(|| format!("{command}: {text:?}"))
 }

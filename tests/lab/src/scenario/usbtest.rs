@@ -2,8 +2,6 @@
 //! The kernel's `usbtest` driver in the guest: on the exporter kernel's source and sink gadget,
 //! and on the simulated one for what that gadget cannot do.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +11,7 @@ use crate::bench::{self, Bench, Kind, User};
 use crate::disk::{self, Frontend};
 use crate::guest::{self, Setup};
 use crate::lab::Lab;
-use crate::progress::Step;
+use crate::progress::{Step, patience};
 use crate::stack;
 
 /// A case of `usbtest`, as `testusb` gives it parameters: number, iterations, length, vary, sglen,
@@ -188,7 +186,7 @@ fn one(user: &User, device: &'static str, case: &Case) -> Result<Row> {
     let step = Step::start(format!("usbtest {number} on {device}: {what}"));
     let node = user.usbfs()?;
     let command = format!("lab-usb usbtest {node} {number} {iterations} {length} {vary} {sglen}");
-    let output = user.agent.exec_for(&command, Duration::from_secs(240))?;
+    let output = user.agent.exec_for(&command, patience(240))?;
     let text = output.ok(&command)?;
     let outcome: Outcome =
         serde_json::from_str(&text).with_context(|| format!("{command}: {text:?}"))?;

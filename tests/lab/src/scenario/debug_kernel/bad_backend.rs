@@ -9,6 +9,7 @@ use super::Subject;
 use crate::guest;
 use crate::machine::Machine;
 use crate::programs;
+use crate::progress::patience;
 use crate::stack;
 
 /// What `lab-bad-backend` knows to do, and whether the frontend must stop by itself.
@@ -63,17 +64,14 @@ fn one(subject: &mut Subject, fault: &str, after: u32, stops: bool) -> Result<()
     ))?;
     let start = Instant::now();
     while dom0.exec("test -e /run/bad.done")?.status != 0 {
-        if start.elapsed() > Duration::from_secs(240) {
+        if start.elapsed() > patience(240) {
             break;
         }
         std::thread::sleep(Duration::from_millis(500));
     }
     let said = dom0.must("cat /run/bad.log")?;
     // Of one that has died, libxl waits for the backend for ten seconds.
-    let detached = dom0.exec_for(
-        &format!("xl usbctrl-detach {name} {DEVID}"),
-        Duration::from_secs(60),
-    )?;
+    let detached = dom0.exec_for(&format!("xl usbctrl-detach {name} {DEVID}"), patience(60))?;
     // Where libxl gave up, too: the next one has the same number.
     dom0.must(&format!(
         "xenstore-rm /local/domain/0/backend/vusb/{domid}/{DEVID}; xenstore-rm /local/domain/{domid}/device/vusb/{DEVID}; \
@@ -94,7 +92,7 @@ fn wait_unplugged(subject: &Subject) -> Result<()> {
     let start = Instant::now();
     let there = format!("test -e /sys/bus/xen/devices/vusb-{DEVID}");
     while subject.guest.exec(&there)?.status == 0 {
-        if start.elapsed() > Duration::from_secs(60) {
+        if start.elapsed() > patience(60) {
             bail!(
                 "the guest does not let go of its controller {DEVID}; the end of its log:\n{}",
                 subject.guest.must("dmesg | tail -n 12")?

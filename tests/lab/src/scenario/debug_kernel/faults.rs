@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use super::Subject;
 use crate::guest;
+use crate::progress::patience;
 use crate::stack::{self, STICK};
 
 pub fn run(subject: &mut Subject) -> Result<()> {
@@ -38,7 +39,7 @@ pub fn run(subject: &mut Subject) -> Result<()> {
         let disk = subject.disk()?;
         let used = subject.guest.exec_for(
             &format!("for n in 1 2 3; do lab-usb blocks {disk} 60 $n; done"),
-            Duration::from_secs(240),
+            patience(240),
         );
         // Enumeration, too.
         let again = stack::xl_vusb(

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! What was found: runs that failed, complaints of the kernel, memory that is not freed.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 
 use crate::agent::Agent;
+use crate::progress::patience;
 
 /// The beginnings of complaints. One complaint may have several of them, in lines that follow each other.
 const MARKS: &[&str] = &[
@@ -84,10 +83,7 @@ impl Findings {
         // or moved, during one.
         let scan = "echo scan > /sys/kernel/debug/kmemleak";
         guest
-            .exec_for(
-                &format!("{scan}; sleep 6; {scan}"),
-                Duration::from_secs(300),
-            )?
+            .exec_for(&format!("{scan}; sleep 6; {scan}"), patience(300))?
             .ok("scanning for leaks")?;
         let text = guest
             .must("cat /sys/kernel/debug/kmemleak; echo clear > /sys/kernel/debug/kmemleak")?;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use super::Subject;
 use crate::guest;
 use crate::guest_module::Module;
+use crate::progress::patience;
 use crate::stack::{self, STICK};
 
 const TIMES: u32 = 5;
@@ -68,7 +69,7 @@ fn resets(subject: &mut Subject) -> Result<()> {
             "lab-usb descriptors {node} 12000 > /run/a & lab-usb descriptors {node} 12000 > /run/b & \
              lab-usb reset {node} 6; status=$?; wait; cat /run/a /run/b; exit $status"
         ),
-        Duration::from_secs(240),
+        patience(240),
     );
     subject.set("xen-vusb-hcd/enqueue_delay_us", "0")?;
     let text = done?.ok("resets")?;
@@ -84,7 +85,7 @@ fn unload(subject: &mut Subject) -> Result<()> {
         .guest
         .exec_for(
             "echo vusb-0 > /sys/bus/xen/drivers/xen-vusb-hcd/unbind && rmmod xen_vusb_hcd",
-            Duration::from_secs(120),
+            patience(120),
         )?
         .ok("unbind and unload")?;
     let file = format!("/root/{}.ko", Module::Hcd.name());
@@ -121,7 +122,7 @@ fn sleep(subject: &mut Subject) -> Result<()> {
     std::thread::sleep(Duration::from_secs(30));
     subject
         .guest
-        .wait_ready(Duration::from_secs(120))
+        .wait_ready(patience(120))
         .context("after its sleep")?;
     let text = subject.guest.must("cat /run/sleep /run/sleep.log")?;
     if !text.starts_with("slept") || !text.contains("\"received\":60") {

@@ -164,8 +164,12 @@ impl<B: Backend> Actor<B> {
         let resumes = devices.iter().any(|(_, d)| d.lease.frontend_resumes);
         self.frontend_resumes.send_replace(resumes);
         for (exporter, device) in devices {
+            // What no process has claimed for this domain, and was not refused: its frontend is still at its
+            // first connection, also where an earlier process has seen that.
+            self.first_connect = !(device.fresh || device.away || device.elsewhere);
             self.plug_again(exporter, device);
         }
+        self.first_connect = false;
     }
 
     /// Runs until the domain or the controller is gone.

@@ -27,6 +27,8 @@ use crate::domain::Domains;
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// The guest may be one that was moved, and waits for its device.
+const RETRY_UNDECIDED: Duration = Duration::from_millis(200);
 /// Silence after which the exporter is asked whether it is there.
 const PING_AFTER: Duration = Duration::from_secs(2);
 /// Silence after which the connection counts as lost.
@@ -134,6 +136,10 @@ enum Broken {
     Outdated(Epoch),
     #[error("{0}")]
     HeldElsewhere(String),
+    #[error(
+        "the VM is suspended at {0}: whether it has moved here is known when that domain goes on or ends"
+    )]
+    Undecided(Holder),
     #[error("the device is gone")]
     Gone,
     #[error("the device is unplugged")]
@@ -153,7 +159,8 @@ impl Broken {
             | Self::Session(_)
             | Self::Silent
             | Self::Outdated(_)
-            | Self::HeldElsewhere(_) => {
+            | Self::HeldElsewhere(_)
+            | Self::Undecided(_) => {
                 waiting.over();
                 false
             }
@@ -246,7 +253,10 @@ impl<B: Backend> DeviceTask<B> {
                 self.news.send(News::Lost(self.port, text));
                 return;
             }
-            let is_there = matches!(broken, Broken::HeldElsewhere(_) | Broken::Outdated(_));
+            let is_there = matches!(
+                broken,
+                Broken::HeldElsewhere(_) | Broken::Outdated(_) | Broken::Undecided(_)
+            );
             if let Some(after) = self.exporter.disconnect_after().filter(|_| !is_there) {
                 away.get_or_insert_with(|| Away::start(after, self.port, self.news.clone()));
             }
@@ -256,10 +266,16 @@ impl<B: Backend> DeviceTask<B> {
                         warn!(self.log, "device not plugged in: {}", text);
                         self.news.send(News::HeldElsewhere(self.port, text.clone()));
                     }
+                    Broken::Undecided(_) => info!(self.log, "lease not claimed yet: {}", text),
                     _ => warn!(self.log, "connection to the exporter lost: {}", text),
                 }
                 said = text;
             }
+            let most = match broken {
+                Broken::Undecided(_) => RETRY_UNDECIDED,
+                _ => RETRY_MAX,
+            };
+            pause = pause.min(most);
             sleep(pause).await;
             pause = (pause * 2).min(RETRY_MAX);
         }
@@ -308,6 +324,13 @@ impl<B: Backend> DeviceTask<B> {
                 return Err(Broken::Outdated(current));
             }
             Next::Again(current) => return Err(Broken::Outdated(current)),
+            Next::Undecided(holder) => {
+                if self.is_gone(&holder).await {
+                    self.tenure.holder_is_gone(holder.domid);
+                    return Err(Broken::Outdated(self.lease.epoch));
+                }
+                return Err(Broken::Undecided(holder));
+            }
             Next::HeldElsewhere { holder, connected } => {
                 if self.is_gone(&holder).await {
                     self.tenure.holder_is_gone(holder.domid);

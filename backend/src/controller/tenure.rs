@@ -45,6 +45,9 @@ pub enum Next {
         /// Whether its host is connected to the exporter.
         connected: bool,
     },
+    /// The VM is suspended at its holder, and perhaps our guest is this VM: connect again in a moment. Where the
+    /// holder is a domain of this host and is gone, say so with [`Tenure::holder_is_gone`] first.
+    Undecided(Holder),
     /// No.
     Refused(Refusal),
 }
@@ -147,6 +150,10 @@ impl Tenure {
                     connected: silent_seconds.is_none(),
                 }
             }
+            // The evidence stands: our guest sees nothing before it is known whether it is the VM.
+            (How::Claim { .. }, Opened::Refused(Refusal::SuspendedElsewhere { holder, .. })) => {
+                Next::Undecided(holder)
+            }
             // The exporter was restarted and knows nothing of what was in flight, or somebody else
             // holds the lease. A claim tells: only the holder of before may make it with its old
             // epoch.
@@ -197,7 +204,7 @@ impl Tenure {
             // The device is pulled out: an attachment that follows it looks for it elsewhere.
             Refusal::Absent { .. } => Patience::None,
             // Asked again, the exporter says yes when that domain is gone.
-            Refusal::HeldElsewhere { .. } => Patience::Endless,
+            Refusal::HeldElsewhere { .. } | Refusal::SuspendedElsewhere { .. } => Patience::Endless,
             // Answers to who asks for a new lease.
             Refusal::UnknownDevice(_) | Refusal::Ambiguous { .. } | Refusal::Unavailable { .. } => {
                 Patience::None
@@ -322,6 +329,41 @@ mod tests {
             assert_eq!(tenure.evidence(), Evidence::HolderGone(7));
             assert!(tenure.waits(), "until it is claimed");
         }
+    }
+
+    /// The evidence stands until it is known what becomes of the VM.
+    #[test]
+    fn who_may_be_a_vm_that_is_suspended_asks_on() {
+        let mut tenure = Tenure::new(Epoch(3), None).with(Evidence::FirstConnect);
+        let holder = Holder {
+            host: "a".into(),
+            domid: 7,
+        };
+        let suspended = || {
+            Opened::Refused(Refusal::SuspendedElsewhere {
+                device: device(),
+                vm: session::VmUuid(Default::default()),
+                holder: holder.clone(),
+            })
+        };
+        let next = tenure.answered(claim(3), suspended());
+        assert_eq!(next, Next::Undecided(holder.clone()));
+        assert_eq!(
+            (tenure.evidence(), tenure.waits()),
+            (Evidence::FirstConnect, false)
+        );
+        // It went on where it was.
+        let mut copy = tenure;
+        let (refused, next) = held_elsewhere(None);
+        assert_eq!(copy.answered(claim(3), refused), next);
+        assert!(copy.waits());
+        // Or it has left.
+        let ready = Opened::Ready {
+            epoch: Epoch(4),
+            requests_received: 0,
+        };
+        assert_eq!(tenure.answered(claim(3), ready), Next::Claimed(Epoch(4)));
+        assert!(!tenure.waits());
     }
 
     /// `xl restore -p`, and the VM was started elsewhere meanwhile.

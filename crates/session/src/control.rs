@@ -223,6 +223,20 @@ pub enum Refusal {
         /// For how long the holder has not been connected, in seconds, where it is not.
         silent_seconds: Option<u64>,
     },
+    /// The VM is suspended at its holder, and nothing says yet whether the claimant's domain is the VM, moved
+    /// there, or a copy of it: the VM may go on where it was (`xl save -c`). Asked again, the exporter says yes
+    /// when the holder's domain is gone, and [`Refusal::HeldElsewhere`] when its guest goes on.
+    #[error(
+        "device {device} waits: VM {vm} is suspended at {holder}, and has left it when that domain is gone"
+    )]
+    SuspendedElsewhere {
+        /// The device.
+        device: DeviceId,
+        /// The VM.
+        vm: VmUuid,
+        /// Who holds it.
+        holder: Holder,
+    },
     /// A limit of the exporter, or an argument out of range.
     #[error("{0}")]
     Limit(String),

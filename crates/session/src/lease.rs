@@ -36,7 +36,7 @@ pub use policy::{Allow, Match, Policy};
 
 use crate::control::Refusal;
 use crate::open::Attempt;
-use crate::{DeviceId, DeviceInfo, DeviceState, Epoch, Lease, LeasePhase, VmUuid};
+use crate::{DeviceId, DeviceInfo, DeviceState, Epoch, Holder, Lease, LeasePhase, VmUuid};
 use absent::Absent;
 use missing::Missing;
 
@@ -75,6 +75,10 @@ struct Entry {
     silent_since_ms: Option<u64>,
     /// When a claim of another domain was refused last that had nothing to show but the uuid.
     disputed_ms: Option<u64>,
+    /// Domains that may be the VM, moved while it is suspended, and wait until that is known.
+    undecided: Vec<Holder>,
+    /// Domains that waited like this when the VM went on where it was: copies.
+    copies: Vec<Holder>,
 }
 
 impl Entry {
@@ -131,6 +135,8 @@ impl LeaseTable {
                 deadline_ms: table.hold.deadline_ms(lease.phase, now_ms),
                 silent_since_ms: Some(now_ms),
                 disputed_ms: None,
+                undecided: Vec::new(),
+                copies: Vec::new(),
                 acquired_by: None,
                 lease,
             };

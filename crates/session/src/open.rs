@@ -33,8 +33,9 @@ pub enum Evidence {
     /// Nothing but the uuid.
     #[default]
     Uuid,
-    /// The domain's frontend has just connected for the first time. Where the holder's guest is suspended
-    /// at this moment, it is that guest, moved here by a toolstack that gives no sign of its own.
+    /// The domain's frontend has just connected for the first time. Where the holder's guest was suspended
+    /// at this moment and its domain ends without going on, it is that guest, moved here by a toolstack that
+    /// gives no sign of its own.
     FirstConnect,
     /// The toolstack says that the VM arrives in this domain from another host or another domid.
     Arrival,

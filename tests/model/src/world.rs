@@ -334,7 +334,8 @@ impl World {
                 let task = controller.task.as_ref();
                 // One that was refused is refused until something has happened.
                 let down = task.is_some_and(|t| {
-                    t.stage == Stage::Down && (!t.refused || self.would_admit(at, dom))
+                    let decided = t.undecided && self.is_decided();
+                    t.stage == Stage::Down && (!t.refused || decided || self.would_admit(at, dom))
                 });
                 let signalled = memory::channel(dom, |c| c.to_backend);
                 may(
@@ -577,7 +578,10 @@ impl World {
 
     /// The holder that the exporter names, where that was a domain of this host and is no more.
     fn holder_gone(&self, host: usize, opened: &Opened) -> Option<u16> {
-        let Opened::Refused(Refusal::HeldElsewhere { holder, .. }) = opened else {
+        let Opened::Refused(
+            Refusal::HeldElsewhere { holder, .. } | Refusal::SuspendedElsewhere { holder, .. },
+        ) = opened
+        else {
             return None;
         };
         let was_here = holder.host == host_name(host);

@@ -30,38 +30,94 @@ impl Claimant<'_> {
     }
 }
 
+/// Most domains at a time that may be a VM that is suspended. Another is taken for a copy.
+const MOST_UNDECIDED: usize = 16;
+
+/// What a claim of another domain than the holder's shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shows {
+    /// That it is the VM.
+    TheVm,
+    /// That it is the VM if the holder's guest, which is suspended, does not go on where it is.
+    Undecided,
+    /// Nothing.
+    Nothing,
+}
+
 impl Entry {
     /// Whether the lease may change its holder. A host that is not connected does not count as gone at once:
     /// a copy that tries again and again would win at each restart of the holder's `vusbd`.
     fn admit(&mut self, by: &Claimant<'_>, hold: HoldTimes) -> Result<(), Refusal> {
         let Lease { holder, phase, .. } = &self.lease;
-        if by.is(holder) || phase.is_orphaned() {
+        let is_copy = self.copies.iter().any(|copy| by.is(copy));
+        let has_sign = matches!(by.evidence, Evidence::FirstConnect | Evidence::Arrival);
+        // A copy is told so once more, so that it does not resume as the VM.
+        let told = !(is_copy && has_sign);
+        if by.is(holder) || (phase.is_orphaned() && told) {
             return Ok(());
         }
-        let is_the_vm = match by.evidence {
-            Evidence::Uuid => false,
-            // A copy that waits for longer must not be fed by an `xl save -c`.
-            Evidence::FirstConnect => self.frozen,
-            // Where a copy waits, it may be the copy that arrives. A guest that does is suspended.
-            Evidence::Arrival => self.frozen || !self.is_disputed(by.now_ms, hold),
-            Evidence::HolderGone(domid) => by.host == holder.host && domid == holder.domid,
+        let shows = match by.evidence {
+            Evidence::FirstConnect | Evidence::Arrival if is_copy => Shows::Nothing,
+            Evidence::FirstConnect if self.frozen => Shows::Undecided,
+            Evidence::Uuid | Evidence::FirstConnect => Shows::Nothing,
+            // Where a copy waits, it may be the copy that arrives.
+            Evidence::Arrival if !self.is_disputed(by.now_ms, hold) => Shows::TheVm,
+            Evidence::Arrival if self.frozen => Shows::Undecided,
+            Evidence::Arrival => Shows::Nothing,
+            Evidence::HolderGone(domid) if by.host == holder.host && domid == holder.domid => {
+                Shows::TheVm
+            }
+            Evidence::HolderGone(_) => Shows::Nothing,
         };
-        if is_the_vm {
+        if shows == Shows::TheVm {
             return Ok(());
         }
         if *phase == LeasePhase::Disconnected {
             // Of a lease that was never claimed nobody knows since when it waits for that.
             self.silent_since_ms.get_or_insert(by.now_ms);
         }
-        match self.silent_ms(by.now_ms) {
-            Some(silent_ms) if silent_ms >= hold.takeover_ms => Ok(()),
-            silent_ms => {
-                if by.evidence != Evidence::Arrival {
-                    self.disputed_ms = Some(by.now_ms);
-                }
-                Err(held_elsewhere(&self.lease, silent_ms))
-            }
+        let silent_ms = self.silent_ms(by.now_ms);
+        let long_silent = silent_ms.is_some_and(|silent_ms| silent_ms >= hold.takeover_ms);
+        // One that is undecided is refused first, for a VM that is taken over after a silence is replugged.
+        if long_silent && shows == Shows::Nothing && told {
+            return Ok(());
         }
+        if by.evidence != Evidence::Arrival {
+            self.disputed_ms = Some(by.now_ms);
+        }
+        if shows == Shows::Undecided && !long_silent && self.remember_undecided(by) {
+            return Err(Refusal::SuspendedElsewhere {
+                device: self.lease.device.id.clone(),
+                vm: self.lease.vm,
+                holder: self.lease.holder.clone(),
+            });
+        }
+        Err(held_elsewhere(&self.lease, silent_ms))
+    }
+
+    /// The holder's guest is suspended. False where too many wait to know what becomes of it.
+    fn remember_undecided(&mut self, by: &Claimant<'_>) -> bool {
+        if self.undecided.iter().any(|waits| by.is(waits)) {
+            return true;
+        }
+        if self.undecided.len() >= MOST_UNDECIDED {
+            return false;
+        }
+        self.undecided.push(Holder {
+            host: by.host.to_owned(),
+            domid: by.domid,
+        });
+        true
+    }
+
+    /// The holder's guest goes on where it was: who may have been this guest is not.
+    fn guest_goes_on(&mut self) {
+        self.frozen = false;
+        let undecided = std::mem::take(&mut self.undecided);
+        self.copies.retain(|copy| !undecided.contains(copy));
+        self.copies.extend(undecided);
+        let oldest = self.copies.len().saturating_sub(MOST_UNDECIDED);
+        self.copies.drain(..oldest);
     }
 
     /// Whether another domain with the VM's uuid waits for the lease, which asks every few seconds.
@@ -114,6 +170,8 @@ impl LeaseTable {
         entry.deadline_ms = None;
         entry.silent_since_ms = None;
         entry.disputed_ms = None;
+        entry.undecided.clear();
+        entry.copies.clear();
         entry.acquired_by = None;
         let lease = &mut entry.lease;
         lease.epoch = epoch;
@@ -177,7 +235,7 @@ impl LeaseTable {
                 LeasePhase::Frozen
             }
             Change::Thaw => {
-                entry.frozen = false;
+                entry.guest_goes_on();
                 entry.deadline_ms = None;
                 LeasePhase::Serving
             }

@@ -163,6 +163,8 @@ impl LeaseTable {
             deadline_ms: None,
             silent_since_ms: None,
             disputed_ms: None,
+            undecided: Vec::new(),
+            copies: Vec::new(),
             acquired_by: None,
         };
         self.entries.insert(lease.device.id.clone(), entry);

@@ -63,10 +63,20 @@ impl Toolstack {
     /// `xl save -c`: the guest is suspended, saved, and goes on where it was. Gives how long it
     /// was suspended. (A process cannot be two: what was saved is not kept.)
     pub fn checkpoint(&self, domid: DomId) -> Result<Duration, ToolstackError> {
+        self.checkpoint_while(domid, || ())
+    }
+
+    /// The same where writing the guest's memory takes as long as `during`: the guest is suspended.
+    pub fn checkpoint_while(
+        &self,
+        domid: DomId,
+        during: impl FnOnce(),
+    ) -> Result<Duration, ToolstackError> {
         let config = self.config(domid)?;
         self.request_shutdown(domid, "suspend", ShutdownReason::Suspend)?;
         let suspended = Instant::now();
         let saved = self.take(domid, config);
+        during();
         self.resume_cancelled(domid)?;
         saved.map(|_| suspended.elapsed())
     }

@@ -43,6 +43,8 @@ pub(crate) struct Task {
     pub(crate) elsewhere: bool,
     /// The exporter has said so: until something has happened, it says it again.
     pub(crate) refused: bool,
+    /// So, because it is not known whether our guest is the VM, which is suspended.
+    pub(crate) undecided: bool,
 }
 
 /// One controller.
@@ -184,8 +186,10 @@ impl Controller {
         controller.arrives = nodes.incoming;
         controller.taken_over(backend);
         for (lease, elsewhere) in devices {
+            controller.first_connect = !elsewhere;
             controller.plug_again(&lease, elsewhere, limits.planted_claims);
         }
+        controller.first_connect = false;
         if backend == XenbusState::Closing {
             // Its ring was corrupt. It is looked at again when the frontend closes.
             controller.frontend = XenbusState::Connected;
@@ -426,7 +430,7 @@ impl Controller {
     /// The exporter has refused the claim because another domain holds the lease, or has held it since.
     fn held_elsewhere(&mut self, nodes: &mut Nodes) {
         let before = self.task.as_mut().map(|t| {
-            t.refused = true;
+            (t.refused, t.undecided) = (true, false);
             std::mem::replace(&mut t.elsewhere, true)
         });
         if before == Some(false) {
@@ -474,6 +478,7 @@ impl Controller {
             stage: Stage::Down,
             elsewhere: false,
             refused: false,
+            undecided: false,
         });
     }
 
@@ -558,6 +563,13 @@ impl Controller {
                 match gone {
                     Some(domid) => task.tenure.holder_is_gone(domid),
                     None => self.held_elsewhere(nodes),
+                }
+                true
+            }
+            Next::Undecided(_) => {
+                match gone {
+                    Some(domid) => task.tenure.holder_is_gone(domid),
+                    None => (task.refused, task.undecided) = (true, true),
                 }
                 true
             }

@@ -60,6 +60,13 @@ impl World {
         is_holder || gone_here || lease.phase.is_orphaned() || self.is_silent()
     }
 
+    /// Whether it is known what has become of a VM that was suspended.
+    pub(super) fn is_decided(&self) -> bool {
+        let lease = self.exporter.lease();
+        let waits = [LeasePhase::Frozen, LeasePhase::Disconnected];
+        lease.is_none_or(|lease| !waits.contains(&lease.phase)) || self.is_silent()
+    }
+
     pub(super) fn is_silent(&self) -> bool {
         let device = &crate::exporter::device();
         let silent = self.exporter.table.silent_seconds(device, self.now_ms);

@@ -104,24 +104,115 @@ fn a_copy_that_waits_is_no_vm_where_it_is_migrated_to() {
     // It asks on, as a copy.
     refuses(&mut table, &copy("c", Evidence::Uuid, 5_000), epoch);
     refuses(&mut table, &arrives(5_000 + TAKEOVER_MS - 1), epoch);
-    // The VM itself is suspended when it arrives.
+    // The VM itself is suspended when it arrives, and its domain of before ends.
     let mut moved = table.clone();
     moved.apply(&id(1), epoch, Change::Freeze, 6_000);
-    assert!(moved.claim(&id(1), &arrives(6_000), true, epoch).is_ok());
+    undecided(&mut moved, &arrives(6_000), epoch);
+    moved.apply(&id(1), epoch, Change::Orphan, 6_500);
+    assert!(moved.claim(&id(1), &arrives(6_500), true, epoch).is_ok());
     // The copy is gone for long.
     let by = arrives(5_000 + TAKEOVER_MS);
     assert!(table.claim(&id(1), &by, true, epoch).is_ok());
 }
 
-/// A toolstack without a sign: the guest is suspended, and a frontend connects elsewhere. But a copy that
-/// waits already is not fed by an `xl save -c`.
+/// Is put off until it is known what becomes of the VM.
+fn undecided(table: &mut LeaseTable, by: &Claimant<'_>, seen: Epoch) {
+    let before = table.get(&id(1)).cloned();
+    let refused = table.claim(&id(1), by, true, seen);
+    let Err(Refusal::SuspendedElsewhere { holder, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!((holder.host.as_str(), holder.domid), HOLDER);
+    assert_eq!(table.get(&id(1)).cloned(), before, "nothing has changed");
+}
+
+/// A toolstack without a sign: the guest is suspended, a frontend connects elsewhere, and the domain ends
+/// where the guest was.
 #[test]
 fn a_suspended_guest_arrives_where_a_frontend_connects() {
     let (mut table, epoch) = serving(60_000.into());
     table.apply(&id(1), epoch, Change::Freeze, 0);
     refuses(&mut table, &copy("b", Evidence::Uuid, 0), epoch);
     let by = copy("b", Evidence::FirstConnect, 0);
+    undecided(&mut table, &by, epoch);
+    undecided(&mut table, &by, epoch);
+    table.apply(&id(1), epoch, Change::Orphan, 0);
     assert!(table.claim(&id(1), &by, true, epoch).is_ok());
+}
+
+/// `xl save -c`: the guest goes on where it was, so the other domain is a copy. Also where the copy asks next
+/// when the VM is suspended once more, or has been saved meanwhile.
+#[test]
+fn a_copy_is_no_vm_that_is_suspended_for_a_checkpoint() {
+    for then in [
+        &[][..],
+        &[Change::Freeze],
+        &[Change::Freeze, Change::Orphan],
+        &[Change::Orphan],
+    ] {
+        let (mut table, epoch) = serving(60_000.into());
+        // Two copies, and one whose toolstack says that it arrives.
+        let first = copy("b", Evidence::FirstConnect, 0);
+        let second = Claimant {
+            domid: 12,
+            ..copy("a", Evidence::FirstConnect, 0)
+        };
+        let arrives = copy("c", Evidence::Arrival, 0);
+        table.apply(&id(1), epoch, Change::Freeze, 0);
+        for by in [&first, &second, &arrives] {
+            undecided(&mut table, by, epoch);
+        }
+        table.apply(&id(1), epoch, Change::Thaw, 0);
+        for change in then {
+            table.apply(&id(1), epoch, *change, 0);
+        }
+        for by in [&first, &second, &arrives] {
+            refuses(&mut table, by, epoch);
+        }
+        // From then on it asks without a sign, and is admitted when the VM's domain is gone.
+        let later = copy("b", Evidence::Uuid, 0);
+        let ended = then.contains(&Change::Orphan);
+        let claimed = table.claim(&id(1), &later, true, epoch);
+        assert_eq!(claimed.is_ok(), ended, "{then:?}: {claimed:?}");
+    }
+}
+
+/// The holder's host dies during a checkpoint: nobody knows whether the guest went on, so the other domain is
+/// told that it waits, and sees a new device after the silence.
+#[test]
+fn a_silence_does_not_make_a_copy_the_vm() {
+    let (mut table, epoch) = serving(60_000.into());
+    table.apply(&id(1), epoch, Change::Freeze, 0);
+    let first = |now_ms| copy("b", Evidence::FirstConnect, now_ms);
+    undecided(&mut table, &first(0), epoch);
+    table.apply(&id(1), epoch, Change::Disconnect, 0);
+    undecided(&mut table, &first(TAKEOVER_MS - 1), epoch);
+    assert_eq!(refuses(&mut table, &first(TAKEOVER_MS), epoch), Some(30));
+    let by = copy("b", Evidence::Uuid, TAKEOVER_MS);
+    assert!(table.claim(&id(1), &by, true, epoch).is_ok());
+}
+
+/// Whoever makes domains without end takes no memory of the exporter.
+#[test]
+fn few_domains_may_be_the_vm_at_a_time() {
+    let (mut table, epoch) = serving(60_000.into());
+    let by = |domid| Claimant {
+        domid,
+        ..copy("b", Evidence::FirstConnect, 0)
+    };
+    for round in 0..3 {
+        table.apply(&id(1), epoch, Change::Freeze, 0);
+        for at in 0..MOST_UNDECIDED as u16 {
+            undecided(&mut table, &by(1000 * round + at), epoch);
+        }
+        refuses(&mut table, &by(999), epoch);
+        table.apply(&id(1), epoch, Change::Thaw, 0);
+        let entry = &table.entries[&id(1)];
+        assert_eq!(
+            (entry.undecided.len(), entry.copies.len()),
+            (0, MOST_UNDECIDED)
+        );
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod attach;
 mod controllers;
 mod detach;
 mod exporters;
+mod own_controllers;
 mod report;
 mod toolstack;
 
@@ -108,6 +109,22 @@ impl Admin {
                 device,
                 force,
             } => self.take_away(&exporter, &device, force).await,
+            Request::AddController {
+                domain,
+                devid,
+                controller,
+            } => {
+                let added = self.add_controller(&domain, devid, controller).await;
+                added.map(|c| Response::ControllerAdded(Box::new(c)))
+            }
+            Request::RemoveController { domain, devid } => {
+                let removed = self.remove_controller(&domain, devid).await;
+                removed.map(|c| Response::ControllerRemoved(Box::new(c)))
+            }
+            Request::Controllers { domain } => {
+                let controllers = self.list_controllers(domain.as_deref()).await;
+                controllers.map(Response::Controllers)
+            }
             Request::List => Ok(Response::Attachments(self.attachments().await)),
             Request::Status => Ok(Response::Status(Box::new(self.status().await))),
             Request::Check { domain, toolstack } => {

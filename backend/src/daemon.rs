@@ -5,6 +5,7 @@ mod adoption;
 mod controllers;
 mod exchange;
 mod leases;
+mod own;
 mod pace;
 mod supervisor;
 
@@ -15,7 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use session::control::Request;
 use slog::{Logger, debug, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -70,6 +70,8 @@ struct Daemon<B: Backend> {
     shutdown: BTreeMap<DomId, Option<String>>,
     /// Controllers that were told to end and may still hold the guest's pages.
     leaving: BTreeMap<Key, Rc<Entry>>,
+    /// Controllers of our own whose nodes are removed when their threads have ended.
+    removing: BTreeSet<Key>,
     /// Controllers that are gone, which their exporters are being told.
     telling: Rc<RefCell<BTreeSet<Key>>>,
     /// How often each domain's nodes are looked at.
@@ -120,6 +122,7 @@ pub async fn serve<B: Backend>(
         landing: BTreeMap::new(),
         shutdown: BTreeMap::new(),
         leaving: BTreeMap::new(),
+        removing: BTreeSet::new(),
         telling: Rc::default(),
         pace: Pace::default(),
         state,
@@ -157,7 +160,10 @@ pub async fn serve<B: Backend>(
             () = sleep_until(lands.unwrap_or_else(Instant::now)), if lands.is_some() => {
                 daemon.landed(Instant::now());
             }
-            () = sleep(LEAVING_LOOK), if !daemon.leaving.is_empty() => daemon.forget_left(),
+            () = sleep(LEAVING_LOOK), if !daemon.leaving.is_empty() || !daemon.removing.is_empty() => {
+                daemon.forget_left();
+                daemon.remove_nodes().await;
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -239,6 +245,7 @@ impl<B: Backend> Daemon<B> {
                 self.domain_seen(domain).await?;
             }
         }
+        self.own_of_gone().await?;
         for key in self.admin.controllers.keys() {
             if !self.expected.contains_key(&key.domid)
                 && !self
@@ -273,14 +280,8 @@ impl<B: Backend> Daemon<B> {
         }
         debug!(self.log, "domain seen"; "domid" => domid.0, "name" => &domain.name,
             "vm" => %domain.vm, "arrives" => domain.arrives);
-        let request = Request::Expect {
-            vm: domain.vm,
-            domid: domid.0,
-        };
         for exporter in self.admin.exporters.all() {
-            let (exporter, request) = (exporter.clone(), request.clone());
-            // It only prepares them; whether it arrives is found out when it matters.
-            spawn_local(async move { drop(exporter.ask(request).await) });
+            self.expect(exporter, &domain);
         }
         // A controller that was there before its domain's VM was known.
         self.backends_of(domid).await

@@ -10,6 +10,7 @@ pub mod controller;
 mod daemon;
 mod domain;
 mod exporter;
+mod own_controller;
 mod socket;
 mod state;
 pub mod totals;

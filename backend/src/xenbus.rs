@@ -76,6 +76,14 @@ impl UsbVersion {
         }
     }
 
+    /// As the node says it.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Usb11 => 1,
+            Self::Usb20 => 2,
+        }
+    }
+
     /// Whether a device of this speed can be plugged in, as the guest is told its speed.
     pub fn takes(self, speed: usbif::Speed) -> bool {
         self == Self::Usb20 || speed != usbif::Speed::High

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use control::{Toolstack, WhenExchanged};
-use session::{DeviceSelector, OnMigrate, ParseSelectorError};
+use session::{DeviceSelector, OnMigrate, OwnController, ParseSelectorError};
 
 use crate::host_name::{HostName, HostNameError};
 use crate::pool;
@@ -48,6 +48,9 @@ pub enum Command {
     Attach(Attach),
     /// Detach the device at a port
     Detach(Detach),
+    /// Make PV USB controllers for domains whose toolstack makes none, remove and list them
+    #[command(subcommand)]
+    Controller(ControllerCommand),
     /// Take a device away from a VM that is gone: destroyed, or saved and not to be restored
     Release {
         /// EXPORTER/BUS-PORT or EXPORTER/VID:PID[:SERIAL]
@@ -78,6 +81,43 @@ pub enum Command {
     /// Plain `xl migrate` does the same hand-off. This only says beforehand what it would do, and
     /// does not start a migration that a device refuses.
     Migrate(Migrate),
+}
+
+/// PV USB controllers.
+#[derive(Debug, Subcommand)]
+pub enum ControllerCommand {
+    /// Make a controller for a running domain, by vusbd instead of the toolstack
+    ///
+    /// It goes with the VM as soon as a device is attached to it. A domain of `xl` can as well have one by
+    /// `usbctrl=` in its configuration, or by `xl usbctrl-attach`.
+    Add {
+        /// Domain id, name or uuid
+        domain: String,
+        /// Number of ports, 1 to 31
+        #[arg(long, value_name = "N", default_value_t = 8)]
+        #[arg(value_parser = clap::value_parser!(u8).range(1..=31))]
+        ports: u8,
+        /// USB version: 1 for low and full speed only, 2 for high speed, too
+        #[arg(long, value_name = "1|2", default_value_t = 2)]
+        #[arg(value_parser = clap::value_parser!(u8).range(1..=2))]
+        usb: u8,
+        /// The controller's number [default: the first from 64 on that is free]
+        #[arg(long, value_name = "N")]
+        #[arg(value_parser = clap::value_parser!(u16).range(i64::from(OwnController::FIRST_DEVID)..))]
+        devid: Option<u16>,
+    },
+    /// Remove a controller that vusbd has made and that nothing is attached to
+    Remove {
+        /// Domain id, name or uuid
+        domain: String,
+        /// The controller's number, as `xl-vusb controller list` shows it
+        devid: u16,
+    },
+    /// List the controllers of this host's domains
+    List {
+        /// Only those of this domain: domain id, name or uuid
+        domain: Option<String>,
+    },
 }
 
 /// The pool's certificates.

@@ -8,7 +8,7 @@ use control::client::{self, ClientError};
 use control::{Forecast, Outcome, Request, Response, Toolstack};
 use serde::Serialize;
 
-use crate::cli::{Attach, Cli, Command, Detach, PoolCommand};
+use crate::cli::{Attach, Cli, Command, ControllerCommand, Detach, PoolCommand};
 use crate::pool::{self, Issued, Pool, PoolError, TLS_DIR};
 use crate::{migrate, show};
 
@@ -123,6 +123,9 @@ pub(crate) async fn ask(socket: &Path, request: &Request) -> Result<Response, Ru
         | (Request::Attach { .. }, Response::Attached(_))
         | (Request::Detach { .. }, Response::Detached(_))
         | (Request::Release { .. }, Response::Released { .. })
+        | (Request::AddController { .. }, Response::ControllerAdded(_))
+        | (Request::RemoveController { .. }, Response::ControllerRemoved(_))
+        | (Request::Controllers { .. }, Response::Controllers(_))
         | (Request::List, Response::Attachments(_))
         | (Request::Status, Response::Status(_)) => Ok(response),
         (Request::Check { toolstack, .. }, Response::Check(forecasts))
@@ -175,6 +178,28 @@ fn request(command: &Command) -> Result<Request, RunError> {
             domain: domain.clone(),
             controller: *controller,
             port: *port,
+        },
+        Command::Controller(command) => match command {
+            ControllerCommand::Add {
+                domain,
+                ports,
+                usb,
+                devid,
+            } => Request::AddController {
+                domain: domain.clone(),
+                devid: *devid,
+                controller: session::OwnController {
+                    ports: *ports,
+                    usb_version: *usb,
+                },
+            },
+            ControllerCommand::Remove { domain, devid } => Request::RemoveController {
+                domain: domain.clone(),
+                devid: *devid,
+            },
+            ControllerCommand::List { domain } => Request::Controllers {
+                domain: domain.clone(),
+            },
         },
         Command::Release { device, force } => Request::Release {
             exporter: device.exporter.as_str().to_owned(),

@@ -37,6 +37,20 @@ pub fn text(response: &Response) -> String {
             printable(vm_name)
         ),
         Response::Detached(attachment) => format!("detached {}\n", place(attachment, "from")),
+        Response::ControllerAdded(controller) => format!(
+            "made controller {} of {} with {} ports, USB {}; attach devices with --controller {}\n",
+            controller.controller,
+            printable(&controller.vm_name),
+            controller.ports,
+            controller.usb_version,
+            controller.controller
+        ),
+        Response::ControllerRemoved(controller) => format!(
+            "removed controller {} of {}\n",
+            controller.controller,
+            printable(&controller.vm_name)
+        ),
+        Response::Controllers(controllers) => controller_table(controllers),
         Response::Attachments(attachments) => attachment_table(attachments),
         Response::Status(status) => status_text(status),
         Response::Check(forecasts) => forecast_table(forecasts),
@@ -199,7 +213,8 @@ fn counter_row(of: String, counters: &Counters) -> [String; 8] {
 
 fn controller_table(controllers: &[Controller]) -> String {
     if controllers.is_empty() {
-        return "no controllers: a guest's config needs usbctrl=['type=pv,version=2,ports=4']\n"
+        return "no controllers: a guest's config needs usbctrl=['type=pv,version=2,ports=4'], or run \
+                `xl-vusb controller add DOMAIN`\n"
             .into();
     }
     let mut table = Table::new([

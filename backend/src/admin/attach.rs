@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use control::{Attachment, WhenExchanged};
 use session::control::{Acquire, Reply, Request as Ask};
-use session::{DeviceInfo, DeviceSelector, Exchange, OnMigrate};
+use session::{DeviceInfo, DeviceSelector, Exchange, OnMigrate, OwnController};
 use slog::info;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -16,12 +16,14 @@ use super::{Admin, Entry, Refused, stuck};
 use crate::controller::{self, Command, Device};
 use crate::domain::Domain;
 use crate::exporter::Exporter;
+use crate::own_controller::is_own;
 use crate::xenbus::Key;
 
 /// Longest wait for a claim when a device is attached.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is to be attached, and how.
+#[derive(Clone)]
 pub(super) struct Wanted {
     pub device: DeviceSelector,
     pub controller: Option<u16>,
@@ -59,7 +61,22 @@ impl Admin {
         if exchange.is_some() && is_named(&wanted) {
             self.refuse_twins(&wanted.device).await?;
         }
-        let (key, entry, port) = self.place(&domain, exporter, &wanted).await?;
+        let (key, entry, port) = match self.place(&domain, exporter, &wanted).await {
+            Ok(place) => place,
+            Err(e) if wanted.controller.is_some() => return Err(e),
+            // Its controllers are full, too slow, or not there.
+            Err(e) => match self.controller_for_attachment(&domain).await? {
+                Some(devid) => {
+                    let controller = Some(devid);
+                    let wanted = Wanted {
+                        controller,
+                        ..wanted.clone()
+                    };
+                    self.place(&domain, exporter, &wanted).await?
+                }
+                None => return Err(e),
+            },
+        };
         let acquire = Acquire {
             device: wanted.device,
             vm: domain.vm,
@@ -69,6 +86,10 @@ impl Admin {
             port: port.get(),
             on_migrate: wanted.on_migrate,
             exchange,
+            own_controller: is_own(key).then(|| OwnController {
+                ports: entry.handle.port_count,
+                usb_version: entry.handle.usb_version.number(),
+            }),
             returns: None,
         };
         let reply = exporter
@@ -78,6 +99,13 @@ impl Admin {
         let Reply::Lease(lease) = reply else {
             return Err(exporter.nonsense().to_string());
         };
+        let refusable = self
+            .refuse_unrefusable(&domain, key, &entry, lease.on_migrate)
+            .await;
+        if let Err(e) = refusable {
+            self.exporters.give_back(exporter.name(), *lease).await;
+            return Err(e);
+        }
         let (answer, attached) = oneshot::channel();
         entry.handle.tell(Command::Attach(
             exporter.config().clone(),
@@ -234,8 +262,9 @@ impl Admin {
         }
         Err(format!(
             "every port of controller {} of domain {} is taken; detach a device, or add a \
-             controller with `xl usbctrl-attach {} type=pv version=2 ports=4`",
+             controller with `xl usbctrl-attach {} type=pv version=2 ports=4` or `xl-vusb controller add {}`",
             full.join(", "),
+            domain.name,
             domain.name,
             domain.name
         ))

@@ -102,8 +102,8 @@ impl Controllers {
             return Err(format!(
                 "domain {} has no PV USB controller; add\n    \
                  usbctrl=['type=pv,version=2,ports=4']\nto its configuration, or run `xl \
-                 usbctrl-attach {} type=pv version=2 ports=4`. XAPI cannot give a domain one yet",
-                domain.name, domain.name
+                 usbctrl-attach {} type=pv version=2 ports=4`, or `xl-vusb controller add {}`",
+                domain.name, domain.name, domain.name
             ));
         }
         if let Some(devid) = devid {

@@ -7,34 +7,12 @@ use session::{LeasePhase, OnMigrate};
 use super::{Admin, Entry, Refused, toolstack};
 use crate::controller::{Device, Report};
 use crate::xenbus::Key;
+use xen::DomId;
 
 impl Admin {
     /// All of it.
     pub(super) async fn status(&self) -> Status {
-        let mut controllers = Vec::new();
-        for key in self.controllers.keys() {
-            let Some(entry) = self.controllers.get(key) else {
-                continue;
-            };
-            let report = entry.handle.describe().await;
-            if report.is_none() && !entry.handle.is_running() {
-                continue;
-            }
-            let stuck = || "stuck".to_owned();
-            controllers.push(Controller {
-                vm: entry.domain.vm,
-                domid: key.domid.0,
-                vm_name: self.name_of(&entry).await,
-                controller: key.devid,
-                ports: entry.handle.port_count,
-                frontend: entry.frontend.get().to_string(),
-                backend: report
-                    .as_ref()
-                    .map_or_else(stuck, |r| r.backend.to_string()),
-                hand_off: report.as_ref().map_or_else(stuck, |r| r.state.to_string()),
-                frontend_resumes: report.is_some_and(|r| r.frontend_resumes),
-            });
-        }
+        let controllers = self.controllers_of(None).await;
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             host: self.host.clone(),
@@ -43,6 +21,41 @@ impl Admin {
             attachments: self.attachments().await,
             totals: self.totals.get(),
         }
+    }
+
+    /// The controllers of one domain, or of all.
+    pub(super) async fn controllers_of(&self, domid: Option<DomId>) -> Vec<Controller> {
+        let mut controllers = Vec::new();
+        let keys = self.controllers.keys().into_iter();
+        for key in keys.filter(|key| domid.is_none_or(|domid| key.domid == domid)) {
+            if let Some(entry) = self.controllers.get(key) {
+                controllers.extend(self.controller(key, &entry).await);
+            }
+        }
+        controllers
+    }
+
+    /// A controller; `None` when its thread has ended.
+    pub(super) async fn controller(&self, key: Key, entry: &Entry) -> Option<Controller> {
+        let report = entry.handle.describe().await;
+        if report.is_none() && !entry.handle.is_running() {
+            return None;
+        }
+        let stuck = || "stuck".to_owned();
+        let backend = report.as_ref().map(|r| r.backend.to_string());
+        let hand_off = report.as_ref().map(|r| r.state.to_string());
+        Some(Controller {
+            vm: entry.domain.vm,
+            domid: key.domid.0,
+            vm_name: self.name_of(entry).await,
+            controller: key.devid,
+            ports: entry.handle.port_count,
+            usb_version: entry.handle.usb_version.number(),
+            frontend: entry.frontend.get().to_string(),
+            backend: backend.unwrap_or_else(stuck),
+            hand_off: hand_off.unwrap_or_else(stuck),
+            frontend_resumes: report.is_some_and(|r| r.frontend_resumes),
+        })
     }
 
     /// What is attached at every controller.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use control::Toolstack;
 use session::VmUuid;
+use xen::DomId;
 use xen::xenstore::{Error, XenStore};
 
 use crate::xenbus::Key;
@@ -35,6 +36,24 @@ pub fn migrating(made_by: Toolstack, named: Option<Toolstack>) -> Toolstack {
         (Toolstack::Xl | Toolstack::Libvirt, Some(named)) => named,
         (Toolstack::Xapi | Toolstack::Unknown, Some(Toolstack::Xl)) | (_, None) => made_by,
         (_, Some(named)) => named,
+    }
+}
+
+/// The toolstack of a domain, whatever made its controllers.
+pub async fn of_domain(store: &XenStore, domid: DomId, vm: VmUuid) -> Toolstack {
+    let exists = async |path: String| store.exists(&path).await.unwrap_or(false);
+    let key = Key { domid, devid: 0 };
+    if exists(format!("/xenops/domain/{domid}")).await {
+        Toolstack::Xapi
+    } else if USERDATA
+        .iter()
+        .any(|dir| is_libvirt(Path::new(dir), key, vm))
+    {
+        Toolstack::Libvirt
+    } else if exists(format!("/libxl/{domid}")).await {
+        Toolstack::Xl
+    } else {
+        Toolstack::Unknown
     }
 }
 

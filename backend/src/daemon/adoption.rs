@@ -34,6 +34,7 @@ impl<B: Backend> Daemon<B> {
         for saved in &all {
             self.domains.was(DomId(saved.domid), saved.vm);
         }
+        self.own_of_gone().await?;
         self.backends_changed().await?;
         for saved in all {
             let key = saved.key();

@@ -380,6 +380,7 @@ impl Seeker {
             port,
             on_migrate,
             exchange,
+            own_controller: lease.own_controller,
             returns: Some(returns),
         };
         let new = match exporter.ask(Request::Acquire(acquire)).await {
@@ -470,6 +471,7 @@ mod tests {
             note: None,
             stash: StashCounters::default(),
             exchange,
+            own_controller: None,
             descriptors: None,
             configured: Configured::default(),
             silent_seconds: None,

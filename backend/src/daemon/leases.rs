@@ -16,13 +16,14 @@ use crate::config::{self, WhenUnreachable};
 use crate::controller::Command;
 use crate::domain::Domain;
 use crate::exporter::Exporter;
+use crate::own_controller;
 use crate::xenbus::{Key, XenbusState};
 
 /// Longest wait for the exporters' leases when a controller appears. libxl waits 10 s for us.
-const LEASES_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const LEASES_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Pause before an exporter that is not connected is asked again.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+pub(super) const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// Leases gathered for a controller.
 pub(super) struct Gathered {
@@ -94,14 +95,19 @@ impl<B: Backend> Daemon<B> {
             domid: key.domid.0,
         };
         let arrives = entry.arrives;
+        // No toolstack waits for a controller of our own: the guest comes whatever it says.
+        let may_refuse = !own_controller::is_own(key);
         let leases: Vec<_> = leases
             .into_iter()
             .map(|(exporter, lease)| {
-                let incoming = verdict(&lease, &me, arrives);
+                let incoming = match verdict(&lease, &me, arrives) {
+                    Incoming::Refuse if !may_refuse => Incoming::Replug,
+                    incoming => incoming,
+                };
                 (exporter, lease, incoming)
             })
             .collect();
-        let blind = arrives && !out_of_reach.is_empty();
+        let blind = may_refuse && arrives && !out_of_reach.is_empty();
         if blind && self.config.hand_off.unreachable == WhenUnreachable::Refuse {
             error!(self.log, "migration of VM {} ({}) to {} refused: an exporter is out of reach from \
                 here, and may have lent it devices. Make it reachable, or take it out of vusbd.toml, or \
@@ -164,6 +170,11 @@ impl<B: Backend> Daemon<B> {
             // Leases that we could not be told of while it was away.
             None => {
                 self.look.notify_one();
+                if let Some(exporter) = self.admin.exporters.get(exporter) {
+                    for domain in self.expected.values() {
+                        self.expect(exporter, domain);
+                    }
+                }
                 for domain in self.expected.values().filter(|d| d.arrives) {
                     self.announce_to(exporter, domain, true);
                 }

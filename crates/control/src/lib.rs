@@ -9,8 +9,8 @@ pub mod client;
 
 use serde::{Deserialize, Serialize};
 use session::{
-    DeviceInfo, DeviceSelector, Epoch, Exchange, LeasePhase, OnExchange, OnMigrate, StashCounters,
-    VmUuid,
+    DeviceInfo, DeviceSelector, Epoch, Exchange, LeasePhase, OnExchange, OnMigrate, OwnController,
+    StashCounters, VmUuid,
 };
 
 /// Where vusbd listens.
@@ -66,6 +66,28 @@ pub enum Request {
         /// runs.
         #[serde(default)]
         force: Option<Epoch>,
+    },
+    /// Makes a PV USB controller for a running domain, by vusbd instead of its toolstack.
+    /// [`Response::ControllerAdded`].
+    AddController {
+        /// Domid, name or uuid.
+        domain: String,
+        /// Its devid, from 64 on; none for the first that is free.
+        devid: Option<u16>,
+        /// Number of ports and USB version.
+        controller: OwnController,
+    },
+    /// Removes a controller that vusbd made and that nothing is attached to. [`Response::ControllerRemoved`].
+    RemoveController {
+        /// Domid, name or uuid.
+        domain: String,
+        /// Its devid.
+        devid: u16,
+    },
+    /// The controllers of this host's domains. [`Response::Controllers`].
+    Controllers {
+        /// Only of this domain: domid, name or uuid.
+        domain: Option<String>,
     },
     /// What is attached where. [`Response::Attachments`].
     List,
@@ -173,6 +195,12 @@ pub enum Response {
         /// The name of the VM that had it.
         vm_name: String,
     },
+    /// See [`Request::AddController`].
+    ControllerAdded(Box<Controller>),
+    /// See [`Request::RemoveController`].
+    ControllerRemoved(Box<Controller>),
+    /// See [`Request::Controllers`].
+    Controllers(Vec<Controller>),
     /// See [`Request::List`].
     Attachments(Vec<Attachment>),
     /// See [`Request::Status`].
@@ -302,6 +330,9 @@ pub struct Controller {
     pub controller: u16,
     /// Number of ports.
     pub ports: u8,
+    /// USB version: 1 or 2.
+    #[serde(default)]
+    pub usb_version: u8,
     /// XenbusState of the frontend, as a word ("Connected").
     pub frontend: String,
     /// XenbusState of our side, as a word; "stuck" where the controller's thread does not answer.
@@ -310,6 +341,13 @@ pub struct Controller {
     pub hand_off: String,
     /// Whether the guest's frontend can resume.
     pub frontend_resumes: bool,
+}
+
+impl Controller {
+    /// Whether vusbd made it, and not a toolstack.
+    pub fn is_own(&self) -> bool {
+        self.controller >= OwnController::FIRST_DEVID
+    }
 }
 
 /// What a migration would do to an attachment.

@@ -91,6 +91,7 @@ mod tests {
             note: None,
             stash: Default::default(),
             exchange: None,
+            own_controller: None,
             descriptors: None,
             configured: session::Configured::default(),
             silent_seconds: None,

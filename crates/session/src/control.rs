@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Configured, DeviceId, DeviceInfo, DeviceSelector, Digest, Epoch, Exchange, Holder, Lease,
-    OnMigrate, VmUuid,
+    OnMigrate, OwnController, VmUuid,
 };
 
 /// What the backend sends on a control connection.
@@ -110,6 +110,9 @@ pub struct Acquire {
     /// How the lease follows the device. [`OnExchange::Pause`](crate::OnExchange::Pause) is refused where the
     /// device has no serial number.
     pub exchange: Option<Exchange>,
+    /// How to make the controller on another host, where `vusbd` made it.
+    #[serde(default)]
+    pub own_controller: Option<OwnController>,
     /// The device comes back to this port: what is waiting there may be, here or elsewhere. Named by its
     /// place, it must be what was there, unless the lease is [one of the place](Exchange::at_place).
     pub returns: Option<Returns>,

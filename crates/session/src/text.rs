@@ -112,6 +112,7 @@ mod tests {
                 port: 1,
                 on_migrate: None,
                 exchange: None,
+                own_controller: None,
                 returns: None,
             };
             assert_eq!(

@@ -321,6 +321,27 @@ impl LeasePhase {
     }
 }
 
+/// A controller that `vusbd` made and makes again on the host that its VM goes to, or starts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OwnController {
+    /// `num-ports`, 1 to 31.
+    pub ports: u8,
+    /// `usb-ver`: 1 or 2.
+    pub usb_version: u8,
+}
+
+impl OwnController {
+    /// Controllers of lower numbers are the toolstack's.
+    pub const FIRST_DEVID: u16 = 64;
+
+    /// Whether a controller can be made so, with this number.
+    pub fn is_valid(self, devid: u16) -> bool {
+        (1..=31).contains(&self.ports)
+            && (1..=2).contains(&self.usb_version)
+            && devid >= Self::FIRST_DEVID
+    }
+}
+
 /// A device lent to a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lease {
@@ -342,6 +363,9 @@ pub struct Lease {
     pub phase: LeasePhase,
     /// What to do at a migration if the frontend cannot resume.
     pub on_migrate: OnMigrate,
+    /// How to make the controller, where `vusbd` made it.
+    #[serde(default)]
+    pub own_controller: Option<OwnController>,
     /// Whether the frontend last said `feature-resume=1`.
     pub frontend_resumes: bool,
     /// The backend's saved state ([`crate::frame::Kind::Cookie`]), at most

@@ -284,6 +284,7 @@ pub fn wanted(device: &str, vm: VmUuid, port: u8) -> Acquire {
         port,
         on_migrate: None,
         exchange: None,
+        own_controller: None,
         returns: None,
     }
 }

@@ -115,6 +115,7 @@ impl Exporter {
             port: 1,
             on_migrate: Some(OnMigrate::Refuse),
             exchange: None,
+            own_controller: None,
             returns: None,
         };
         let lease = table.acquire(&wanted, host_name(0), &[info]);

@@ -171,6 +171,7 @@ fn a_status_has_all_four_parts() {
             vm_name: "web".into(),
             controller: 0,
             ports: 4,
+            usb_version: 2,
             frontend: "Connected".into(),
             backend: "Connected".into(),
             hand_off: "Serving".into(),

@@ -140,6 +140,7 @@ impl LeaseTable {
             on_migrate: wanted
                 .on_migrate
                 .unwrap_or_else(|| OnMigrate::default_for(&device)),
+            own_controller: wanted.own_controller,
             frontend_resumes: wanted.returns.as_ref().is_some_and(|r| r.frontend_resumes),
             cookie: wanted
                 .returns
@@ -228,6 +229,15 @@ fn check_limits(wanted: &Acquire) -> Result<(), Refusal> {
             "an attachment waits for its device for 1 to {} seconds, not {}",
             Exchange::MAX_SECONDS,
             exchange.seconds
+        );
+        return Err(Refusal::Limit(message));
+    }
+    if let Some(controller) = wanted.own_controller
+        && !controller.is_valid(wanted.controller)
+    {
+        let message = format!(
+            "vusbd makes no controller {} of {controller:?}",
+            wanted.controller
         );
         return Err(Refusal::Limit(message));
     }

@@ -56,6 +56,7 @@ pub(super) fn wanted(device: &str, vm: VmUuid, port: u8) -> Acquire {
         port,
         on_migrate: None,
         exchange: None,
+        own_controller: None,
         returns: None,
     }
 }

@@ -111,6 +111,7 @@ fn run(input: &mut Input<'_>) {
                     port: input.byte() & 0x23,
                     on_migrate: None,
                     exchange: None,
+                    own_controller: None,
                     returns: None,
                 };
                 table.acquire(&wanted, host, &devices).is_ok()

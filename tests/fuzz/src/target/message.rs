@@ -50,6 +50,7 @@ fn seeds() -> Vec<Vec<u8>> {
         port: 1,
         on_migrate: None,
         exchange: None,
+        own_controller: None,
         returns: None,
     });
     let acquire = FromBackend { number: 1, request };

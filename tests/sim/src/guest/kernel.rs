@@ -41,6 +41,14 @@ impl Kernel {
     /// # Errors
     /// What failed.
     pub fn boot(host_dir: &Path, domid: DomId, mode: ResumeMode) -> Result<Self> {
+        Self::boot_with(host_dir, domid, 0, mode)
+    }
+
+    /// The same, with this controller.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn boot_with(host_dir: &Path, domid: DomId, devid: u32, mode: ResumeMode) -> Result<Self> {
         let guest = SimGuest::boot(host_dir, domid)
             .with_context(|| format!("cannot boot in domain {domid}"))?;
         let store = watch_shutdown(&guest)?;
@@ -54,6 +62,7 @@ impl Kernel {
             wrongs.texts.push(text);
         };
         let options = FrontendOptions {
+            devid,
             mode,
             host: HostOptions {
                 on_violation: Some(Box::new(hook)),

@@ -68,6 +68,9 @@ pub struct Saved {
     /// Whether the toolstack said that the VM arrives in this domain from another one.
     #[serde(default)]
     pub arrives: bool,
+    /// Whether the frontend has not connected yet, to nobody.
+    #[serde(default)]
+    pub first_connect: bool,
 }
 
 impl Saved {

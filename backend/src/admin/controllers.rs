@@ -27,6 +27,9 @@ pub struct Entry {
     pub rings: Cell<Option<RingDetails>>,
     /// Whether its leases were asked for.
     pub decided: Cell<bool>,
+    /// Another domain with the VM's uuid has some of them, and may be the one that the VM comes from: they are
+    /// asked for once more when the frontend connects for the first time.
+    pub elsewhere: Cell<bool>,
     /// Names of exporters that did not answer then.
     pub silent: RefCell<Vec<String>>,
 }
@@ -42,6 +45,7 @@ impl Entry {
             frontend,
             rings: Cell::new(None),
             decided: Cell::new(false),
+            elsewhere: Cell::new(false),
             silent: RefCell::default(),
         }
     }

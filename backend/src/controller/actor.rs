@@ -116,7 +116,7 @@ impl<B: Backend> Actor<B> {
             vm,
             usb_version,
             arrives,
-            first_connect: adopted.is_none(),
+            first_connect: adopted.as_ref().is_none_or(|a| a.first_connect),
             files,
             identity,
             hand_off,
@@ -163,13 +163,15 @@ impl<B: Backend> Actor<B> {
         // Until the frontend's own word is read.
         let resumes = devices.iter().any(|(_, d)| d.lease.frontend_resumes);
         self.frontend_resumes.send_replace(resumes);
+        let first_connect = self.first_connect;
         for (exporter, device) in devices {
             // What no process has claimed for this domain, and was not refused: its frontend is still at its
             // first connection, also where an earlier process has seen that.
-            self.first_connect = !(device.fresh || device.away || device.elsewhere);
+            self.first_connect =
+                first_connect || !(device.fresh || device.away || device.elsewhere);
             self.plug_again(exporter, device);
         }
-        self.first_connect = false;
+        self.first_connect = first_connect;
     }
 
     /// Runs until the domain or the controller is gone.
@@ -248,6 +250,13 @@ impl<B: Backend> Actor<B> {
                 }
                 self.event(Event::LeasesKnown);
             }
+            Command::Come(leases) if self.first_connect => {
+                for (exporter, lease, incoming) in leases {
+                    self.no_copy(exporter, lease, incoming);
+                }
+            }
+            // Whoever has claimed without it does not claim by it.
+            Command::Come(_) => {}
             Command::Refuse => self.event(Event::MoveForbidden),
             Command::FrontendConnected(details) => {
                 if self.state.has_rings() && self.rings.is_some_and(|rings| rings != details) {
@@ -256,7 +265,14 @@ impl<B: Backend> Actor<B> {
                     self.event(Event::FrontendClosed);
                 }
                 self.rings = Some(details);
-                self.first_connect = false;
+                let first = std::mem::take(&mut self.first_connect);
+                // Written down before anything is claimed by it. Without a record a later process asks for
+                // the leases, and claims nothing by it.
+                if first
+                    && (self.plugged.iter().any(Option::is_some) || self.files.saved().is_some())
+                {
+                    self.keep_devices();
+                }
                 let was_quiescing = self.serving.borrow().was_quiescing();
                 self.event(Event::FrontendConnected);
                 if was_quiescing {

@@ -74,6 +74,8 @@ pub struct Adopted {
     pub devices: Vec<(config::Exporter, SavedDevice)>,
     /// Whether the toolstack said that the VM arrives in this domain from another one.
     pub arrives: bool,
+    /// Whether its frontend has not connected yet, to nobody.
+    pub first_connect: bool,
 }
 
 /// What the daemon tells a controller.
@@ -82,6 +84,9 @@ pub enum Command {
     /// The VM's leases for this controller, with the exporter of each, and what is to become of
     /// them. libxl is waiting.
     Leases(Vec<(config::Exporter, Lease, Incoming)>),
+    /// Leases that another domain with the VM's uuid had when the controller was made: the VM was suspended
+    /// there before the frontend connected here.
+    Come(Vec<(config::Exporter, Lease, Incoming)>),
     /// A lease forbids that the guest moves here.
     Refuse,
     /// The frontend has connected with these rings.

@@ -77,10 +77,12 @@ impl<B: Backend> Daemon<B> {
         };
         let log = self.log.new(slog::o!("controller" => key.to_string()));
         let mut files = self.state.files(key);
-        let mut arrives = false;
+        let (mut arrives, mut first_connect, mut elsewhere) = (false, false, false);
         let (journal, devices) = match files.open(domain.vm) {
             Some((journal, saved)) => {
                 arrives = saved.arrives;
+                first_connect = saved.first_connect;
+                elsewhere = first_connect && saved.devices.iter().any(|d| d.elsewhere);
                 (journal, Some(self.known(saved)))
             }
             None => {
@@ -96,6 +98,7 @@ impl<B: Backend> Daemon<B> {
             backend,
             devices: devices.unwrap_or_default(),
             arrives,
+            first_connect,
         };
         if !self
             .start(key, &domain, files, journal, Some(adopted))
@@ -112,6 +115,7 @@ impl<B: Backend> Daemon<B> {
             return Ok(());
         }
         entry.decided.set(true);
+        entry.elsewhere.set(elsewhere);
         if backend == XenbusState::Closing {
             // Its ring was corrupt. It is looked at again when the frontend closes.
             entry.frontend.set(XenbusState::Connected);

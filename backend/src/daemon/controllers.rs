@@ -294,6 +294,10 @@ impl<B: Backend> Daemon<B> {
                         "controller" => key.to_string());
                     continue;
                 }
+                (Heard::Connected, Some(_)) if entry.elsewhere.take() => {
+                    self.gather_once_more(key, &entry.domain);
+                    continue;
+                }
                 (Heard::Connected, Some(rings)) => {
                     self.arrived(domid);
                     entry.rings.set(Some(rings));

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use xen::{Backend, DomId};
 
 use super::Daemon;
+use crate::admin::Entry;
 use crate::config::{self, WhenUnreachable};
 use crate::controller::Command;
 use crate::domain::Domain;
@@ -31,11 +32,24 @@ pub(super) struct Gathered {
     leases: Vec<(config::Exporter, Lease)>,
     /// Names of exporters that did not answer.
     silent: Vec<String>,
+    /// Whether the frontend waits for them, and the toolstack does not any more.
+    once_more: bool,
 }
 
 impl<B: Backend> Daemon<B> {
     /// Asks all exporters at once what a VM holds, and comes back to [`Daemon::decide`].
     pub(super) fn gather(&self, key: Key, domain: &Domain) {
+        self.ask_for_leases(key, domain, false);
+    }
+
+    /// The frontend has connected for the first time, and another domain with the VM's uuid had some of its leases
+    /// when the controller was made. Where the VM was suspended there meanwhile it comes from there, also
+    /// if its toolstack gives no sign. Asked before the guest is served, since it would see an empty port.
+    pub(super) fn gather_once_more(&self, key: Key, domain: &Domain) {
+        self.ask_for_leases(key, domain, true);
+    }
+
+    fn ask_for_leases(&self, key: Key, domain: &Domain, once_more: bool) {
         let exporters = self.admin.exporters.all().to_vec();
         let request = Request::Expect {
             vm: domain.vm,
@@ -75,6 +89,7 @@ impl<B: Backend> Daemon<B> {
                 key,
                 leases,
                 silent,
+                once_more,
             });
         });
     }
@@ -84,10 +99,15 @@ impl<B: Backend> Daemon<B> {
             key,
             leases,
             silent,
+            once_more,
         } = gathered;
         let Some(entry) = self.admin.controllers.get(key) else {
             return;
         };
+        if once_more {
+            self.decide_once_more(key, &entry, leases);
+            return self.look_at_frontend(key, &entry).await;
+        }
         let out_of_reach = silent.join(", ");
         entry.silent.replace(silent);
         let me = Holder {
@@ -107,6 +127,8 @@ impl<B: Backend> Daemon<B> {
                 (exporter, lease, incoming)
             })
             .collect();
+        let elsewhere = leases.iter().any(|l| l.2 == Incoming::Elsewhere);
+        entry.elsewhere.set(elsewhere);
         let blind = may_refuse && arrives && !out_of_reach.is_empty();
         if blind && self.config.hand_off.unreachable == WhenUnreachable::Refuse {
             error!(self.log, "migration of VM {} ({}) to {} refused: an exporter is out of reach from \
@@ -126,11 +148,31 @@ impl<B: Backend> Daemon<B> {
             entry.handle.tell(Command::Leases(leases));
         }
         entry.decided.set(true);
-        // The frontend may have been quicker than the exporters, and was not listened to then.
+        self.look_at_frontend(key, &entry).await;
+    }
+
+    /// The frontend may have been quicker than the exporters, and was not listened to then.
+    async fn look_at_frontend(&mut self, key: Key, entry: &Entry) {
         entry.frontend.set(XenbusState::Unknown);
         if let Err(e) = self.frontend_changed(key.domid, &key.frontend()).await {
             warn!(self.log, "xenstore: {}", e);
         }
+    }
+
+    /// The guest runs: it is too late to refuse it.
+    fn decide_once_more(&self, key: Key, entry: &Entry, leases: Vec<(config::Exporter, Lease)>) {
+        let me = Holder {
+            host: self.identity.name().into(),
+            domid: key.domid.0,
+        };
+        let come = leases.into_iter().filter_map(|(exporter, lease)| {
+            match verdict(&lease, &me, entry.arrives) {
+                Incoming::Elsewhere => None,
+                Incoming::Refuse => Some((exporter, lease, Incoming::Replug)),
+                incoming => Some((exporter, lease, incoming)),
+            }
+        });
+        entry.handle.tell(Command::Come(come.collect()));
     }
 
     fn refuse(&self, exporter: &config::Exporter, lease: &Lease) {

@@ -57,6 +57,8 @@ pub(crate) enum Request {
     },
     DestroyDomain {
         domid: u16,
+        /// Whether every backend was asked to close, and has.
+        closed: bool,
     },
     DomainInfo {
         domid: u16,

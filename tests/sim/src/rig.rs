@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use control::{Attachment, Response, Status};
-use xen_sim::toolstack::{MigrateError, MigrateOptions, Migration};
+use xen_sim::toolstack::{Dialect, MigrateError, MigrateOptions, Migration, Step};
 use xl_hooks::pool;
 
 pub use devices::Devices;
@@ -69,6 +69,8 @@ pub struct RigOptions {
     pub foreign_exporter: bool,
     /// Whether the hosts' vusbd can [lose xenstored](Host::lose_store).
     pub lose_store: bool,
+    /// Which toolstack the hosts have.
+    pub dialect: Dialect,
     /// Where the programs' logs go, instead of into the rig's own directory.
     pub logs: Option<PathBuf>,
 }
@@ -91,6 +93,7 @@ impl Default for RigOptions {
             second_exporter: None,
             foreign_exporter: false,
             lose_store: false,
+            dialect: Dialect::default(),
             logs: None,
         }
     }
@@ -192,6 +195,7 @@ impl Rig {
             let mut exporters = vec![(EXPORTER, address.clone())];
             exporters.extend(second.as_ref().map(|s| (SECOND_EXPORTER, s.address())));
             let mut host = Host::start(dir, &logs, name, first_domid, seed, &exporters, more)?;
+            host.xl.speak(options.dialect);
             if options.lose_store {
                 host.link_store()?;
             }
@@ -312,7 +316,7 @@ impl Rig {
         }
     }
 
-    /// `xl migrate` of a guest. It is where it was when that fails.
+    /// `xl migrate` of a guest, or what it is with the hosts' toolstack. It is where it was when that fails.
     ///
     /// # Errors
     /// Those of the toolstack.
@@ -322,8 +326,24 @@ impl Rig {
         to: usize,
         options: &MigrateOptions,
     ) -> Result<Migration, MigrateError> {
+        self.migrate_by_steps(guest, to, options, |_| ())
+    }
+
+    /// The same, where `at` is called after each step.
+    ///
+    /// # Errors
+    /// Those of the toolstack.
+    pub fn migrate_by_steps(
+        &self,
+        guest: &mut Guest,
+        to: usize,
+        options: &MigrateOptions,
+        mut at: impl FnMut(Step),
+    ) -> Result<Migration, MigrateError> {
         let source = &self.hosts[guest.host].xl;
-        let migration = source.migrate(guest.domid, &self.hosts[to].xl, options)?;
+        let target = &self.hosts[to].xl;
+        let mut step = |step, _| at(step);
+        let migration = source.migrate_by_steps(guest.domid, target, options, &mut step)?;
         guest.host = to;
         guest.domid = migration.domid;
         Ok(migration)

@@ -190,6 +190,7 @@ impl<B: Backend> Actor<B> {
             devid: self.key.devid,
             devices: devices.collect(),
             arrives: self.arrives,
+            first_connect: self.first_connect,
         };
         if let Err(e) = self.files.save(&saved) {
             warn!(

@@ -69,7 +69,7 @@ impl Connection {
             Request::PauseDomain { domid } => hypervisor.pause(domid),
             Request::UnpauseDomain { domid } => hypervisor.unpause(domid),
             Request::ResumeDomain { domid } => hypervisor.resume(domid),
-            Request::DestroyDomain { domid } => hypervisor.destroy(domid),
+            Request::DestroyDomain { domid, closed } => hypervisor.destroy(domid, closed),
             Request::DomainInfo { domid } => hypervisor.domain_info(domid),
             Request::ListDomains => Ok(hypervisor.list_domains()),
             Request::DomainMemory { domid } => return self.send_memory(socket, domid),

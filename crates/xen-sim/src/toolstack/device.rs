@@ -39,6 +39,9 @@ impl Toolstack {
         controllers: &[UsbController],
     ) -> Result<(), ToolstackError> {
         let mut waits = Vec::new();
+        if !self.dialect.makes_controllers() {
+            return Ok(());
+        }
         for (devid, controller) in (0..).zip(controllers) {
             waits.push(self.add_controller(domid, devid, *controller)?);
         }
@@ -83,53 +86,19 @@ impl Toolstack {
         devid: u32,
         controller: UsbController,
     ) -> Result<StateWait, ToolstackError> {
-        let front = frontend_path(domid, devid);
-        let back = backend_path(domid, devid);
         let libxl = libxl_path(domid, devid);
-        let front_perms = [format!("n{domid}"), "r0".to_owned()];
-        let back_perms = ["n0".to_owned(), format!("r{domid}")];
-        let initialising = INITIALISING.to_string();
-        let mut entries = vec![
-            ("frontend-id".to_owned(), domid.to_string()),
-            ("online".to_owned(), "1".to_owned()),
-            ("state".to_owned(), initialising.clone()),
-            ("type".to_owned(), "pv".to_owned()),
-            ("usb-ver".to_owned(), controller.version.to_string()),
-            ("num-ports".to_owned(), controller.ports.to_string()),
-            ("port".to_owned(), String::new()),
-        ];
-        for port in 1..=controller.ports {
-            entries.push((format!("port/{port}"), String::new()));
-        }
-        let mut store = self.store()?;
-        store.transaction(|t| {
-            if t.read(&format!("{back}/state"))?.is_some() {
-                return Err(ToolstackError::DeviceExists(devid));
-            }
+        self.store()?.transaction(|t| {
+            let entries = write_controller(t, domid, devid, controller)?;
             t.rm(&libxl)?;
-            t.write(&format!("{libxl}/frontend"), &front)?;
-            t.write(&format!("{libxl}/backend"), &back)?;
-            t.rm(&front)?;
-            make_node(t, &front, &front_perms)?;
-            t.write(&format!("{front}/backend"), &back)?;
-            for (key, value) in [("backend-id", "0"), ("state", initialising.as_str())] {
-                let path = format!("{front}/{key}");
-                t.write(&path, value)?;
-                t.set_perms(&path, &front_perms)?;
-            }
-            t.rm(&back)?;
-            make_node(t, &back, &back_perms)?;
-            t.write(&format!("{back}/frontend"), &front)?;
-            for (key, value) in &entries {
-                t.write(&format!("{back}/{key}"), value)?;
-            }
+            t.write(&format!("{libxl}/frontend"), &frontend_path(domid, devid))?;
+            t.write(&format!("{libxl}/backend"), &backend_path(domid, devid))?;
             for (key, value) in &entries {
                 t.write(&format!("{libxl}/{key}"), value)?;
             }
-            Ok(())
+            Ok::<_, ToolstackError>(())
         })?;
         Ok(StateWait {
-            path: format!("{back}/state"),
+            path: format!("{}/state", backend_path(domid, devid)),
             deadline: Instant::now() + self.timeouts.backend,
         })
     }
@@ -218,6 +187,50 @@ impl Toolstack {
             other => other,
         }
     }
+}
+
+/// A controller's two directories, and what libxl keeps of it.
+fn write_controller(
+    t: &mut Store,
+    domid: DomId,
+    devid: u32,
+    controller: UsbController,
+) -> Result<Vec<(String, String)>, ToolstackError> {
+    let front = frontend_path(domid, devid);
+    let back = backend_path(domid, devid);
+    let front_perms = [format!("n{domid}"), "r0".to_owned()];
+    let back_perms = ["n0".to_owned(), format!("r{domid}")];
+    let initialising = INITIALISING.to_string();
+    let mut entries = vec![
+        ("frontend-id".to_owned(), domid.to_string()),
+        ("online".to_owned(), "1".to_owned()),
+        ("state".to_owned(), initialising.clone()),
+        ("type".to_owned(), "pv".to_owned()),
+        ("usb-ver".to_owned(), controller.version.to_string()),
+        ("num-ports".to_owned(), controller.ports.to_string()),
+        ("port".to_owned(), String::new()),
+    ];
+    for port in 1..=controller.ports {
+        entries.push((format!("port/{port}"), String::new()));
+    }
+    if t.read(&format!("{back}/state"))?.is_some() {
+        return Err(ToolstackError::DeviceExists(devid));
+    }
+    t.rm(&front)?;
+    make_node(t, &front, &front_perms)?;
+    t.write(&format!("{front}/backend"), &back)?;
+    for (key, value) in [("backend-id", "0"), ("state", initialising.as_str())] {
+        let path = format!("{front}/{key}");
+        t.write(&path, value)?;
+        t.set_perms(&path, &front_perms)?;
+    }
+    t.rm(&back)?;
+    make_node(t, &back, &back_perms)?;
+    t.write(&format!("{back}/frontend"), &front)?;
+    for (key, value) in &entries {
+        t.write(&format!("{back}/{key}"), value)?;
+    }
+    Ok(entries)
 }
 
 /// Removes a node, and the directories above it that are empty then (`libxl__xs_path_cleanup`).

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use xen::DomId;
 
-use super::{Doing, DomainConfig, Store, Toolstack, ToolstackError, UsbController};
+use super::{Dialect, Doing, DomainConfig, Store, Toolstack, ToolstackError, UsbController};
 use crate::wire::{Request, Response, ShutdownReason, unexpected};
 
 pub(super) fn domain_path(domid: DomId) -> String {
@@ -19,10 +19,10 @@ pub(super) fn make_node(store: &mut Store, path: &str, perms: &[String]) -> std:
 }
 
 impl Toolstack {
-    /// `xl create -p`: makes a domain with its devices, paused. Every device's backend must have
+    /// `xl create -p`, `virsh start --paused`, or `VM.start` of xenopsd with `paused`: makes a domain with its devices, paused. Every device's backend must have
     /// answered; otherwise the domain is destroyed again.
     pub fn create(&self, config: &DomainConfig) -> Result<DomId, ToolstackError> {
-        let domid = self.make_domain(config, &config.name)?;
+        let domid = self.make_new_domain(config)?;
         let finished = self
             .finish_build(domid, config.pages)
             .and_then(|()| self.attach_controllers(domid, &config.usbctrl));
@@ -45,6 +45,14 @@ impl Toolstack {
         }
     }
 
+    /// A domain of a VM that starts, or is restored from a file.
+    pub(super) fn make_new_domain(&self, config: &DomainConfig) -> Result<DomId, ToolstackError> {
+        match self.dialect {
+            Dialect::Xl | Dialect::Libvirt => self.make_domain(config, &config.name),
+            Dialect::Xenopsd => self.make_xenopsd_domain(config),
+        }
+    }
+
     /// `libxl__domain_make`: the domain exists and its uuid is in xenstore, but it is not
     /// introduced yet.
     pub(super) fn make_domain(
@@ -55,6 +63,17 @@ impl Toolstack {
         if self.domain_named(name)?.is_some() {
             return Err(ToolstackError::NameTaken(name.to_owned()));
         }
+        self.make_domain_with(config, |t, domid| {
+            write_domain_nodes(t, domid, config, name)
+        })
+    }
+
+    /// Makes a domain, and its nodes in one transaction.
+    pub(super) fn make_domain_with(
+        &self,
+        config: &DomainConfig,
+        mut write_nodes: impl FnMut(&mut Store, DomId) -> std::io::Result<()>,
+    ) -> Result<DomId, ToolstackError> {
         let create = Request::CreateDomain {
             uuid: config.uuid.to_string(),
             pages: config.pages,
@@ -64,58 +83,10 @@ impl Toolstack {
             other => return Err(unexpected(&other).into()),
         };
         let made = self
-            .write_domain_nodes(domid, config, name)
+            .store()
+            .and_then(|mut store| store.transaction(|t| write_nodes(t, domid)))
             .doing(|| format!("making the nodes of domain {domid}"));
         self.or_destroy(domid, made)
-    }
-
-    fn write_domain_nodes(
-        &self,
-        domid: DomId,
-        config: &DomainConfig,
-        name: &str,
-    ) -> std::io::Result<()> {
-        let dom = domain_path(domid);
-        let vm = format!("/vm/{}", config.uuid);
-        let libxl = format!("/libxl/{domid}");
-        let none = ["n0".to_owned()];
-        let ro = ["n0".to_owned(), format!("r{domid}")];
-        let rw = [format!("n{domid}")];
-        self.store()?.transaction(|t| {
-            t.rm(&dom)?;
-            make_node(t, &dom, &ro)?;
-            // With a migration on one host this also takes the older domain's node away.
-            t.rm(&vm)?;
-            make_node(t, &vm, &ro)?;
-            t.rm(&libxl)?;
-            make_node(t, &libxl, &none)?;
-            make_node(t, &format!("{libxl}/device"), &none)?;
-            t.write(&format!("{dom}/vm"), &vm)?;
-            t.write(&format!("{dom}/name"), name)?;
-            for path in ["cpu", "memory", "device"] {
-                make_node(t, &format!("{dom}/{path}"), &ro)?;
-            }
-            make_node(t, &format!("{dom}/device/suspend/event-channel"), &rw)?;
-            make_node(t, &format!("{dom}/control"), &ro)?;
-            for path in [
-                "shutdown",
-                "feature-poweroff",
-                "feature-reboot",
-                "feature-suspend",
-                "sysrq",
-            ] {
-                make_node(t, &format!("{dom}/control/{path}"), &rw)?;
-            }
-            for path in ["data", "drivers", "feature", "attr", "error"] {
-                make_node(t, &format!("{dom}/{path}"), &rw)?;
-            }
-            t.write(&format!("{vm}/uuid"), &config.uuid.to_string())?;
-            t.write(&format!("{vm}/name"), name)?;
-            for feature in ["multiprocessor-suspend", "xs_reset_watches"] {
-                t.write(&format!("{dom}/control/platform-feature-{feature}"), "1")?;
-            }
-            t.write(&format!("{libxl}/type"), "pvh")
-        })
     }
 
     /// `libxl__build_post`: the domain is introduced to xenstored.
@@ -209,9 +180,11 @@ impl Toolstack {
                 ports: number("num-ports")?,
             });
         }
+        let vm = store.read(&format!("{}/vm", domain_path(domid)))?;
+        let uuid = vm.as_deref().and_then(|vm| vm.strip_prefix("/vm/"));
         Ok(DomainConfig {
             name: name.unwrap_or_default(),
-            uuid: info.uuid.parse().unwrap_or_default(),
+            uuid: uuid.and_then(|uuid| uuid.parse().ok()).unwrap_or_default(),
             pages: info.pages,
             usbctrl,
         })
@@ -220,16 +193,28 @@ impl Toolstack {
     /// `xl destroy` (`libxl__destroy_domid`): devices first, then the nodes, then the domain. A
     /// backend that does not close its device in time is reported, after the domain is gone.
     pub fn destroy(&self, domid: DomId) -> Result<(), ToolstackError> {
+        if self.dialect == Dialect::Xenopsd {
+            return self.destroy_xenopsd_domain(domid);
+        }
         self.pause(domid)?;
         let devices = self.destroy_devices(domid);
         let dom = domain_path(domid);
         let mut store = self.store()?;
+        // libxl does not know controllers that others have made.
+        let backends = format!("{}/backend/vusb/{domid}", domain_path(DomId(0)));
+        let closed = store.directory(&backends)?.is_empty();
         if let Some(vm) = store.read(&format!("{dom}/vm"))? {
             store.rm(&vm)?;
         }
         store.rm(&dom)?;
         store.rm(&format!("/libxl/{domid}"))?;
-        self.call(&Request::DestroyDomain { domid: domid.0 }, &[])?;
+        self.call(
+            &Request::DestroyDomain {
+                domid: domid.0,
+                closed,
+            },
+            &[],
+        )?;
         devices
     }
 
@@ -298,4 +283,52 @@ impl Toolstack {
         self.unpause(domid)?;
         Ok(domid)
     }
+}
+
+/// The nodes that libxl makes for a domain.
+fn write_domain_nodes(
+    t: &mut Store,
+    domid: DomId,
+    config: &DomainConfig,
+    name: &str,
+) -> std::io::Result<()> {
+    let dom = domain_path(domid);
+    let vm = format!("/vm/{}", config.uuid);
+    let libxl = format!("/libxl/{domid}");
+    let none = ["n0".to_owned()];
+    let ro = ["n0".to_owned(), format!("r{domid}")];
+    let rw = [format!("n{domid}")];
+    t.rm(&dom)?;
+    make_node(t, &dom, &ro)?;
+    // With a migration on one host this also takes the older domain's node away.
+    t.rm(&vm)?;
+    make_node(t, &vm, &ro)?;
+    t.rm(&libxl)?;
+    make_node(t, &libxl, &none)?;
+    make_node(t, &format!("{libxl}/device"), &none)?;
+    t.write(&format!("{dom}/vm"), &vm)?;
+    t.write(&format!("{dom}/name"), name)?;
+    for path in ["cpu", "memory", "device"] {
+        make_node(t, &format!("{dom}/{path}"), &ro)?;
+    }
+    make_node(t, &format!("{dom}/device/suspend/event-channel"), &rw)?;
+    make_node(t, &format!("{dom}/control"), &ro)?;
+    for path in [
+        "shutdown",
+        "feature-poweroff",
+        "feature-reboot",
+        "feature-suspend",
+        "sysrq",
+    ] {
+        make_node(t, &format!("{dom}/control/{path}"), &rw)?;
+    }
+    for path in ["data", "drivers", "feature", "attr", "error"] {
+        make_node(t, &format!("{dom}/{path}"), &rw)?;
+    }
+    t.write(&format!("{vm}/uuid"), &config.uuid.to_string())?;
+    t.write(&format!("{vm}/name"), name)?;
+    for feature in ["multiprocessor-suspend", "xs_reset_watches"] {
+        t.write(&format!("{dom}/control/platform-feature-{feature}"), "1")?;
+    }
+    t.write(&format!("{libxl}/type"), "pvh")
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! `xl migrate`: sender and receiver in one (`xl_migrate.c`).
+//! `xl migrate`: sender and receiver in one (`xl_migrate.c`). In the other dialects the order of steps is the
+//! same; what others see of them differs.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use xen::{DomId, PAGE_SIZE};
 
-use super::{Doing, DomainConfig, Toolstack, ToolstackError};
+use super::{Doing, DomainConfig, Step, Toolstack, ToolstackError};
 use crate::shm;
 use crate::wire::{Request, Response, ShutdownReason, expect_fds, unexpected};
 
@@ -114,17 +115,30 @@ fn injected(what: &str) -> ToolstackError {
 }
 
 impl Toolstack {
-    /// `xl migrate DOMAIN HOST`. `target` may be this same host.
+    /// `xl migrate DOMAIN HOST`, or what it is in the toolstack's dialect. `target` may be this same host,
+    /// but not with libvirt.
     pub fn migrate(
         &self,
         domid: DomId,
         target: &Toolstack,
         options: &MigrateOptions,
     ) -> Result<Migration, MigrateError> {
+        self.migrate_by_steps(domid, target, options, &mut |_, _| ())
+    }
+
+    /// The same, where `step` is called after each step, with the target's domain.
+    pub fn migrate_by_steps(
+        &self,
+        domid: DomId,
+        target: &Toolstack,
+        options: &MigrateOptions,
+        step: &mut dyn FnMut(Step, DomId),
+    ) -> Result<Migration, MigrateError> {
         let config = self.config(domid).map_err(MigrateError::NotSuspended)?;
         let incoming = target
-            .make_domain(&config, &format!("{}--incoming", config.name))
+            .make_target(&config)
             .map_err(MigrateError::NotSuspended)?;
+        step(Step::TargetMade, incoming);
         let copied = self
             .precopy(domid, target, incoming, options)
             .and_then(|()| self.request_shutdown(domid, "suspend", ShutdownReason::Suspend));
@@ -133,17 +147,24 @@ impl Toolstack {
             return Err(MigrateError::NotSuspended(err));
         }
         let suspended = Instant::now();
+        step(Step::Suspended, incoming);
         // The target is ready; then the source's name is given up.
         let ready = self
             .receive(domid, target, incoming, &config, options)
             .and_then(|attach| {
-                self.rename(domid, &format!("{}--migratedaway", config.name))?;
+                step(Step::Received, incoming);
+                self.rename_source(domid, &config)?;
+                step(Step::SourceRenamed, incoming);
                 Ok(attach)
             });
         let attach = match ready {
             Ok(attach) => attach,
             Err(cause) => {
                 let _ = target.destroy(incoming);
+                if !self.dialect.resumes_at_source() {
+                    let _ = self.destroy(domid);
+                    return Err(MigrateError::Lost(cause));
+                }
                 self.resume_cancelled(domid).map_err(MigrateError::Lost)?;
                 return Err(MigrateError::ResumedAtSource {
                     cause,
@@ -160,9 +181,14 @@ impl Toolstack {
             return Err(MigrateError::Undefined { target: None });
         }
         target
-            .rename(incoming, &config.name)
-            .and_then(|()| target.unpause(incoming))
+            .rename_target(incoming, &config, step)
+            .and_then(|()| {
+                step(Step::TargetRenamed, incoming);
+                target.unpause(incoming)
+            })
+            .and_then(|()| target.target_runs(incoming))
             .map_err(MigrateError::Lost)?;
+        step(Step::Unpaused, incoming);
         let pause = suspended.elapsed();
         if lost.is_some() {
             return Err(MigrateError::Undefined {

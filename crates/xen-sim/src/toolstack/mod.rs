@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! Plays `xl` and libxl: the same nodes in the same order, the same waits.
+//! Plays a toolstack: the same nodes in the same order, the same waits. `xl` and libxl, and in the other
+//! [`Dialect`]s xenopsd and libvirt.
 
 mod device;
+mod dialect;
 mod domain;
 mod migrate;
 mod save;
 mod store;
+mod xenopsd;
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -19,9 +22,11 @@ use xen::DomId;
 use crate::seqpacket::Socket;
 use crate::wire::{self, DomainInfo, Request, Response, unexpected};
 
+pub use dialect::{Dialect, Step};
 pub use migrate::{Failure, MigrateError, MigrateOptions, Migration};
 pub use save::SavedDomain;
 pub use store::{Store, WatchEvent};
+pub use xenopsd::{temporary_source, temporary_target};
 
 /// How long the toolstack waits for others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +164,7 @@ pub struct Toolstack {
     dir: PathBuf,
     socket: Mutex<Socket>,
     timeouts: Timeouts,
+    dialect: Dialect,
 }
 
 impl Toolstack {
@@ -168,12 +174,23 @@ impl Toolstack {
             dir: dir.to_owned(),
             socket: Mutex::new(Socket::connect(&dir.join("hypervisor.sock"))?),
             timeouts: Timeouts::default(),
+            dialect: Dialect::default(),
         })
     }
 
     /// Waits for a shorter or longer time than libxl.
     pub fn with_timeouts(self, timeouts: Timeouts) -> Toolstack {
         Toolstack { timeouts, ..self }
+    }
+
+    /// From now on, plays this toolstack.
+    pub fn speak(&mut self, dialect: Dialect) {
+        self.dialect = dialect;
+    }
+
+    /// Which toolstack it plays.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
     }
 
     /// A new xenstore connection as domain 0.

@@ -88,7 +88,7 @@ impl Toolstack {
             memory,
             context,
         } = saved;
-        let domid = self.make_domain(&config, &config.name)?;
+        let domid = self.make_new_domain(&config)?;
         let fill = || {
             memory.copy_to(&self.memory(domid)?)?;
             self.call(&Request::SetContext { domid: domid.0 }, &[context.as_fd()])?;

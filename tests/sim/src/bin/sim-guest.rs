@@ -18,6 +18,9 @@ struct Arguments {
     /// The domain that it runs in; made by the toolstack.
     #[arg(long, value_name = "N")]
     domid: u16,
+    /// Its USB controller.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    devid: u32,
     /// Port of the disk.
     #[arg(long, value_name = "N", default_value_t = 1)]
     port: u8,
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let options = Options {
         host_dir: arguments.host_dir,
         domid: arguments.domid,
+        devid: arguments.devid,
         port: arguments.port,
         seed: arguments.seed,
         mode,

@@ -35,6 +35,8 @@ pub struct Options {
     pub host_dir: PathBuf,
     /// Its domain.
     pub domid: u16,
+    /// Its controller.
+    pub devid: u32,
     /// The disk's port.
     pub port: u8,
     /// Seed of the workload.
@@ -74,7 +76,14 @@ impl Machine {
     /// # Errors
     /// What failed.
     pub fn boot(options: &Options) -> Result<Self> {
-        let kernel = Kernel::boot(&options.host_dir, DomId(options.domid), options.mode)?;
+        let Options {
+            host_dir,
+            domid,
+            devid,
+            mode,
+            ..
+        } = options;
+        let kernel = Kernel::boot_with(host_dir, DomId(*domid), *devid, *mode)?;
         say(&Said::Connected)?;
         Ok(Self {
             kernel,

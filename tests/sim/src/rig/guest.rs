@@ -15,6 +15,9 @@ use crate::guest::{Report, Said, Told};
 use crate::process::Process;
 use crate::programs;
 
+/// The first controller that vusbd makes, where the toolstack makes none.
+const OWN: u32 = 64;
+
 /// How a guest is made.
 #[derive(Clone, Debug)]
 pub struct GuestOptions {
@@ -64,7 +67,23 @@ impl Guest {
     /// # Errors
     /// Those of the toolstack, or what the guest complains about.
     pub fn start(rig: &Rig, host: usize, options: &GuestOptions) -> Result<Self> {
-        let domid = rig.hosts[host].xl.create(&options.config)?;
+        let toolstack = &rig.hosts[host].xl;
+        let domid = toolstack.create(&options.config)?;
+        if !toolstack.dialect().makes_controllers() {
+            let wanted = options.config.usbctrl.first().copied().unwrap_or_default();
+            let (domid, ports) = (domid.to_string(), wanted.ports.to_string());
+            let version = wanted.version.to_string();
+            let add = [
+                "controller",
+                "add",
+                &domid,
+                "--ports",
+                &ports,
+                "--usb",
+                &version,
+            ];
+            rig.xl_vusb_json(host, &add)?;
+        }
         Self::boot(rig, host, domid, options)
     }
 
@@ -81,6 +100,9 @@ impl Guest {
         command.args(["--domid", &domid.to_string()]);
         command.args(["--seed", &options.seed.to_string()]);
         command.args(["--port", &options.port.to_string()]);
+        if !rig.hosts[host].xl.dialect().makes_controllers() {
+            command.args(["--devid", &OWN.to_string()]);
+        }
         if options.stock {
             command.arg("--stock");
         }

@@ -25,7 +25,7 @@ pub struct Host {
     socket: PathBuf,
     log: PathBuf,
     store_link: Option<StoreLink>,
-    /// Plays `xl` there.
+    /// Plays `xl` there, or the toolstack of [`RigOptions::dialect`](super::RigOptions::dialect).
     pub xl: Toolstack,
     /// Before `xen`: it lets go of everything first.
     vusbd: Mutex<Process>,

@@ -45,12 +45,14 @@ pub(crate) async fn serve(
         connection: hub.next_connection(),
         is_gone: Cell::new(false),
     });
+    hub.host_connected(host);
     let mut answers = JoinSet::new();
     let result = talk(hub, stream, &peer, limits, &mut answers).await;
     // A device that is being opened is not left half open: its lease ends, and the device is given back.
     answers.detach_all();
     peer.is_gone.set(true);
     hub.control_ended(peer.connection);
+    hub.host_disconnected(host);
     result
 }
 

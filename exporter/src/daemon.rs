@@ -148,6 +148,7 @@ impl Daemon {
             () = hub.expire() => (),
             () = hub.save_changes() => (),
             () = hub.publish_changes() => (),
+            () = hub.keep_hosts() => (),
             // Here, in the loop of all sessions: stuck, it must not look alive.
             never = service::watchdog() => match never {},
             () = async {
@@ -161,6 +162,7 @@ impl Daemon {
         }
         // What nobody waited for yet. A failure is in the log.
         let _ = hub.save_all().await;
+        hub.save_hosts().await;
         Ok(())
     }
 }

@@ -4,6 +4,7 @@
 mod announcements;
 mod devices;
 mod holders;
+mod hosts;
 mod in_use;
 mod requests;
 mod settings;
@@ -22,6 +23,7 @@ use slog::{Logger, error, info};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::sleep;
 
+use self::hosts::Hosts;
 use self::in_use::Uses;
 use self::settings::Settings;
 pub(crate) use self::subscribers::Events;
@@ -44,6 +46,7 @@ pub(crate) struct Hub {
     /// Control connections so far.
     connections: Cell<u64>,
     uses: Uses,
+    hosts: Hosts,
     store: Store,
     /// [`LeaseTable::changes`] of what was saved last.
     saved_changes: Arc<Mutex<u64>>,
@@ -85,6 +88,7 @@ impl Hub {
             ),
         }
         let table = LeaseTable::restore(policy, hold, saved, 0);
+        let hosts = Hosts::load(&store, &log);
         Ok(Self {
             failures: logging::limited(&log),
             log,
@@ -95,6 +99,7 @@ impl Hub {
             arrivals: RefCell::default(),
             connections: Cell::new(0),
             uses: Uses::default(),
+            hosts,
             store,
             saved_changes: Arc::default(),
             deadlines: Notify::new(),

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! The leases on disk: `leases.json` in the state directory, replaced as a whole.
+//! The leases on disk: `leases.json` in the state directory, replaced as a whole; and the hosts beside them.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use session::hosts::SavedHost;
 use session::lease::Saved;
 
 const FILE: &str = "leases.json";
+/// The hosts that were ever connected. It is for forecasts only.
+const HOSTS: &str = "hosts.json";
 /// The boot under which the leases were served last.
 const BOOT: &str = "boot";
 /// This boot of this machine, random (proc(5)).
@@ -48,12 +51,34 @@ impl Store {
 
     /// Saves so that either this or what was there before survives a crash.
     pub(crate) fn save(&self, saved: &Saved) -> io::Result<()> {
-        let text = serde_json::to_vec_pretty(saved)?;
-        let new = self.dir.join("leases.json.new");
-        let mut file = File::create(&new)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&new, self.dir.join(FILE))?;
+        self.replace(FILE, &serde_json::to_vec_pretty(saved)?)
+    }
+
+    /// The hosts that were saved last; none where none were.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds something else. The exporter can do without.
+    pub(crate) fn load_hosts(&self) -> anyhow::Result<Vec<SavedHost>> {
+        let path = self.dir.join(HOSTS);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+        };
+        serde_json::from_slice(&text).with_context(|| format!("{} holds no hosts", path.display()))
+    }
+
+    /// Saves the hosts, as [`Store::save`] does leases.
+    pub(crate) fn save_hosts(&self, hosts: &[SavedHost]) -> io::Result<()> {
+        self.replace(HOSTS, &serde_json::to_vec_pretty(hosts)?)
+    }
+
+    fn replace(&self, file: &str, text: &[u8]) -> io::Result<()> {
+        let new = self.dir.join(format!("{file}.new"));
+        let mut written = File::create(&new)?;
+        written.write_all(text)?;
+        written.sync_all()?;
+        fs::rename(&new, self.dir.join(file))?;
         File::open(&self.dir)?.sync_all()
     }
 

@@ -4,6 +4,8 @@
 #[path = "loopback/acquire.rs"]
 mod acquire;
 mod common;
+#[path = "loopback/hosts.rs"]
+mod hosts;
 #[path = "loopback/leases.rs"]
 mod leases;
 #[path = "loopback/network.rs"]

@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::hosts::{KnownHost, Software};
 use crate::{
     Configured, DeviceId, DeviceInfo, DeviceSelector, Digest, Epoch, Exchange, Holder, Lease,
     OnMigrate, OwnController, VmUuid,
@@ -87,6 +88,21 @@ pub enum Request {
     },
     /// From now on, tell about changes. Answer: [`Reply::Done`].
     Subscribe,
+    /// What the caller's `vusbd` is, for the forecasts of other hosts. Answer: [`Reply::Done`].
+    Introduce(Software),
+    /// The hosts that are or were connected to this exporter. Answer: [`Reply::Hosts`].
+    Hosts {
+        /// For the devices of this VM, as far as the caller may see them, the answer says which the policy
+        /// does not allow to the VM on each host.
+        vm: Option<VmUuid>,
+    },
+    /// A host is out of the pool: it is not in [`Reply::Hosts`] any more, until it connects again. Refused
+    /// while it is connected. Answer: [`Reply::Done`].
+    ForgetHost {
+        /// Its name.
+        #[serde(deserialize_with = "crate::text::required")]
+        host: String,
+    },
 }
 
 /// The arguments of [`Request::Acquire`].
@@ -141,6 +157,8 @@ pub enum Reply {
     Leases(Vec<Lease>),
     /// The lease that came to be.
     Lease(Box<Lease>),
+    /// Hosts, by name; at most [`MAX_HOSTS`](crate::hosts::MAX_HOSTS).
+    Hosts(Vec<KnownHost>),
     /// Done.
     Done,
     /// Not done, and why.

@@ -228,6 +228,14 @@ impl LeaseTable {
             .collect()
     }
 
+    /// Of the devices of a VM that `host` may see, those that the policy does not allow to the VM on `other`.
+    pub fn refused_at(&self, vm: VmUuid, host: &str, other: &str) -> Vec<DeviceId> {
+        self.leases()
+            .filter(|l| l.vm == vm && self.may_see_lease(l, host) && !self.may_see_lease(l, other))
+            .map(|l| l.device.id.clone())
+            .collect()
+    }
+
     /// Whether `host` may know of this lease.
     pub fn may_see_lease(&self, lease: &Lease, host: &str) -> bool {
         self.policy.allows(&lease.device, lease.vm, host)

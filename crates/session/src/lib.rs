@@ -15,6 +15,7 @@ pub mod client;
 pub mod control;
 mod exchange;
 pub mod frame;
+pub mod hosts;
 pub mod lease;
 pub mod message;
 pub mod open;

@@ -60,6 +60,15 @@ impl Hub {
             }
             // The connection does it.
             Request::Subscribe => Ok(Reply::Done),
+            Request::Introduce(software) => self.introduced(host, software).map(|()| Reply::Done),
+            Request::Hosts { vm } => Ok(Reply::Hosts(self.known_hosts(vm, host))),
+            Request::ForgetHost { host: other } => {
+                let forgotten = self.forget_host(&other);
+                if forgotten.is_ok() {
+                    info!(from.log, "host forgotten"; "forgotten" => other, "by" => host);
+                }
+                forgotten.map(|()| Reply::Done)
+            }
         };
         result.unwrap_or_else(|refusal| {
             info!(from.log, "refused"; "host" => host, "reason" => %refusal);

@@ -2,9 +2,12 @@
 //! The controllers and exporters of this host, and what administrators ask about them.
 
 mod attach;
+mod check;
 mod controllers;
 mod detach;
 mod exporters;
+mod forecast;
+mod hosts;
 mod own_controllers;
 mod report;
 mod toolstack;
@@ -127,10 +130,16 @@ impl Admin {
             }
             Request::List => Ok(Response::Attachments(self.attachments().await)),
             Request::Status => Ok(Response::Status(Box::new(self.status().await))),
-            Request::Check { domain, toolstack } => {
-                let forecasts = self.check(&domain, toolstack).await;
+            Request::Check {
+                domain,
+                toolstack,
+                to,
+            } => {
+                let forecasts = self.check(&domain, toolstack, &to).await;
                 forecasts.map(Response::Check)
             }
+            Request::Hosts => Ok(self.hosts().await),
+            Request::ForgetHost { host } => self.forget_host(&host).await,
         };
         result.unwrap_or_else(Response::Error)
     }
@@ -139,22 +148,28 @@ impl Admin {
     async fn domain(&self, wanted: &str) -> Result<Domain, Refused> {
         let found = self.domains.find(wanted).await;
         let mut found = found.map_err(|e| format!("xenstore does not answer: {e}"))?;
-        let Some(domain) = found.pop() else {
-            return Err(format!(
-                "no domain '{wanted}' on this host; `xl list` shows them"
-            ));
-        };
-        if found.is_empty() {
-            return Ok(domain);
+        match (found.pop(), found.is_empty()) {
+            (None, _) => Err(no_domain(wanted)),
+            (Some(domain), true) => Ok(domain),
+            (Some(domain), false) => {
+                found.push(domain);
+                let those: Vec<_> = found
+                    .iter()
+                    .map(|d| format!("domain {} ({}, {})", d.domid, d.name, d.vm))
+                    .collect();
+                Err(format!(
+                    "'{wanted}' is the name or uuid of {} domains of this host: {}. Name the one that you mean \
+                     by its domain id",
+                    those.len(),
+                    those.join(", ")
+                ))
+            }
         }
-        found.push(domain);
-        let all = found.iter().map(|d| format!("{} (VM {})", d.domid, d.vm));
-        let all: Vec<_> = all.collect();
-        Err(format!(
-            "several domains of this host are '{wanted}': {}; name one by its number",
-            all.join(", ")
-        ))
     }
+}
+
+fn no_domain(wanted: &str) -> Refused {
+    format!("no domain '{wanted}' on this host; `xl list` shows them")
 }
 
 /// Why nothing can be asked of a controller.
@@ -163,4 +178,14 @@ fn stuck(key: Key, domain: &str) -> Refused {
         "controller {} of domain {domain} does not answer: its thread hangs in the kernel; see vusbd's log",
         key.devid
     )
+}
+
+/// A time for people.
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use control::ExporterStatus;
 use session::control::{Event, FromBackend, Reply, Request, ToBackend};
+use session::hosts::Software;
 use session::message::{self, Purpose};
 use session::{Lease, VmUuid};
 use slog::{Logger, info, warn};
@@ -29,6 +30,17 @@ const OPENING_TIMEOUT: Duration = Duration::from_secs(15);
 const ASK_AFTER: Duration = Duration::from_secs(2);
 /// Requests that may wait for an answer.
 const QUEUE: usize = 64;
+
+/// Whether this version makes the PV USB controller of a VM that arrives and has none.
+const MAKES_CONTROLLERS: bool = true;
+
+/// What exporters tell other hosts of this one.
+fn software() -> Software {
+    Software {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        makes_controllers: MAKES_CONTROLLERS,
+    }
+}
 
 /// Why an exporter could not be asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -222,6 +234,7 @@ impl Connection {
         let mut asked = heard;
         let mut bytes = Vec::new();
         waiting.ask(Request::Subscribe, None, &mut bytes)?;
+        waiting.ask(Request::Introduce(software()), None, &mut bytes)?;
         loop {
             // TCP notices a host that is gone; this, one that is there and does not answer.
             let patience = match waiting.is_quiet() {

@@ -65,16 +65,27 @@ pub enum Command {
     List,
     /// Show all that vusbd knows: exporters, controllers, attachments
     Status,
-    /// Say what a migration would do to each device of a domain; exit 1 if one would be refused or lost
+    /// Say what a migration would do to each device of a domain, on each host of the pool; exit 1 if one
+    /// would be refused or lost anywhere
     Check {
         /// Domain id, name or uuid
         domain: String,
+        /// Only to this host, by its name in the pool; may be given several times [default: every host that
+        /// has ever been connected to an exporter]
+        #[arg(long, value_name = "HOST")]
+        to: Vec<String>,
         /// What is to migrate it [default: what made it, as far as that shows]
         #[arg(long, value_name = "xl|libvirt|xapi", value_parser = parse_toolstack)]
         toolstack: Option<Toolstack>,
         /// Print only the devices that would be refused or lost, a line each
         #[arg(short, long)]
         quiet: bool,
+    },
+    /// List the hosts of the pool that have ever been connected to an exporter
+    Hosts {
+        /// What to do with them
+        #[command(subcommand)]
+        command: Option<HostsCommand>,
     },
     /// Check, then run `xl migrate`
     ///
@@ -117,6 +128,16 @@ pub enum ControllerCommand {
     List {
         /// Only those of this domain: domain id, name or uuid
         domain: Option<String>,
+    },
+}
+
+/// The hosts that exporters know.
+#[derive(Debug, Subcommand)]
+pub enum HostsCommand {
+    /// Put a host that is gone for good out of the list. One that is connected stays
+    Forget {
+        /// Its name in the pool, as `xl-vusb hosts` shows it
+        host: String,
     },
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 
-use control::{Request, Response, Toolstack};
+use control::{Forecast, Request, Response, Toolstack};
 
 use crate::cli::Migrate;
 use crate::run::{Exit, RunError, ask};
@@ -47,11 +47,15 @@ pub(crate) async fn run(
     let request = Request::Check {
         domain: arguments.domain.clone(),
         toolstack: Some(Toolstack::Xl),
+        to: Vec::new(),
     };
-    let response = ask(socket, &request).await?;
-    let Response::Check(forecasts) = &response else {
+    let mut response = ask(socket, &request).await?;
+    let Response::Check(forecasts) = &mut response else {
         return Err(RunError::OtherAnswer);
     };
+    forecasts
+        .iter_mut()
+        .for_each(|f| to_host(f, &arguments.host));
     if forecasts.iter().any(|f| f.outcome.forbids()) {
         return Err(MigrateError::Refused {
             domain: arguments.domain.clone(),
@@ -63,6 +67,26 @@ pub(crate) async fn run(
     err.flush()?;
     let status = xl_migrate(arguments).status().map_err(MigrateError::NoXl)?;
     Ok(Exit::Xl(exit_status(status)))
+}
+
+/// Leaves of a forecast what is about this host. `xl` names hosts as ssh does, which may not be their name in
+/// the pool: then nothing but what stands in the way on every host does, since plain `xl migrate` is safe.
+fn to_host(forecast: &mut Forecast, host: &str) {
+    let is_meant = |name: &str| {
+        let short = name.split('.').next();
+        name.eq_ignore_ascii_case(host) || short.is_some_and(|s| s.eq_ignore_ascii_case(host))
+    };
+    if forecast.hosts.iter().any(|h| is_meant(&h.host)) {
+        forecast.hosts.retain(|h| is_meant(&h.host));
+    }
+    let best = forecast.hosts.iter().min_by_key(|h| h.outcome);
+    if let Some(best) = best.cloned() {
+        forecast.outcome = best.outcome;
+        forecast.reason.clone_from(&best.reason);
+        if !best.outcome.forbids() {
+            forecast.hosts.retain(|h| !h.outcome.forbids());
+        }
+    }
 }
 
 fn xl_migrate(arguments: &Migrate) -> Command {

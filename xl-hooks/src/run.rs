@@ -5,10 +5,10 @@ use std::io::Write;
 use std::path::Path;
 
 use control::client::{self, ClientError};
-use control::{Forecast, Outcome, Request, Response, Toolstack};
+use control::{Request, Response};
 use serde::Serialize;
 
-use crate::cli::{Attach, Cli, Command, ControllerCommand, Detach, PoolCommand};
+use crate::cli::{Attach, Cli, Command, ControllerCommand, Detach, HostsCommand, PoolCommand};
 use crate::pool::{self, Issued, Pool, PoolError, TLS_DIR};
 use crate::{migrate, show};
 
@@ -127,24 +127,11 @@ pub(crate) async fn ask(socket: &Path, request: &Request) -> Result<Response, Ru
         | (Request::RemoveController { .. }, Response::ControllerRemoved(_))
         | (Request::Controllers { .. }, Response::Controllers(_))
         | (Request::List, Response::Attachments(_))
-        | (Request::Status, Response::Status(_)) => Ok(response),
-        (Request::Check { toolstack, .. }, Response::Check(forecasts))
-            if is_about(*toolstack, forecasts) =>
-        {
-            Ok(response)
-        }
+        | (Request::Status, Response::Status(_))
+        | (Request::Check { .. }, Response::Check(_))
+        | (Request::Hosts, Response::Hosts { .. })
+        | (Request::ForgetHost { .. }, Response::Forgotten { .. }) => Ok(response),
         _ => Err(RunError::OtherAnswer),
-    }
-}
-
-/// Whether these forecasts can be about this toolstack. A daemon of an earlier version does not know
-/// the question, and would promise a seamless migration by XAPI.
-fn is_about(toolstack: Option<Toolstack>, forecasts: &[Forecast]) -> bool {
-    match toolstack {
-        Some(Toolstack::Xapi | Toolstack::Libvirt) => {
-            forecasts.iter().all(|f| f.outcome == Outcome::Lost)
-        }
-        _ => true,
     }
 }
 
@@ -209,11 +196,19 @@ fn request(command: &Command) -> Result<Request, RunError> {
         Command::List => Request::List,
         Command::Status => Request::Status,
         Command::Check {
-            domain, toolstack, ..
+            domain,
+            to,
+            toolstack,
+            quiet: _,
         } => Request::Check {
             domain: domain.clone(),
             toolstack: *toolstack,
+            to: to.clone(),
         },
+        Command::Hosts { command: None } => Request::Hosts,
+        Command::Hosts {
+            command: Some(HostsCommand::Forget { host }),
+        } => Request::ForgetHost { host: host.clone() },
         Command::Pool(_) | Command::Migrate(_) => return Err(RunError::OtherAnswer),
     })
 }

@@ -2,8 +2,8 @@
 //! What the daemon answers, as text for people.
 
 use control::{
-    Attachment, Controller, Counters, ExportedDevice, ExporterStatus, Forecast, Outcome, Response,
-    Status, Toolstack,
+    Attachment, Controller, Counters, ExportedDevice, ExporterStatus, Forecast, HostForecast,
+    PoolHost, Response, SeenHost, Status, Toolstack,
 };
 use session::{DeviceInfo, DeviceState, LeasePhase, OnMigrate, Speed, StashCounters};
 
@@ -54,25 +54,37 @@ pub fn text(response: &Response) -> String {
         Response::Attachments(attachments) => attachment_table(attachments),
         Response::Status(status) => status_text(status),
         Response::Check(forecasts) => forecast_table(forecasts),
+        Response::Hosts { hosts, unreachable } => {
+            host_table(hosts) + &unreachable_lines(unreachable)
+        }
+        Response::Forgotten { host, exporters } => format!(
+            "forgot host {} at {}\n",
+            printable(host),
+            printable(&exporters.join(", "))
+        ),
         Response::Error(error) => printable(error) + "\n",
     }
 }
 
-/// One line for each device that forbids a migration, with the remedy.
+/// One line for each device and host that forbid a migration, with the remedy.
 pub fn refusals(forecasts: &[Forecast]) -> Vec<String> {
-    forecasts
-        .iter()
-        .filter(|forecast| forecast.outcome.forbids())
-        .map(|forecast| {
-            format!(
-                "{}, controller {} port {}: {}",
-                described(&forecast.attachment),
-                forecast.attachment.controller,
-                forecast.attachment.port,
-                printable(&forecast.reason)
-            )
-        })
-        .collect()
+    let mut lines = Vec::new();
+    for forecast in forecasts.iter().filter(|f| f.outcome.forbids()) {
+        let device = format!(
+            "{}, controller {} port {}",
+            described(&forecast.attachment),
+            forecast.attachment.controller,
+            forecast.attachment.port
+        );
+        if forecast.hosts.is_empty() {
+            lines.push(format!("{device}: {}", printable(&forecast.reason)));
+        }
+        for host in forecast.hosts.iter().filter(|h| h.outcome.forbids()) {
+            let reason = printable(&host.reason);
+            lines.push(format!("to {}: {device}: {reason}", printable(&host.host)));
+        }
+    }
+    lines
 }
 
 fn exporter_table(exporters: &[ExporterStatus]) -> String {
@@ -244,21 +256,73 @@ fn forecast_table(forecasts: &[Forecast]) -> String {
     if forecasts.is_empty() {
         return "no devices attached: nothing stands in the way of a migration\n".into();
     }
-    let mut table = Table::new(["DEVICE", "CTRL", "PORT", "OUTCOME", "WHY"]);
-    for forecast in forecasts {
+    let mut table = Table::new(["HOST", "STATE", "DEVICE", "CTRL", "PORT", "OUTCOME", "WHY"]);
+    let mut row = |host: &str, state: &str, forecast: &Forecast, outcome, reason: &str| {
         table.row([
+            host.to_owned(),
+            state.to_owned(),
             described(&forecast.attachment),
             forecast.attachment.controller.to_string(),
             forecast.attachment.port.to_string(),
-            match forecast.outcome {
-                Outcome::Seamless => "seamless",
-                Outcome::Replug => "replug",
-                Outcome::Refused => "refused",
-                Outcome::Lost => "lost",
-            }
-            .into(),
-            forecast.reason.clone(),
+            format!("{outcome}"),
+            reason.to_owned(),
         ]);
+    };
+    let on_hosts = forecasts
+        .iter()
+        .flat_map(|f| f.hosts.iter().map(move |h| (h, f)));
+    let mut on_hosts: Vec<(&HostForecast, &Forecast)> = on_hosts.collect();
+    // Stable: the devices of a host stay in their order.
+    on_hosts.sort_by(|(one, _), (other, _)| one.host.cmp(&other.host));
+    for (host, forecast) in on_hosts {
+        let state = seen(host.connected, host.seen_seconds);
+        row(&host.host, &state, forecast, host.outcome, &host.reason);
+    }
+    for forecast in forecasts.iter().filter(|f| f.hosts.is_empty()) {
+        row("-", "-", forecast, forecast.outcome, &forecast.reason);
+    }
+    table.render()
+}
+
+/// Whether an exporter has a host's vusbd connected, or when it had last.
+fn seen(connected: bool, seen_seconds: Option<u64>) -> String {
+    match (connected, seen_seconds) {
+        (true, _) => "connected".to_owned(),
+        (false, Some(seconds)) => format!("last seen {} ago", duration(seconds)),
+        (false, None) => "never seen".to_owned(),
+    }
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+fn host_table(hosts: &[PoolHost]) -> String {
+    if hosts.is_empty() {
+        return "no hosts: no exporter that answers has had one connected\n".into();
+    }
+    let mut table = Table::new(["HOST", "EXPORTER", "STATE", "VUSBD"]);
+    for PoolHost { name, seen: at } in hosts {
+        for SeenHost {
+            exporter,
+            connected,
+            seen_seconds,
+            version,
+            makes_controllers: _,
+        } in at
+        {
+            table.row([
+                name.clone(),
+                exporter.clone(),
+                seen(*connected, Some(*seen_seconds)),
+                version.clone().unwrap_or_else(|| "-".into()),
+            ]);
+        }
     }
     table.render()
 }

@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
 use control::{
-    Attachment, Counters, Forecast, Outcome, Request, Response, Toolstack, WhenExchanged,
+    Attachment, Counters, Forecast, HostForecast, Outcome, Request, Response, Toolstack,
+    WhenExchanged,
 };
 use session::control::Refusal;
 use session::{
@@ -49,14 +50,18 @@ impl Host {
 
     /// Answers one caller with `response` and returns what it asked.
     fn daemon(&self, response: Response) -> JoinHandle<Request> {
+        self.daemon_that_says(&serde_json::to_string(&response).unwrap())
+    }
+
+    /// The same with any text.
+    fn daemon_that_says(&self, answer: &str) -> JoinHandle<Request> {
         let listener = UnixListener::bind(self.socket()).unwrap();
+        let answer = format!("{answer}\n");
         std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             let mut asked = String::new();
             BufReader::new(&stream).read_line(&mut asked).unwrap();
-            let mut answer = serde_json::to_vec(&response).unwrap();
-            answer.push(b'\n');
-            (&stream).write_all(&answer).unwrap();
+            (&stream).write_all(answer.as_bytes()).unwrap();
             serde_json::from_str(&asked).unwrap()
         })
     }
@@ -140,8 +145,20 @@ fn attachment() -> Attachment {
         phase: LeasePhase::Serving,
         exchange: None,
         note: None,
+        elsewhere: false,
         stash: StashCounters::default(),
         counters: Counters::default(),
+    }
+}
+
+fn on_host(host: &str, outcome: Outcome) -> HostForecast {
+    HostForecast {
+        host: host.into(),
+        connected: true,
+        seen_seconds: Some(0),
+        version: Some("0.1.0".into()),
+        outcome,
+        reason: REASON.into(),
     }
 }
 
@@ -150,6 +167,7 @@ fn check(outcome: Outcome) -> Response {
         attachment: attachment(),
         outcome,
         reason: REASON.into(),
+        hosts: vec![on_host("xen2", outcome)],
     }])
 }
 
@@ -238,6 +256,26 @@ fn every_other_command_asks_its_question() {
             Request::Check {
                 domain: VM.into(),
                 toolstack: None,
+                to: vec![],
+            },
+        ),
+        (
+            vec!["check", VM, "--to", "xen2", "--to", "xen3"],
+            Response::Check(vec![]),
+            Request::Check {
+                domain: VM.into(),
+                toolstack: None,
+                to: vec!["xen2".into(), "xen3".into()],
+            },
+        ),
+        (
+            vec!["hosts", "forget", "xen9"],
+            Response::Forgotten {
+                host: "xen9".into(),
+                exporters: vec!["pi4".into()],
+            },
+            Request::ForgetHost {
+                host: "xen9".into(),
             },
         ),
         (
@@ -246,6 +284,7 @@ fn every_other_command_asks_its_question() {
             Request::Check {
                 domain: VM.into(),
                 toolstack: Some(Toolstack::Libvirt),
+                to: vec![],
             },
         ),
     ];
@@ -348,7 +387,7 @@ fn a_quiet_check_prints_refusals_only() {
     let output = host.xl_vusb(&["check", "web", "--quiet"]);
     assert_eq!(
         stdout(&output),
-        "pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: \
+        "to xen2: pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: \
          its driver cannot resume: load xen-vusb-hcd in web\n"
     );
     let host = Host::new();

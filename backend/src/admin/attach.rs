@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use control::{Attachment, WhenExchanged};
+use control::{Attachment, Toolstack, WhenExchanged};
 use session::control::{Acquire, Reply, Request as Ask};
 use session::{DeviceInfo, DeviceSelector, Exchange, OnMigrate, OwnController};
 use slog::info;
@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use usbif::{PortNumber, Speed};
 
-use super::{Admin, Entry, Refused, stuck};
+use super::{Admin, Entry, Refused, stuck, toolstack};
 use crate::controller::{self, Command, Device};
 use crate::domain::Domain;
 use crate::exporter::Exporter;
@@ -204,9 +204,16 @@ impl Admin {
             port,
             ..
         } = wanted;
+        // XAPI and libvirt would leave behind what `xl usbctrl-attach` made.
+        let own_only = controller.is_none()
+            && toolstack::of_domain(&self.store, domain.domid, domain.vm).await != Toolstack::Xl;
         let (mut full, mut slow) = (Vec::new(), Vec::new());
         let mut is_high_speed = None;
         for (key, entry) in self.controllers.find(domain, *controller)? {
+            if own_only && !is_own(key) {
+                full.push(key.devid.to_string());
+                continue;
+            }
             // Asked for once, and hardly ever.
             if !entry.handle.usb_version.takes(Speed::High) {
                 let is_high = match is_high_speed {

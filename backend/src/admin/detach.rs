@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use usbif::PortNumber;
 
-use super::{Admin, Refused, stuck};
+use super::{Admin, Refused, duration, stuck};
 use crate::controller::{ANSWERS_WITHIN, Command, Detached};
 
 impl Admin {
@@ -141,13 +141,4 @@ fn is_silent(exporter: &str, lease: &Lease, force: Option<Epoch>) -> Refused {
          that the VM is gone. If you know that the VM does not run there: `xl-vusb release \
          {exporter}/{device} --force {epoch}`"
     )
-}
-
-fn duration(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
-    }
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! The exporters of this host, and what they answer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use control::{ExportedDevice, ExporterStatus};
 use session::control::{Reply, Request as Ask};
+use session::hosts::KnownHost;
 use session::{DeviceId, Lease, VmUuid};
 use slog::{Logger, warn};
 
@@ -72,6 +73,29 @@ impl Exporters {
             }
         }
         (devices, unreachable)
+    }
+
+    /// The hosts that each exporter knows, by its name, and the exporters that did not answer. `vm`: whose
+    /// devices the policy is asked about.
+    pub(super) async fn hosts(
+        &self,
+        vm: Option<VmUuid>,
+    ) -> (BTreeMap<String, Vec<KnownHost>>, Vec<ExporterStatus>) {
+        let (mut hosts, mut silent) = (BTreeMap::new(), Vec::new());
+        for exporter in &self.all {
+            let error = match exporter.ask(Ask::Hosts { vm }).await {
+                Ok(Reply::Hosts(known)) => {
+                    hosts.insert(exporter.name().to_owned(), known);
+                    continue;
+                }
+                Ok(_) => exporter.nonsense(),
+                Err(e) => e,
+            };
+            let mut status = exporter.status();
+            status.error.get_or_insert(error.to_string());
+            silent.push(status);
+        }
+        (hosts, silent)
     }
 
     /// The leases as their exporters have them this moment; those of silent ones are missing.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-//! What is attached here, and what would become of it in a migration.
+//! What is attached here.
 
-use control::{Attachment, Controller, Forecast, Outcome, Status, Toolstack};
-use session::{LeasePhase, OnMigrate};
+use control::{Attachment, Controller, Status};
+use session::LeasePhase;
 
-use super::{Admin, Entry, Refused, toolstack};
+use super::{Admin, Entry, toolstack};
 use crate::controller::{Device, Report};
 use crate::xenbus::Key;
 use xen::DomId;
@@ -111,6 +111,7 @@ impl Admin {
                         (None, None) => current.map_or(LeasePhase::Disconnected, |l| l.phase),
                     },
                     exchange: lease.exchange,
+                    elsewhere: elsewhere.is_some(),
                     note: waiting
                         .and_then(|w| w.note)
                         .or(elsewhere)
@@ -125,80 +126,11 @@ impl Admin {
         attachments.collect()
     }
 
-    /// What a migration would do to a domain's attachments; by `toolstack`, or by the one that made it.
-    pub(super) async fn check(
-        &self,
-        domain: &str,
-        toolstack: Option<Toolstack>,
-    ) -> Result<Vec<Forecast>, Refused> {
-        let domain = self.domain(domain).await?;
-        let mut forecasts = Vec::new();
-        for (key, entry) in self.controllers.of(domain.domid) {
-            let attachments = self.attachments_of(key, &entry).await;
-            let forecast = |a| forecast(&self.host, a, toolstack);
-            forecasts.extend(attachments.into_iter().map(forecast));
-        }
-        Ok(forecasts)
-    }
-
     /// A domain's name now: it changes at the end of a migration.
     async fn name_of(&self, entry: &Entry) -> String {
         match self.domains.read(entry.domain.domid).await {
             Ok(Some(domain)) => domain.name,
             _ => entry.domain.name.clone(),
         }
-    }
-}
-
-/// What a migration from `host` would do to an attachment, and why.
-fn forecast(host: &str, attachment: Attachment, by: Option<Toolstack>) -> Forecast {
-    let Attachment {
-        on_migrate,
-        frontend_resumes,
-        port,
-        ref vm_name,
-        toolstack: made_by,
-        ..
-    } = attachment;
-    let stock = "the guest's frontend cannot resume (no feature-resume)";
-    let load = "load the xen-vusb-hcd module in the guest";
-    let detach = format!("`xl-vusb detach {vm_name} {port}`");
-    let lost = |because: &str, or: &str| {
-        let reason = format!(
-            "{because}, so the guest would lose the device; run {detach} on {host} first{or}"
-        );
-        (Outcome::Lost, reason)
-    };
-    let none = "makes no PV USB controller on the host that the VM goes to";
-    let (outcome, reason) = match toolstack::migrating(made_by, by) {
-        Toolstack::Xapi => lost(&format!("XAPI {none}"), ""),
-        Toolstack::Libvirt => lost(&format!("libvirt {none}"), ", or migrate with `xl migrate`"),
-        Toolstack::Unknown => lost(
-            "this PV USB controller was not made by libxl, and no toolstack makes it again on the host \
-             that the VM goes to",
-            "",
-        ),
-        Toolstack::Xl => match (frontend_resumes, on_migrate) {
-            (true, _) => (
-                Outcome::Seamless,
-                "the guest's frontend reconnects inside its resume".to_owned(),
-            ),
-            (false, OnMigrate::Risk) => (
-                Outcome::Seamless,
-                format!("{stock}, but it was attached with --on-migrate risk"),
-            ),
-            (false, OnMigrate::Replug) => (Outcome::Replug, format!("{stock}; {load} to avoid it")),
-            (false, OnMigrate::Refuse) => (
-                Outcome::Refused,
-                format!(
-                    "{stock}; {load}, or {detach} first, or attach the device with --on-migrate replug"
-                ),
-            ),
-        },
-    };
-    Forecast {
-        attachment,
-        outcome,
-        reason,
     }
 }

@@ -100,6 +100,16 @@ pub enum Request {
         /// The toolstack that is to migrate it; none for the one that made it, as far as that shows.
         #[serde(default)]
         toolstack: Option<Toolstack>,
+        /// Names of the hosts that it could go to; none for all that the exporters know.
+        #[serde(default)]
+        to: Vec<String>,
+    },
+    /// The hosts that the exporters know. [`Response::Hosts`].
+    Hosts,
+    /// Puts a host that is gone out of the exporters' lists. [`Response::Forgotten`].
+    ForgetHost {
+        /// Its name in the pool.
+        host: String,
     },
 }
 
@@ -207,6 +217,20 @@ pub enum Response {
     Status(Box<Status>),
     /// See [`Request::Check`].
     Check(Vec<Forecast>),
+    /// See [`Request::Hosts`].
+    Hosts {
+        /// By name.
+        hosts: Vec<PoolHost>,
+        /// Exporters that did not answer.
+        unreachable: Vec<ExporterStatus>,
+    },
+    /// See [`Request::ForgetHost`].
+    Forgotten {
+        /// Its name.
+        host: String,
+        /// The exporters that knew it.
+        exporters: Vec<String>,
+    },
     /// Nothing was done; the text says why and what to do next.
     Error(String),
 }
@@ -262,6 +286,9 @@ pub struct Attachment {
     pub exchange: Option<Exchange>,
     /// The last thing worth reading, for example why a migration was refused.
     pub note: Option<String>,
+    /// Another domain with the VM's uuid has the device: the port here is empty.
+    #[serde(default)]
+    pub elsewhere: bool,
     /// What the device sent while the guest was suspended, as the exporter has it.
     #[serde(default)]
     pub stash: StashCounters,
@@ -350,11 +377,55 @@ impl Controller {
     }
 }
 
+/// A host of the pool, as the exporters know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolHost {
+    /// Its name in the pool.
+    pub name: String,
+    /// What each exporter that knows it says.
+    pub seen: Vec<SeenHost>,
+}
+
+/// A host as one exporter knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenHost {
+    /// The exporter's name.
+    pub exporter: String,
+    /// Whether the host's vusbd is connected to it now.
+    pub connected: bool,
+    /// How long ago it was connected last, in seconds.
+    pub seen_seconds: u64,
+    /// The version of its vusbd, where that said it.
+    pub version: Option<String>,
+    /// Whether its vusbd makes the PV USB controllers of a VM that arrives without one.
+    pub makes_controllers: bool,
+}
+
 /// What a migration would do to an attachment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forecast {
     /// The attachment.
     pub attachment: Attachment,
+    /// What would happen, at worst, on any of `hosts`.
+    pub outcome: Outcome,
+    /// Why, and what to do to change it.
+    pub reason: String,
+    /// What would happen on each host. Empty where no host is known, and for a device that the domain does
+    /// not have ([`Outcome::Elsewhere`]).
+    pub hosts: Vec<HostForecast>,
+}
+
+/// What a migration to one host would do to an attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostForecast {
+    /// The host's name in the pool.
+    pub host: String,
+    /// Whether its vusbd is connected to the device's exporter now.
+    pub connected: bool,
+    /// How long ago it was connected last, in seconds; none if it never was, or nobody knows.
+    pub seen_seconds: Option<u64>,
+    /// The version of its vusbd, where that said it.
+    pub version: Option<String>,
     /// What would happen.
     pub outcome: Outcome,
     /// Why, and what to do to change it.
@@ -368,17 +439,30 @@ impl Outcome {
     }
 }
 
-/// What happens to a device at a migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Elsewhere => "elsewhere",
+            Self::Seamless => "seamless",
+            Self::Replug => "replug",
+            Self::Refused => "refused",
+            Self::Lost => "lost",
+        })
+    }
+}
+
+/// What happens to a device at a migration, the worst last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
+    /// Nothing: the domain does not have the device, another one with the same uuid has it.
+    Elsewhere,
     /// The guest notices a pause.
     Seamless,
     /// The guest sees it disconnected and connected again.
     Replug,
     /// The migration fails before the guest moves.
     Refused,
-    /// The toolstack moves the guest without its controller: the guest loses the device, and what it
-    /// was writing.
+    /// The guest moves, and loses the device and what it was writing.
     Lost,
 }

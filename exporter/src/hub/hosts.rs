@@ -15,7 +15,7 @@ use super::Hub;
 use crate::store::Store;
 
 /// Pause between two saves. A host may connect again and again, and each save wears the disk.
-const SAVE_INTERVAL: Duration = Duration::from_secs(10);
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it is noted that hosts are still connected: after a crash the exporter is wrong by so much
 /// about when it saw them last.
 const NOTE_INTERVAL: Duration = Duration::from_secs(60 * 60);

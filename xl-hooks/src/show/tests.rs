@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-use control::Counters;
+use control::{Counters, Outcome};
 use session::{DeviceId, StashCounters, VmUuid};
 
 use super::*;
@@ -37,6 +37,7 @@ fn attachment() -> Attachment {
         phase: LeasePhase::Serving,
         exchange: None,
         note: None,
+        elsewhere: false,
         stash: StashCounters::default(),
         counters: Counters {
             urbs: 1200,
@@ -53,6 +54,18 @@ fn attachment() -> Attachment {
 fn forecast(outcome: Outcome, reason: &str) -> Forecast {
     Forecast {
         attachment: attachment(),
+        outcome,
+        reason: reason.into(),
+        hosts: Vec::new(),
+    }
+}
+
+fn on_host(host: &str, seen: Option<u64>, outcome: Outcome, reason: &str) -> HostForecast {
+    HostForecast {
+        host: host.into(),
+        connected: seen == Some(0),
+        seen_seconds: seen,
+        version: Some("0.1.0".into()),
         outcome,
         reason: reason.into(),
     }
@@ -146,13 +159,93 @@ fn a_check_names_device_outcome_and_remedy() {
         text(&Response::Check(forecasts)),
         format!(
             "\
-DEVICE                             CTRL  PORT  OUTCOME   WHY
-pi4/1-1.2 (Kingston DataTraveler)  0     1     refused   {remedy}
-pi4/1-1.2 (Kingston DataTraveler)  0     1     seamless  the frontend resumes
-pi4/1-1.2 (Kingston DataTraveler)  0     1     lost      detach it
+HOST  STATE  DEVICE                             CTRL  PORT  OUTCOME   WHY
+-     -      pi4/1-1.2 (Kingston DataTraveler)  0     1     refused   {remedy}
+-     -      pi4/1-1.2 (Kingston DataTraveler)  0     1     seamless  the frontend resumes
+-     -      pi4/1-1.2 (Kingston DataTraveler)  0     1     lost      detach it
 "
         )
     );
+}
+
+#[test]
+fn a_check_has_a_line_for_each_host_and_device() {
+    let mut stick = forecast(Outcome::Lost, "the worst of it");
+    stick.hosts = vec![
+        on_host("xen3", None, Outcome::Lost, "start vusbd there"),
+        on_host("xen2", Some(0), Outcome::Seamless, "it resumes"),
+    ];
+    let mut scanner = forecast(Outcome::Refused, "the worst of it");
+    scanner.attachment.port = 2;
+    scanner.hosts = vec![
+        on_host("xen2", Some(0), Outcome::Seamless, "it resumes"),
+        on_host(
+            "xen3",
+            Some(7300),
+            Outcome::Refused,
+            "vusbd is not connected",
+        ),
+    ];
+    let forecasts = vec![stick, scanner];
+    assert_eq!(
+        refusals(&forecasts),
+        [
+            "to xen3: pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: start vusbd there",
+            "to xen3: pi4/1-1.2 (Kingston DataTraveler), controller 0 port 2: vusbd is not connected",
+        ]
+    );
+    assert_eq!(
+        text(&Response::Check(forecasts)),
+        "\
+HOST  STATE              DEVICE                             CTRL  PORT  OUTCOME   WHY
+xen2  connected          pi4/1-1.2 (Kingston DataTraveler)  0     1     seamless  it resumes
+xen2  connected          pi4/1-1.2 (Kingston DataTraveler)  0     2     seamless  it resumes
+xen3  never seen         pi4/1-1.2 (Kingston DataTraveler)  0     1     lost      start vusbd there
+xen3  last seen 2 h ago  pi4/1-1.2 (Kingston DataTraveler)  0     2     refused   vusbd is not connected
+"
+    );
+}
+
+#[test]
+fn hosts_show_who_has_seen_them_when() {
+    let seen = |exporter: &str, connected, seen_seconds, version: Option<&str>| SeenHost {
+        exporter: exporter.into(),
+        connected,
+        seen_seconds,
+        version: version.map(str::to_owned),
+        makes_controllers: true,
+    };
+    let hosts = vec![
+        PoolHost {
+            name: "xen1".into(),
+            seen: vec![
+                seen("desk", true, 0, Some("0.1.0")),
+                seen("pi4", false, 90, None),
+            ],
+        },
+        PoolHost {
+            name: "xen2".into(),
+            seen: vec![seen("pi4", false, 400_000, Some("0.1.0"))],
+        },
+    ];
+    let response = Response::Hosts {
+        hosts,
+        unreachable: vec![],
+    };
+    assert_eq!(
+        text(&response),
+        "\
+HOST  EXPORTER  STATE                 VUSBD
+xen1  desk      connected             0.1.0
+xen1  pi4       last seen 90 s ago    -
+xen2  pi4       last seen 4 days ago  0.1.0
+"
+    );
+    let forgotten = Response::Forgotten {
+        host: "xen2".into(),
+        exporters: vec!["desk".into(), "pi4".into()],
+    };
+    assert_eq!(text(&forgotten), "forgot host xen2 at desk, pi4\n");
 }
 
 #[test]

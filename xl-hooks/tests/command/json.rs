@@ -44,6 +44,7 @@ fn json_is_the_control_types_as_they_are() {
       "phase": "serving",
       "exchange": null,
       "note": null,
+      "elsewhere": false,
       "stash": {
         "kept": 0,
         "delivered": 0,
@@ -103,6 +104,22 @@ fn every_answer_has_its_documented_key() {
             "status",
         ),
         (vec!["check", "web"], check(Outcome::Replug), "check"),
+        (
+            vec!["hosts"],
+            Response::Hosts {
+                hosts: vec![],
+                unreachable: vec![],
+            },
+            "hosts",
+        ),
+        (
+            vec!["hosts", "forget", "xen9"],
+            Response::Forgotten {
+                host: "xen9".into(),
+                exporters: vec!["pi4".into()],
+            },
+            "forgotten",
+        ),
     ];
     for (mut arguments, answer, key) in answers {
         let host = Host::new();

@@ -15,7 +15,7 @@ fn migrate_runs_plain_xl_when_nothing_refuses() {
     // xl's own status is passed on.
     assert_eq!(status(&output), 7, "{}", stderr(&output));
     assert!(
-        matches!(daemon.join().unwrap(), Request::Check { domain, toolstack: Some(Toolstack::Xl) } if domain == "web")
+        matches!(daemon.join().unwrap(), Request::Check { domain, toolstack: Some(Toolstack::Xl), .. } if domain == "web")
     );
     let called = fs::read_to_string(host.0.join("called")).unwrap();
     assert_eq!(called, "migrate --debug -s ssh -p 2 web xen2\n");
@@ -31,10 +31,45 @@ fn migrate_does_not_start_what_a_device_refuses() {
     assert_eq!(status(&output), 1);
     assert_eq!(
         stderr(&output),
-        "xl-vusb: web was not migrated; pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: \
+        "xl-vusb: web was not migrated; to xen2: pi4/1-1.2 (Kingston DataTraveler), controller 0 port 1: \
          its driver cannot resume: load xen-vusb-hcd in web\n"
     );
     assert!(!host.0.join("called").exists());
+}
+
+/// Only what is about the host that is meant counts, and of one that has another name in the pool only what is
+/// so everywhere.
+#[test]
+fn migrate_looks_at_the_host_that_it_is_to_go_to() {
+    let forecast = |hosts: &[(&str, Outcome)]| {
+        let hosts: Vec<_> = hosts.iter().map(|(h, o)| on_host(h, *o)).collect();
+        Response::Check(vec![Forecast {
+            attachment: attachment(),
+            outcome: hosts.iter().map(|h| h.outcome).max().unwrap(),
+            reason: REASON.into(),
+            hosts,
+        }])
+    };
+    let mixed = [
+        ("xen2.example.org", Outcome::Seamless),
+        ("xen3", Outcome::Lost),
+    ];
+    let bad = [("xen2", Outcome::Refused), ("xen3", Outcome::Lost)];
+    for (hosts, to, expected) in [
+        (&mixed, "xen2", 0),
+        (&mixed, "xen2.example.org", 0),
+        (&mixed, "xen3", 1),
+        (&mixed, "10.0.0.2", 0),
+        (&bad, "10.0.0.2", 1),
+    ] {
+        let host = Host::new();
+        host.program("xl", "exit 0");
+        let _daemon = host.daemon(forecast(hosts));
+        let output = host.xl_vusb(&["migrate", "web", to]);
+        assert_eq!(status(&output), expected, "{to}: {}", stderr(&output));
+        let other = stderr(&output).contains(" xen3") || stderr(&output).contains("\nxen3");
+        assert_eq!(other, expected == 1, "{to}: {}", stderr(&output));
+    }
 }
 
 /// Runs a hook as XAPI does; `xl-vusb` on its path is ours with the test's socket.
@@ -74,13 +109,19 @@ fn xenstore(host: &Host, nodes: &[(&str, &str)]) {
 const CHECK: Request = Request::Check {
     domain: String::new(),
     toolstack: Some(Toolstack::Xapi),
+    to: Vec::new(),
 };
 
 fn checked(request: Request) -> Request {
     match request {
-        Request::Check { domain, toolstack } if domain == VM => Request::Check {
+        Request::Check {
+            domain,
+            toolstack,
+            to,
+        } if domain == VM => Request::Check {
             domain: String::new(),
             toolstack,
+            to,
         },
         other => other,
     }
@@ -93,7 +134,7 @@ fn the_pre_migrate_hook_aborts_whatever_is_attached() {
     let output = hook(&host, "vm-pre-migrate", None);
     assert_eq!(status(&output), 2);
     let text = stdout(&output);
-    assert!(text.starts_with("xen-vusb: pi4/1-1.2"), "{text}");
+    assert!(text.starts_with("xen-vusb: to xen2: pi4/1-1.2"), "{text}");
     assert!(text.contains(REASON), "{text}");
     assert_eq!(checked(daemon.join().unwrap()), CHECK);
 }
@@ -170,6 +211,7 @@ fn without_vusbd_the_pre_migrate_hook_lets_go_a_vm_without_a_controller() {
     assert!(stdout(&output).contains("no PV USB controller"));
 }
 
+/// One that does not know what a forecast is about answers without hosts.
 #[test]
 fn the_pre_migrate_hook_takes_no_promise_of_an_earlier_vusbd() {
     let host = Host::new();
@@ -181,7 +223,10 @@ fn the_pre_migrate_hook_takes_no_promise_of_an_earlier_vusbd() {
             ("local/domain/7/device/vusb/0/state", "4"),
         ],
     );
-    let _daemon = host.daemon(check(Outcome::Seamless));
+    let mut answer = serde_json::to_value(check(Outcome::Seamless)).unwrap();
+    let forecast = answer["check"][0].as_object_mut().unwrap();
+    forecast.remove("hosts").unwrap();
+    let _daemon = host.daemon_that_says(&answer.to_string());
     let output = hook(&host, "vm-pre-migrate", None);
     assert_eq!(status(&output), 2, "{}", stdout(&output));
     assert!(stdout(&output).contains("must be of one version"));

@@ -66,11 +66,12 @@ async fn a_refusal_is_an_answer() {
     let request = Request::Check {
         domain: "web".into(),
         toolstack: None,
+        to: Vec::new(),
     };
     assert_eq!(call(&socket.0, &request).await.unwrap(), refusal);
     assert_eq!(
         daemon.await.unwrap(),
-        "{\"check\":{\"domain\":\"web\",\"toolstack\":null}}\n"
+        "{\"check\":{\"domain\":\"web\",\"toolstack\":null,\"to\":[]}}\n"
     );
 }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use control::{Attachment, Response, Status};
+use xen::DomId;
 use xen_sim::toolstack::{Dialect, MigrateError, MigrateOptions, Migration, Step};
 use xl_hooks::pool;
 
@@ -340,13 +341,39 @@ impl Rig {
         options: &MigrateOptions,
         mut at: impl FnMut(Step),
     ) -> Result<Migration, MigrateError> {
-        let source = &self.hosts[guest.host].xl;
-        let target = &self.hosts[to].xl;
-        let mut step = |step, _| at(step);
-        let migration = source.migrate_by_steps(guest.domid, target, options, &mut step)?;
+        let from = (guest.host, guest.domid);
+        let migration = self.migrate_domain(from, to, options, &mut at)?;
         guest.host = to;
         guest.domid = migration.domid;
         Ok(migration)
+    }
+
+    /// The controllers of a domain that vusbd has made, and that have a device: those are made again where the
+    /// domain goes to.
+    fn controllers_in_use(&self, host: usize, domid: DomId) -> Vec<u16> {
+        let attachments = self.status(host).map(|status| status.attachments);
+        let mut attachments = attachments.unwrap_or_default();
+        attachments.retain(|a| a.domid == domid.0 && u32::from(a.controller) >= guest::OWN);
+        attachments.iter().map(|a| a.controller).collect()
+    }
+
+    /// The memory of a real guest takes seconds to copy, in which the target's vusbd makes its controllers.
+    fn migrate_domain(
+        &self,
+        (host, domid): (usize, DomId),
+        to: usize,
+        options: &MigrateOptions,
+        at: &mut dyn FnMut(Step),
+    ) -> Result<Migration, MigrateError> {
+        let source = &self.hosts[host].xl;
+        let mut step = |step, incoming| {
+            at(step);
+            if step == Step::TargetMade && self.hosts[host].has_own_controller(domid) {
+                let devids = self.controllers_in_use(host, domid);
+                self.hosts[to].wait_for_controllers(incoming, &devids);
+            }
+        };
+        source.migrate_by_steps(domid, &self.hosts[to].xl, options, &mut step)
     }
 
     /// Ends everything in order, and gives what the hosts have seen that must not be.

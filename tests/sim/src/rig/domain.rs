@@ -59,8 +59,8 @@ impl Domain {
         to: usize,
         options: &MigrateOptions,
     ) -> Result<Migration, MigrateError> {
-        let source = &rig.hosts[self.host].xl;
-        let migration = source.migrate(self.domid, &rig.hosts[to].xl, options)?;
+        let from = (self.host, self.domid);
+        let migration = rig.migrate_domain(from, to, options, &mut |_| ())?;
         (self.host, self.domid) = (to, migration.domid);
         Ok(migration)
     }

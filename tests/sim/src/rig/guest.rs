@@ -16,7 +16,7 @@ use crate::process::Process;
 use crate::programs;
 
 /// The first controller that vusbd makes, where the toolstack makes none.
-const OWN: u32 = 64;
+pub(super) const OWN: u32 = 64;
 
 /// How a guest is made.
 #[derive(Clone, Debug)]

@@ -6,11 +6,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use xen::DomId;
 use xen_sim::toolstack::Toolstack;
 
+use super::guest::OWN;
 use super::store_link::StoreLink;
 use super::tls_section;
 use crate::process::Process;
@@ -83,6 +85,30 @@ impl Host {
             xen,
             has_power: true,
         })
+    }
+
+    /// Whether vusbd has made a controller of a domain.
+    pub(super) fn has_own_controller(&self, domid: DomId) -> bool {
+        let backends = format!("/local/domain/0/backend/vusb/{domid}");
+        let devids = self.xl.store().and_then(|mut s| s.directory(&backends));
+        let is_own = |devid: &String| devid.parse().is_ok_and(|devid: u32| devid >= OWN);
+        devids.unwrap_or_default().iter().any(is_own)
+    }
+
+    /// Waits until vusbd has made these controllers; a while, for it may be one that cannot.
+    pub(super) fn wait_for_controllers(&self, domid: DomId, devids: &[u16]) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let Ok(mut store) = self.xl.store() else {
+            return;
+        };
+        for devid in devids {
+            let state = format!("/local/domain/0/backend/vusb/{domid}/{devid}/state");
+            while !matches!(store.read(&state), Ok(Some(state)) if state == "2")
+                && Instant::now() < deadline
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
     }
 
     /// The directory of its `xen-sim`.

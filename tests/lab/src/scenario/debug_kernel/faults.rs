@@ -13,47 +13,41 @@ use crate::stack::{self, STICK};
 pub fn run(subject: &mut Subject) -> Result<()> {
     // The disk goes on with what is reserved for it.
     subject.run("no memory for bounce pages", |subject| {
-        subject.set("xen-vusb-hcd/fail_pages/probability", "100")?;
-        let used = subject.use_disk();
-        subject.set("xen-vusb-hcd/fail_pages/probability", "0")?;
-        used
+        inject(subject, "xen-vusb-hcd/fail_pages", 100, |one| {
+            one.use_disk()
+        })
     })?;
     subject.run("grant references are rare", |subject| {
-        subject.set("xen-vusb-hcd/fail_grants/probability", "30")?;
-        let used = subject.use_disk();
-        subject.set("xen-vusb-hcd/fail_grants/probability", "0")?;
-        used
+        inject(subject, "xen-vusb-hcd/fail_grants", 30, |one| {
+            one.use_disk()
+        })
     })?;
     // More than the controller has reserved, many times over.
     subject.run("grant references are lost", |subject| {
-        subject.set("xen-vusb-hcd/lose_grants/probability", "100")?;
-        let used = (0..5).try_for_each(|_| subject.use_disk());
-        subject.set("xen-vusb-hcd/lose_grants/probability", "0")?;
-        used
+        inject(subject, "xen-vusb-hcd/lose_grants", 100, |subject| {
+            (0..5).try_for_each(|_| subject.use_disk())
+        })
     })?;
     subject.run("a suspend that a device refuses", refused_suspend)?;
     // Drivers may give up then; the kernel must not be harmed, and all works afterwards.
     subject.run("allocations of the module fail", |subject| {
         only_in_module(subject)?;
-        subject.set("failslab/probability", "20")?;
-        let disk = subject.disk()?;
-        let used = subject.guest.exec_for(
-            &format!("for n in 1 2 3; do lab-usb blocks {disk} 60 $n; done"),
-            patience(240),
-        );
-        // Enumeration, too.
-        let again = stack::xl_vusb(
-            subject.lab,
-            subject.host,
-            &format!("detach {} 1", guest::NAME),
-        )
-        .and_then(|_| {
+        let mut used = None;
+        let again = inject(subject, "failslab", 20, |subject| {
+            let disk = subject.disk()?;
+            used = Some(subject.guest.exec_for(
+                &format!("for n in 1 2 3; do lab-usb blocks {disk} 60 $n; done"),
+                patience(240),
+            ));
+            // Enumeration, too.
+            let detach = format!("detach {} 1", guest::NAME);
+            stack::xl_vusb(subject.lab, subject.host, &detach)?;
             let attach = format!("attach {} {STICK}", guest::NAME);
-            stack::xl_vusb(subject.lab, subject.host, &attach)
+            stack::xl_vusb(subject.lab, subject.host, &attach)?;
+            std::thread::sleep(Duration::from_secs(10));
+            Ok(())
         });
-        std::thread::sleep(Duration::from_secs(10));
-        subject.set("failslab/probability", "0")?;
-        used?;
+        used.transpose()?;
         again?;
         stack::xl_vusb(
             subject.lab,
@@ -64,6 +58,30 @@ pub fn run(subject: &mut Subject) -> Result<()> {
         stack::xl_vusb(subject.lab, subject.host, &attach)?;
         subject.use_disk()
     })
+}
+
+/// Does something while `fault` comes with this probability, in percent. That it never came is a failure, too: then
+/// nothing was tried.
+fn inject(
+    subject: &Subject,
+    fault: &str,
+    percent: u32,
+    act: impl FnOnce(&Subject) -> Result<()>,
+) -> Result<()> {
+    const TIMES: i64 = 1_000_000;
+    subject.set(&format!("{fault}/times"), &TIMES.to_string())?;
+    subject.set(&format!("{fault}/probability"), &percent.to_string())?;
+    let done = act(subject);
+    subject.set(&format!("{fault}/probability"), "0")?;
+    let left = subject
+        .guest
+        .must(&format!("cat /sys/kernel/debug/{fault}/times"))?;
+    done?;
+    // The kernel counts it down.
+    let came = TIMES - left.trim().parse::<i64>()?;
+    anyhow::ensure!(came > 0, "{fault} never came");
+    eprintln!("lab: {fault} came {came} times");
+    Ok(())
 }
 
 /// The guest is asked to suspend, and one of its devices cannot be, when the controllers have been. The disk

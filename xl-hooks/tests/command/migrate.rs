@@ -83,9 +83,17 @@ fn hook(host: &Host, name: &str, domid: Option<&str>) -> Output {
         ),
     );
     host.program("uname", "echo xen1");
-    let hook = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("xapi")
-        .join(name);
+    // A file of the machine that the tests run on is not ours.
+    let conf = host.0.join("xapi.conf");
+    host.program(
+        "env-hook",
+        &format!(
+            "XEN_VUSB_XAPI_CONF={} exec {}/xapi/{name} \"$@\"",
+            conf.display(),
+            env!("CARGO_MANIFEST_DIR"),
+        ),
+    );
+    let hook = host.0.join("bin/env-hook");
     let mut arguments = vec!["-vmuuid", VM, "-reason", "source"];
     if let Some(domid) = domid {
         arguments.extend(["-vmdomid", domid]);
@@ -128,7 +136,7 @@ fn checked(request: Request) -> Request {
 }
 
 #[test]
-fn the_pre_migrate_hook_aborts_whatever_is_attached() {
+fn the_pre_migrate_hook_aborts_what_would_be_lost_on_any_host() {
     let host = Host::new();
     let daemon = host.daemon(check(Outcome::Lost));
     let output = hook(&host, "vm-pre-migrate", None);
@@ -137,6 +145,61 @@ fn the_pre_migrate_hook_aborts_whatever_is_attached() {
     assert!(text.starts_with("xen-vusb: to xen2: pi4/1-1.2"), "{text}");
     assert!(text.contains(REASON), "{text}");
     assert_eq!(checked(daemon.join().unwrap()), CHECK);
+}
+
+#[test]
+fn the_pre_migrate_hook_lets_go_what_is_safe_on_every_host() {
+    for outcome in [Outcome::Seamless, Outcome::Replug, Outcome::Elsewhere] {
+        let host = Host::new();
+        let daemon = host.daemon(check(outcome));
+        let output = hook(&host, "vm-pre-migrate", Some("5"));
+        assert_eq!((status(&output), stdout(&output)), (0, ""), "{outcome}");
+        assert_eq!(checked(daemon.join().unwrap()), CHECK);
+    }
+}
+
+/// Else it is every host that an exporter knows.
+#[test]
+fn the_pre_migrate_hook_asks_about_the_hosts_of_its_configuration() {
+    for text in [
+        "hosts = xen2 xen3.example.org\n",
+        "# where VMs go\n\nhosts=xen2\txen3.example.org",
+    ] {
+        let host = Host::new();
+        fs::write(host.0.join("xapi.conf"), text).unwrap();
+        let daemon = host.daemon(check(Outcome::Seamless));
+        let output = hook(&host, "vm-pre-migrate", None);
+        assert_eq!((status(&output), stdout(&output)), (0, ""), "{text}");
+        let asked = daemon.join().unwrap();
+        let Request::Check { domain, to, .. } = asked else {
+            panic!("{asked:?}");
+        };
+        assert_eq!(domain, VM);
+        assert_eq!(to, ["xen2", "xen3.example.org"]);
+    }
+}
+
+/// It must not let go because of a slip of the pen, and asks nobody then.
+#[test]
+fn the_pre_migrate_hook_aborts_with_a_configuration_that_it_does_not_understand() {
+    for (text, part) in [
+        ("host = xen2\n", "not `hosts = NAME NAME …`"),
+        ("hosts\n", "not `hosts = NAME NAME …`"),
+        ("hosts = xen2\nhosts = xen3\n", "a second one: hosts = xen3"),
+        ("hosts =\n", "names none"),
+        ("hosts = xen2, xen3\n", "between spaces"),
+        ("hosts = *\n", "between spaces"),
+        ("hosts = $(touch called)\n", "between spaces"),
+    ] {
+        let host = Host::new();
+        fs::write(host.0.join("xapi.conf"), text).unwrap();
+        let output = hook(&host, "vm-pre-migrate", None);
+        assert_eq!(status(&output), 2, "{text}");
+        let said = stdout(&output);
+        for part in [part, "xapi.conf on xen1"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
 }
 
 #[test]

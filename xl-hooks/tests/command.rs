@@ -3,6 +3,8 @@
 
 #[path = "command/json.rs"]
 mod json;
+#[path = "command/libvirt.rs"]
+mod libvirt;
 #[path = "command/migrate.rs"]
 mod migrate;
 

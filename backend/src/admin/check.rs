@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use control::{Forecast, Toolstack};
+use control::{Attachment, Counters, Forecast, Toolstack};
 use session::control::{Reply, Request as Ask};
 use session::hosts::KnownHost;
-use session::{Holder, LeasePhase};
+use session::{Holder, Lease, LeasePhase, VmUuid};
 
 use super::forecast::{self, Question, Seen};
 use super::{Admin, Refused, no_domain, stuck, toolstack};
@@ -58,6 +58,21 @@ impl Known {
         found.map(|found| found.into_iter().collect())
     }
 
+    /// The forecast for an attachment of a VM on the host `here`, on each of these hosts.
+    fn forecast(
+        &self,
+        here: &str,
+        by: Toolstack,
+        attachment: Attachment,
+        candidates: &[String],
+    ) -> Forecast {
+        let exporter = attachment.exporter.clone();
+        let hosts = candidates
+            .iter()
+            .map(|host| (host.as_str(), self.seen(&exporter, host)));
+        forecast::of(&Question { here, by }, attachment, hosts)
+    }
+
     fn unknown(&self, host: &str) -> Refused {
         let names: Vec<_> = self.names().into_iter().collect();
         let known = match names.is_empty() {
@@ -91,7 +106,12 @@ impl Admin {
         let domain = match self.domain(wanted).await {
             Ok(domain) => domain,
             Err(refused) if refused == no_domain(wanted) => {
-                return Err(self.runs_elsewhere(wanted).await.unwrap_or(refused));
+                let to_here =
+                    !to.is_empty() && to.iter().all(|t| t.eq_ignore_ascii_case(&self.host));
+                return match (to_here, wanted.parse()) {
+                    (true, Ok(vm)) => self.check_arrival(vm, toolstack).await,
+                    _ => Err(self.runs_elsewhere(wanted).await.unwrap_or(refused)),
+                };
             }
             Err(refused) => return Err(refused),
         };
@@ -106,23 +126,52 @@ impl Admin {
         if attachments.is_empty() {
             return Ok(Vec::new());
         }
-        let (hosts, silent) = self.exporters.hosts(Some(domain.vm)).await;
-        let why = |error: Option<String>| error.unwrap_or_else(|| "no reason known".to_owned());
-        let silent = silent.into_iter().map(|s| (s.name, why(s.error))).collect();
-        let known = Known { hosts, silent };
+        let known = self.known(domain.vm).await;
         let candidates = known.candidates(to, &self.host)?;
         let forecasts = attachments.into_iter().map(|attachment| {
-            let exporter = attachment.exporter.clone();
-            let hosts = candidates
-                .iter()
-                .map(|host| (host.as_str(), known.seen(&exporter, host)));
-            let question = Question {
-                here: &self.host,
-                by: toolstack::migrating(attachment.toolstack, toolstack),
-            };
-            forecast::of(&question, attachment, hosts)
+            let by = toolstack::migrating(attachment.toolstack, toolstack);
+            known.forecast(&self.host, by, attachment, &candidates)
         });
         Ok(forecasts.collect())
+    }
+
+    /// The same for a VM that runs on another host and is to come here, as the destination is asked by a
+    /// toolstack that runs nothing at the source. It is about the leases that the policies show this host.
+    async fn check_arrival(
+        &self,
+        vm: VmUuid,
+        toolstack: Option<Toolstack>,
+    ) -> Result<Vec<Forecast>, Refused> {
+        let known = self.known(vm).await;
+        if let Some((exporter, why)) = known.silent.iter().next() {
+            return Err(format!(
+                "exporter {exporter} does not answer, so nobody knows whether VM {vm} has a device there that it \
+                 would lose on {}: {why}",
+                self.host
+            ));
+        }
+        let leases = self.exporters.leases_now(vm).await;
+        let mut leases: Vec<_> = leases.into_iter().collect();
+        leases.sort_by(|((one, _), _), ((other, _), _)| one.cmp(other));
+        let forecasts = leases.into_iter().map(|((exporter, _), lease)| {
+            let source = lease.holder.host.clone();
+            // Which toolstack made it does not show here; what is not said counts as one that waits for nothing.
+            let by = toolstack.unwrap_or(Toolstack::Unknown);
+            let attachment = of_lease(exporter, by, lease);
+            known.forecast(&source, by, attachment, std::slice::from_ref(&self.host))
+        });
+        Ok(forecasts.collect())
+    }
+
+    /// What the exporters know of hosts, and of what their policies allow a VM there.
+    async fn known(&self, vm: VmUuid) -> Known {
+        let (hosts, silent) = self.exporters.hosts(Some(vm)).await;
+        let why = |error: Option<String>| error.unwrap_or_else(|| "no reason known".to_owned());
+        let silent = silent.into_iter().map(|s| (s.name, why(s.error)));
+        Known {
+            hosts,
+            silent: silent.collect(),
+        }
     }
 
     /// Where a VM runs that is not here, from the leases that the exporters have of it.
@@ -148,6 +197,28 @@ impl Admin {
             }
         }
         None
+    }
+}
+
+/// An attachment on another host, as its lease describes it.
+fn of_lease(exporter: String, toolstack: Toolstack, lease: Lease) -> Attachment {
+    Attachment {
+        exporter,
+        vm: lease.vm,
+        domid: lease.holder.domid,
+        vm_name: lease.vm_name,
+        controller: lease.controller,
+        port: lease.port,
+        toolstack,
+        frontend_resumes: lease.frontend_resumes,
+        on_migrate: lease.on_migrate,
+        phase: lease.phase,
+        exchange: lease.exchange,
+        elsewhere: false,
+        note: lease.note,
+        stash: lease.stash,
+        counters: Counters::default(),
+        device: lease.device,
     }
 }
 

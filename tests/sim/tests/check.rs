@@ -79,6 +79,32 @@ fn each_host_of_the_pool_has_a_line_and_the_worst_decides() {
     let (status, _, err) = run(&rig, 1, &["check", "guest"]);
     assert_eq!(status, 1);
     assert!(err.contains("not run on this host but on host-a"), "{err}");
+    // The same host, asked whether the VM would keep its device here.
+    let vm_uuid = rig.status(0).unwrap().attachments[0].vm.to_string();
+    let (status, out, err) = run(
+        &rig,
+        1,
+        &["check", &vm_uuid, "--to", "host-b", "--toolstack", "xl"],
+    );
+    assert_eq!(status, 0, "{out}{err}");
+    assert!(out.contains("host-b  connected  exporter/0-1"), "{out}");
+    assert!(out.contains(" seamless "), "{out}");
+    // libvirt makes no controller like the one that it has.
+    let arrival = [
+        "check",
+        &vm_uuid,
+        "--to",
+        "host-b",
+        "--toolstack",
+        "libvirt",
+        "-q",
+    ];
+    let (status, out, _) = run(&rig, 1, &arrival);
+    assert_eq!(status, 1, "{out}");
+    assert!(out.contains("`xl-vusb detach guest 1` on host-a"), "{out}");
+    let nobody = "00000000-1111-2222-3333-444444444444";
+    let (status, out, err) = run(&rig, 1, &["check", nobody, "--to", "host-b", "-q"]);
+    assert_eq!((status, out.as_str()), (0, ""), "{err}");
     let (status, _, err) = run(&rig, 1, &["check", "nobody"]);
     assert_eq!(status, 1);
     assert!(err.contains("no domain 'nobody'"), "{err}");
@@ -111,7 +137,10 @@ fn each_host_of_the_pool_has_a_line_and_the_worst_decides() {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let (status, out, _) = run(&rig, 1, &["check", "guest"]);
-        if out.contains(" elsewhere ") {
+        // A guest that is still booting cannot be shut down.
+        let serves = |c: &control::Controller| c.hand_off == "Serving";
+        let booted = rig.status(1).unwrap().controllers.iter().any(serves);
+        if booted && out.contains(" elsewhere ") {
             assert!(out.contains("runs at host-a"), "{out}");
             assert_eq!(status, 0, "{out}");
             break;

@@ -9,6 +9,7 @@ mod exporters;
 mod forecast;
 mod hosts;
 mod own_controllers;
+mod persistent;
 mod report;
 mod toolstack;
 
@@ -87,6 +88,7 @@ impl Admin {
                 on_migrate,
                 on_exchange,
                 exchange_seconds,
+                persistent,
             } => {
                 let wanted = Wanted {
                     device,
@@ -95,6 +97,7 @@ impl Admin {
                     on_migrate,
                     on_exchange,
                     exchange_seconds,
+                    persistent,
                 };
                 let attached = self.attach(&domain, &exporter, wanted).await;
                 attached.map(|a| Response::Attached(Box::new(a)))
@@ -129,6 +132,7 @@ impl Admin {
                 controllers.map(Response::Controllers)
             }
             Request::List => Ok(Response::Attachments(self.attachments().await)),
+            Request::ListAll => Ok(Response::Attachments(self.all_attachments().await)),
             Request::Status => Ok(Response::Status(Box::new(self.status().await))),
             Request::Check {
                 domain,

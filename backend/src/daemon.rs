@@ -232,8 +232,10 @@ impl<B: Backend> Daemon<B> {
         let gone: Vec<DomId> = self.expected.keys().copied().collect();
         for domid in gone.into_iter().filter(|domid| !domids.contains(domid)) {
             self.arrived(domid);
-            self.expected.remove(&domid);
             self.landing.remove(&domid);
+            if let Some(domain) = self.expected.remove(&domid) {
+                self.say_ended(&domain);
+            }
         }
         self.domains.keep(&domids);
         for domid in domids {

@@ -105,6 +105,7 @@ fn changes_leases(request: &Request) -> bool {
             | Request::Confirm { .. }
             | Request::Release { .. }
             | Request::Note { .. }
+            | Request::Ended { .. }
     )
 }
 

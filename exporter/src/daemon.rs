@@ -149,6 +149,7 @@ impl Daemon {
             () = hub.save_changes() => (),
             () = hub.publish_changes() => (),
             () = hub.keep_hosts() => (),
+            () = hub.open_reserved() => (),
             // Here, in the loop of all sessions: stuck, it must not look alive.
             never = service::watchdog() => match never {},
             () = async {

@@ -6,6 +6,7 @@ mod devices;
 mod holders;
 mod hosts;
 mod in_use;
+mod persistent;
 mod requests;
 mod settings;
 mod subscribers;
@@ -56,6 +57,9 @@ pub(crate) struct Hub {
     /// Devices whose lease has changed since subscribers were told.
     changed: RefCell<BTreeSet<DeviceId>>,
     unpublished: Notify,
+    /// Devices of VMs that are off, which are to be opened.
+    to_reserve: RefCell<BTreeSet<DeviceId>>,
+    reserves: Notify,
     /// Each host's part of the log. They are never forgotten: only the pool's CA makes new ones.
     logs: RefCell<HashMap<String, Logger>>,
     /// Of failures that happen for every request, when they happen.
@@ -107,6 +111,8 @@ impl Hub {
             settings: RefCell::default(),
             changed: RefCell::default(),
             unpublished: Notify::new(),
+            to_reserve: RefCell::default(),
+            reserves: Notify::new(),
             logs: RefCell::default(),
         })
     }
@@ -195,6 +201,7 @@ impl Hub {
                     }
                 }
             }
+            self.take_unfetched();
             let expired = self.table.borrow_mut().expire(self.now_ms());
             for lease in &expired {
                 let why = match lease.phase {

@@ -10,6 +10,8 @@ mod hosts;
 mod leases;
 #[path = "loopback/network.rs"]
 mod network;
+#[path = "loopback/persistent.rs"]
+mod persistent;
 #[path = "loopback/start.rs"]
 mod start;
 

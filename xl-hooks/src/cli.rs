@@ -62,7 +62,11 @@ pub enum Command {
         force: Option<u64>,
     },
     /// List what is attached to this host's domains
-    List,
+    List {
+        /// Also what is attached to VMs that are off or run on other hosts
+        #[arg(long)]
+        all: bool,
+    },
     /// Show all that vusbd knows: exporters, controllers, attachments
     Status,
     /// Say what a migration would do to each device of a domain, on each host of the pool; exit 1 if one
@@ -195,12 +199,16 @@ pub struct Attach {
     #[arg(long, value_name = "SECONDS")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(session::Exchange::MAX_SECONDS)))]
     pub exchange_seconds: Option<u32>,
+    /// The attachment stays when the VM is shut down, and while its host or the exporter is rebooted: the
+    /// device is reserved for the VM, and is there when it starts again on any host. `detach` ends it
+    #[arg(long)]
+    pub persistent: bool,
 }
 
 /// Arguments of `detach`.
 #[derive(Args, Debug)]
 pub struct Detach {
-    /// Domain id, name or uuid
+    /// Domain id, name or uuid; of a VM that is off, its uuid or name
     pub domain: String,
     /// The port, as `xl-vusb list` shows it
     #[arg(value_parser = clap::value_parser!(u8).range(1..=31))]

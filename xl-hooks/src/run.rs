@@ -126,7 +126,7 @@ pub(crate) async fn ask(socket: &Path, request: &Request) -> Result<Response, Ru
         | (Request::AddController { .. }, Response::ControllerAdded(_))
         | (Request::RemoveController { .. }, Response::ControllerRemoved(_))
         | (Request::Controllers { .. }, Response::Controllers(_))
-        | (Request::List, Response::Attachments(_))
+        | (Request::List | Request::ListAll, Response::Attachments(_))
         | (Request::Status, Response::Status(_))
         | (Request::Check { .. }, Response::Check(_))
         | (Request::Hosts, Response::Hosts { .. })
@@ -147,6 +147,7 @@ fn request(command: &Command) -> Result<Request, RunError> {
             on_migrate,
             on_exchange,
             exchange_seconds,
+            persistent,
         }) => Request::Attach {
             domain: domain.clone(),
             exporter: device.exporter.as_str().to_owned(),
@@ -156,6 +157,7 @@ fn request(command: &Command) -> Result<Request, RunError> {
             on_migrate: *on_migrate,
             on_exchange: *on_exchange,
             exchange_seconds: *exchange_seconds,
+            persistent: *persistent,
         },
         Command::Detach(Detach {
             domain,
@@ -193,7 +195,8 @@ fn request(command: &Command) -> Result<Request, RunError> {
             device: device.device.clone(),
             force: force.map(session::Epoch),
         },
-        Command::List => Request::List,
+        Command::List { all: false } => Request::List,
+        Command::List { all: true } => Request::ListAll,
         Command::Status => Request::Status,
         Command::Check {
             domain,

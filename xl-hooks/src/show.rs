@@ -21,10 +21,11 @@ pub fn text(response: &Response) -> String {
             unreachable,
         } => device_table(devices) + &unreachable_lines(unreachable),
         Response::Attached(attachment) => format!(
-            "attached {}; on migration: {}{}\n",
+            "attached {}; on migration: {}{}\n{}",
             place(attachment, "to"),
             migration(attachment),
-            exchange(attachment)
+            exchange(attachment),
+            persistence(attachment)
         ),
         Response::Released {
             exporter,
@@ -35,6 +36,14 @@ pub fn text(response: &Response) -> String {
             device.id,
             printable(&device.name),
             printable(vm_name)
+        ),
+        Response::Detached(attachment) if attachment.host.is_none() => format!(
+            "detached {} from {}, which is off ({}), controller {} port {}\n",
+            described(attachment),
+            printable(&attachment.vm_name),
+            attachment.vm,
+            attachment.controller,
+            attachment.port
         ),
         Response::Detached(attachment) => format!("detached {}\n", place(attachment, "from")),
         Response::ControllerAdded(controller) => format!(
@@ -136,6 +145,40 @@ fn attachment_table(attachments: &[Attachment]) -> String {
     if attachments.is_empty() {
         return "nothing attached\n".into();
     }
+    // Of this host only, or of VMs that are off and of other hosts, too.
+    let host = &attachments[0].host;
+    match host.is_some() && attachments.iter().all(|a| a.host == *host) {
+        true => attachment_rows(attachments),
+        false => all_attachment_rows(attachments),
+    }
+}
+
+const OFF: &str = "-";
+
+fn all_attachment_rows(attachments: &[Attachment]) -> String {
+    let mut table = Table::new([
+        "VM", "UUID", "HOST", "DOMID", "CTRL", "PORT", "DEVICE", "ID", "PHASE", "NAME",
+    ]);
+    for attachment in attachments {
+        let domid = attachment.domid.to_string();
+        table.row([
+            attachment.vm_name.clone(),
+            attachment.vm.to_string(),
+            attachment.host.clone().unwrap_or_else(|| OFF.into()),
+            attachment.host.as_ref().map_or(OFF.into(), |_| domid),
+            attachment.controller.to_string(),
+            attachment.port.to_string(),
+            format!("{}/{}", attachment.exporter, attachment.device.id),
+            id(&attachment.device),
+            phase(attachment).into(),
+            attachment.device.name.clone(),
+        ]);
+    }
+    let notes: String = attachments.iter().filter_map(note).collect();
+    table.render() + &notes
+}
+
+fn attachment_rows(attachments: &[Attachment]) -> String {
     let mut table = Table::new([
         "DOMAIN",
         "DOMID",
@@ -156,7 +199,7 @@ fn attachment_table(attachments: &[Attachment]) -> String {
             format!("{}/{}", attachment.exporter, attachment.device.id),
             id(&attachment.device),
             migration(attachment).into(),
-            phase(attachment.phase).into(),
+            phase(attachment).into(),
             attachment.device.name.clone(),
         ]);
     }
@@ -372,8 +415,49 @@ fn migration(attachment: &Attachment) -> &'static str {
 
 /// What happens when the device is pulled out.
 fn exchange(attachment: &Attachment) -> String {
-    let text = |e: session::Exchange| format!("; pulled out: {}, waits {} s", e.on, e.seconds);
+    let waits = |e: session::Exchange| match attachment.persistence.is_persistent() {
+        true => "without a limit".to_owned(),
+        false => format!("{} s", e.seconds),
+    };
+    let text = |e: session::Exchange| format!("; pulled out: {}, waits {}", e.on, waits(e));
     attachment.exchange.map_or_else(String::new, text)
+}
+
+/// What a persistent attachment means, in lines of their own.
+fn persistence(attachment: &Attachment) -> String {
+    if !attachment.persistence.is_persistent() {
+        return String::new();
+    }
+    let vm = printable(&attachment.vm_name);
+    let place = format!(
+        "{}/{}",
+        printable(&attachment.exporter),
+        attachment.device.id
+    );
+    let mut text = format!(
+        "persistent: the device is reserved for {vm} also while it is off; `xl-vusb detach {vm} {}` ends that\n",
+        attachment.port
+    );
+    let at_place = attachment.exchange.is_some_and(|e| e.at_place);
+    match attachment.device.identity() {
+        _ if at_place => text += &format!("whatever is plugged in at {place} is attached\n"),
+        None => {
+            text += &format!(
+                "the device has no serial number, so it is known by its place: only at {place} it is \
+                 attached again\n"
+            );
+        }
+        Some(_) => {}
+    }
+    if attachment.toolstack == Toolstack::Xl {
+        text += &format!(
+            "`xl create` gives a VM a new uuid unless its configuration has one, and the attachment is \
+             for this uuid: make sure that it has uuid = \"{}\", or use an [[attach]] rule with the VM's \
+             name\n",
+            attachment.vm
+        );
+    }
+    text
 }
 
 fn id(device: &DeviceInfo) -> String {
@@ -389,8 +473,10 @@ fn speed(speed: Speed) -> &'static str {
     }
 }
 
-fn phase(phase: LeasePhase) -> &'static str {
-    match phase {
+fn phase(attachment: &Attachment) -> &'static str {
+    match attachment.phase {
+        // It waits for nothing but the VM's start.
+        LeasePhase::Orphaned if attachment.persistence.is_persistent() => "off",
         LeasePhase::Serving => "serving",
         LeasePhase::Frozen => "frozen",
         LeasePhase::Orphaned => "orphaned",

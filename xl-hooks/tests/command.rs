@@ -148,6 +148,8 @@ fn attachment() -> Attachment {
         exchange: None,
         note: None,
         elsewhere: false,
+        persistence: Default::default(),
+        host: Some("host-a".into()),
         stash: StashCounters::default(),
         counters: Counters::default(),
     }
@@ -209,6 +211,7 @@ fn every_option_of_attach_reaches_the_daemon() {
             on_migrate: Some(OnMigrate::Risk),
             on_exchange: Some(WhenExchanged::None),
             exchange_seconds: Some(7),
+            persistent: false,
         }
     );
 }

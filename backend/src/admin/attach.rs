@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use control::{Attachment, Toolstack, WhenExchanged};
 use session::control::{Acquire, Reply, Request as Ask};
-use session::{DeviceInfo, DeviceSelector, Exchange, OnMigrate, OwnController};
+use session::{DeviceInfo, DeviceSelector, Exchange, OnMigrate, OwnController, Persistence};
 use slog::info;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -31,6 +31,7 @@ pub(super) struct Wanted {
     pub on_migrate: Option<OnMigrate>,
     pub on_exchange: Option<WhenExchanged>,
     pub exchange_seconds: Option<u32>,
+    pub persistent: bool,
 }
 
 /// Whether the device is named by its serial number, by which it is known again anywhere.
@@ -57,6 +58,12 @@ impl Admin {
         let exporter = self.exporters.find(exporter)?;
         session::text::check(&domain.name)
             .map_err(|e| format!("the name of domain {} {e}: rename it", domain.domid))?;
+        if wanted.persistent && wanted.on_exchange == Some(WhenExchanged::None) {
+            return Err(
+                "a persistent attachment waits for its device; --on-exchange is replug or pause"
+                    .to_owned(),
+            );
+        }
         let exchange = self.exchange(&wanted);
         if exchange.is_some() && is_named(&wanted) {
             self.refuse_twins(&wanted.device).await?;
@@ -90,6 +97,10 @@ impl Admin {
                 ports: entry.handle.port_count,
                 usb_version: entry.handle.usb_version.number(),
             }),
+            persistence: match wanted.persistent {
+                true => Persistence::Persistent,
+                false => Persistence::Temporary,
+            },
             returns: None,
         };
         let reply = exporter
@@ -149,6 +160,9 @@ impl Admin {
             Some(when) => when,
             // Only what is known again by its serial number can go on as if nothing had happened.
             None if self.exchange.on_exchange == WhenExchanged::Pause && !is_named(wanted) => {
+                WhenExchanged::Replug
+            }
+            None if self.exchange.on_exchange == WhenExchanged::None && wanted.persistent => {
                 WhenExchanged::Replug
             }
             None => self.exchange.on_exchange,

@@ -215,6 +215,8 @@ fn of_lease(exporter: String, toolstack: Toolstack, lease: Lease) -> Attachment 
         phase: lease.phase,
         exchange: lease.exchange,
         elsewhere: false,
+        persistence: lease.persistence,
+        host: Some(lease.holder.host),
         note: lease.note,
         stash: lease.stash,
         counters: Counters::default(),

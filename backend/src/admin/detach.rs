@@ -13,8 +13,23 @@ use super::{Admin, Refused, duration, stuck};
 use crate::controller::{ANSWERS_WITHIN, Command, Detached};
 
 impl Admin {
-    /// Unplugs what is at a port, and gives it back.
+    /// Unplugs what is at a port, and gives it back; or ends the lease where the VM is off.
     pub(super) async fn detach(
+        &self,
+        domain: &str,
+        controller: Option<u16>,
+        port: u8,
+    ) -> Result<Attachment, Refused> {
+        match self.detach_here(domain, controller, port).await {
+            Ok(attachment) => Ok(attachment),
+            Err(e) => match self.detach_off(domain, controller, port).await {
+                Some(result) => result,
+                None => Err(e),
+            },
+        }
+    }
+
+    async fn detach_here(
         &self,
         domain: &str,
         controller: Option<u16>,
@@ -120,7 +135,7 @@ impl Admin {
 }
 
 /// Why the lease of a host that is not connected is not ended, and how it is.
-fn is_silent(exporter: &str, lease: &Lease, force: Option<Epoch>) -> Refused {
+pub(super) fn is_silent(exporter: &str, lease: &Lease, force: Option<Epoch>) -> Refused {
     let Lease {
         device,
         holder,

@@ -112,6 +112,8 @@ impl Admin {
                     },
                     exchange: lease.exchange,
                     elsewhere: elsewhere.is_some(),
+                    persistence: lease.persistence,
+                    host: Some(self.host.clone()),
                     note: waiting
                         .and_then(|w| w.note)
                         .or(elsewhere)

@@ -222,14 +222,18 @@ impl<B: Backend> Daemon<B> {
     }
 
     /// Devices that were leased for a controller whose frontend never connected: no guest knows
-    /// them, and no other host waits for them.
+    /// them, and no other host waits for them. A persistent lease stays.
     fn give_back_fresh(&self, entry: &Entry) {
         let (answer, report) = oneshot::channel();
         entry.handle.tell(Command::Describe(answer));
         let (admin, log) = (self.admin.clone(), self.log.clone());
         spawn_local(async move {
             let Ok(report) = report.await else { return };
-            for device in report.devices.into_iter().filter(|d| d.fresh) {
+            for device in report
+                .devices
+                .into_iter()
+                .filter(|d| d.fresh && !d.lease.persistence.is_persistent())
+            {
                 let Device {
                     exporter, lease, ..
                 } = device;

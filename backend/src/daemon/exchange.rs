@@ -381,6 +381,7 @@ impl Seeker {
             on_migrate,
             exchange,
             own_controller: lease.own_controller,
+            persistence: lease.persistence,
             returns: Some(returns),
         };
         let new = match exporter.ask(Request::Acquire(acquire)).await {
@@ -474,6 +475,7 @@ mod tests {
             own_controller: None,
             descriptors: None,
             configured: Configured::default(),
+            persistence: Default::default(),
             silent_seconds: None,
             device,
         }

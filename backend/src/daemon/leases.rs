@@ -250,7 +250,35 @@ impl<B: Backend> Daemon<B> {
                 // Of a device that is waited for here: is it over, or has another host fetched it?
                 self.look.notify_one();
             }
+            Some(Event::Lease(lease)) if lease.persistence.is_persistent() => {
+                self.persistent_lease(exporter, &lease);
+            }
             Some(event) => debug!(self.log, "exporter"; "exporter" => exporter, "event" => ?event),
+        }
+    }
+
+    /// A lease of a VM that may run here has no holder: its device was plugged in.
+    fn persistent_lease(&self, exporter: &str, lease: &Lease) {
+        if !lease.phase.is_orphaned() {
+            return;
+        }
+        for (key, entry) in self.admin.controllers.of_vm(lease.vm) {
+            if key.devid == lease.controller && entry.decided.get() {
+                self.gather_again(key, exporter, &entry.domain);
+            }
+        }
+    }
+
+    /// Tells every exporter that a domain is gone.
+    pub(super) fn say_ended(&self, domain: &Domain) {
+        for exporter in self.admin.exporters.all() {
+            let exporter = exporter.clone();
+            let request = Request::Ended {
+                vm: domain.vm,
+                domid: domain.domid.0,
+            };
+            // One that does not answer finds it out when the VM starts.
+            spawn_local(async move { drop(exporter.ask(request).await) });
         }
     }
 
@@ -312,7 +340,7 @@ impl<B: Backend> Daemon<B> {
             let missed = entry.silent.borrow().contains(&name);
             let ours = found.into_iter().filter(|(_, lease)| {
                 lease.controller == key.devid
-                    && (lease.holder == me || missed)
+                    && (lease.holder == me || missed || is_nobodys(lease))
                     // What was waited for here and given up is not waited for again.
                     && (lease.phase != LeasePhase::Absent || missed)
                     && report.at(lease.port).is_none()
@@ -328,6 +356,11 @@ impl<B: Backend> Daemon<B> {
             entry.handle.tell(Command::Leases(ours.collect()));
         });
     }
+}
+
+/// Whether a lease is of a VM that was off.
+fn is_nobodys(lease: &Lease) -> bool {
+    lease.persistence.is_persistent() && lease.phase.is_orphaned()
 }
 
 /// Where a device has come back, and the lease of before is still there: only the new one counts.

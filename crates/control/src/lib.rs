@@ -10,7 +10,7 @@ pub mod client;
 use serde::{Deserialize, Serialize};
 use session::{
     DeviceInfo, DeviceSelector, Epoch, Exchange, LeasePhase, OnExchange, OnMigrate, OwnController,
-    StashCounters, VmUuid,
+    Persistence, StashCounters, VmUuid,
 };
 
 /// Where vusbd listens.
@@ -46,10 +46,13 @@ pub enum Request {
         /// For how long it is waited for then, in seconds; none for the daemon's default.
         #[serde(default)]
         exchange_seconds: Option<u32>,
+        /// Whether the attachment stays while the VM is off.
+        #[serde(default)]
+        persistent: bool,
     },
     /// Detaches what is at a port. [`Response::Detached`].
     Detach {
-        /// Domid, name or uuid.
+        /// Domid, name or uuid; of a VM that is off, its uuid or the name that it had.
         domain: String,
         /// Controller; none for the only one.
         controller: Option<u16>,
@@ -89,8 +92,11 @@ pub enum Request {
         /// Only of this domain: domid, name or uuid.
         domain: Option<String>,
     },
-    /// What is attached where. [`Response::Attachments`].
+    /// What is attached to domains of this host. [`Response::Attachments`].
     List,
+    /// The same, and what is attached to VMs that are off or run on other hosts, as far as the exporters
+    /// show it to this host. [`Response::Attachments`].
+    ListAll,
     /// Everything the daemon knows of itself. [`Response::Status`].
     Status,
     /// What would happen to each device of a domain in a migration. [`Response::Check`].
@@ -284,6 +290,12 @@ pub struct Attachment {
     /// How it follows its device when that is pulled out; none if it does not.
     #[serde(default)]
     pub exchange: Option<Exchange>,
+    /// Whether it stays while the VM is off.
+    #[serde(default)]
+    pub persistence: Persistence,
+    /// The host that the VM runs on; none where the VM is off.
+    #[serde(default)]
+    pub host: Option<String>,
     /// The last thing worth reading, for example why a migration was refused.
     pub note: Option<String>,
     /// Another domain with the VM's uuid has the device: the port here is empty.

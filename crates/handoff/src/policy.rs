@@ -94,6 +94,7 @@ mod tests {
             own_controller: None,
             descriptors: None,
             configured: session::Configured::default(),
+            persistence: Default::default(),
             silent_seconds: None,
         }
     }

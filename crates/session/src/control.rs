@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::hosts::{KnownHost, Software};
 use crate::{
     Configured, DeviceId, DeviceInfo, DeviceSelector, Digest, Epoch, Exchange, Holder, Lease,
-    OnMigrate, OwnController, VmUuid,
+    OnMigrate, OwnController, Persistence, VmUuid,
 };
 
 /// What the backend sends on a control connection.
@@ -62,6 +62,15 @@ pub enum Request {
         /// The VM.
         vm: VmUuid,
         /// Its domid at the caller.
+        domid: u16,
+    },
+    /// A domain of the caller is gone. Persistent leases that it held without ever having claimed them, or
+    /// whose device is pulled out, are the VM's that is off. All others learn it over their device
+    /// connections, which also say whether the guest was saved. Answer: [`Reply::Done`].
+    Ended {
+        /// The VM.
+        vm: VmUuid,
+        /// The domid that it had at the caller.
         domid: u16,
     },
     /// A domain that is arriving at the caller from another host (or another domid) is being built
@@ -129,6 +138,10 @@ pub struct Acquire {
     /// How to make the controller on another host, where `vusbd` made it.
     #[serde(default)]
     pub own_controller: Option<OwnController>,
+    /// Whether the lease outlasts the VM's domain. Such a lease waits for its device, too: refused without
+    /// [`Acquire::exchange`], whose time does not count then.
+    #[serde(default)]
+    pub persistence: Persistence,
     /// The device comes back to this port: what is waiting there may be, here or elsewhere. Named by its
     /// place, it must be what was there, unless the lease is [one of the place](Exchange::at_place).
     pub returns: Option<Returns>,

@@ -20,6 +20,7 @@ mod hold;
 mod holder;
 mod lending;
 mod missing;
+mod persistent;
 mod policy;
 #[cfg(test)]
 mod tests;
@@ -71,6 +72,8 @@ struct Entry {
     deadline_ms: Option<u64>,
     /// The control connection that acquired it, as long as nobody has claimed or confirmed it.
     acquired_by: Option<u64>,
+    /// Whether a guest may have used it: not before its first claim.
+    claimed: bool,
     /// Since when the holder is not connected. `None` while it is, and before it first was.
     silent_since_ms: Option<u64>,
     /// When a claim of another domain was refused last that had nothing to show but the uuid.
@@ -132,12 +135,13 @@ impl LeaseTable {
             let entry = Entry {
                 frozen: orphaned,
                 attempt: Attempt::default(),
-                deadline_ms: table.hold.deadline_ms(lease.phase, now_ms),
+                deadline_ms: table.hold.deadline_ms(&lease, lease.phase, now_ms),
                 silent_since_ms: Some(now_ms),
                 disputed_ms: None,
                 undecided: Vec::new(),
                 copies: Vec::new(),
                 acquired_by: None,
+                claimed: true,
                 lease,
             };
             let device = entry.lease.device.id.clone();
@@ -149,7 +153,7 @@ impl LeaseTable {
         }
         // Nothing was in flight for them.
         for lease in saved.absent {
-            let deadline_ms = table.hold.deadline_ms(lease.phase, now_ms);
+            let deadline_ms = table.hold.deadline_ms(&lease, lease.phase, now_ms);
             let held_ms = match lease.phase.is_orphaned() {
                 true => deadline_ms.unwrap_or(u64::MAX),
                 false => 0,
@@ -243,7 +247,8 @@ impl LeaseTable {
 
     fn with_state(&self, device: &DeviceInfo) -> DeviceInfo {
         let mut device = device.clone();
-        if let Some(lease) = self.get(&device.id) {
+        let lease = self.get(&device.id).or_else(|| self.reserved(&device));
+        if let Some(lease) = lease {
             device.state = DeviceState::Leased {
                 vm: lease.vm,
                 vm_name: lease.vm_name.clone(),
@@ -336,6 +341,7 @@ impl LeaseTable {
         let held = self.entries.values().filter_map(|e| e.deadline_ms);
         let missing = self.missing.iter().filter_map(Missing::deadline_ms);
         let absent = self.absent.iter().map(|a| a.deadline_ms);
+        let absent = absent.chain(self.next_return_ms());
         held.chain(missing).chain(absent).min()
     }
 

@@ -28,5 +28,5 @@ pub use exchange::{Configured, Digest, Exchange, OnExchange};
 pub use message::Hello;
 pub use types::{
     DeviceId, DeviceInfo, DeviceSelector, DeviceState, Epoch, Holder, Lease, LeasePhase, OnMigrate,
-    OwnController, PROTOCOL_VERSION, ParseSelectorError, Speed, StashCounters, VmUuid,
+    OwnController, PROTOCOL_VERSION, ParseSelectorError, Persistence, Speed, StashCounters, VmUuid,
 };

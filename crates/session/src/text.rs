@@ -113,6 +113,7 @@ mod tests {
                 on_migrate: None,
                 exchange: None,
                 own_controller: None,
+                persistence: Default::default(),
                 returns: None,
             };
             assert_eq!(

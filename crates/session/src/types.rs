@@ -342,6 +342,27 @@ impl OwnController {
     }
 }
 
+/// Whether an attachment outlasts the domain of its VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Persistence {
+    /// No: when the domain is gone, the lease waits for its hold time.
+    #[default]
+    Temporary,
+    /// The lease stays until it is released: while the VM is off, while its host or the exporter is being
+    /// rebooted, and while the device is pulled out.
+    Persistent,
+    /// The same, and an `[[attach]]` rule of the exporter's configuration asks for it.
+    Rule,
+}
+
+impl Persistence {
+    /// Whether the lease stays until it is released.
+    pub fn is_persistent(self) -> bool {
+        self != Self::Temporary
+    }
+}
+
 /// A device lent to a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lease {
@@ -385,6 +406,9 @@ pub struct Lease {
     /// What the guest has set at the device.
     #[serde(default)]
     pub configured: Configured,
+    /// Whether it outlasts the VM's domain.
+    #[serde(default)]
+    pub persistence: Persistence,
     /// For how long the holder has not been connected, in seconds, where it is not: as of the exporter's
     /// answer, and since its start at most.
     #[serde(default)]

@@ -23,16 +23,28 @@ impl Hub {
         );
         let mut session = Session::new(executor);
         let mut table = self.table.borrow_mut();
-        // A lease of before a restart; the device may come late.
-        if let Some(lease) = table.plugged(&info, self.now_ms()) {
+        let before = table.changes();
+        // A lease of before a restart; the device may come late. Or one of a VM that is off.
+        let lease = table.plugged(&info, self.now_ms()).cloned();
+        let is_back = table.changes() != before;
+        drop(table);
+        let mut is_off = false;
+        if let Some(lease) = lease {
+            is_off = lease.persistence.is_persistent() && lease.phase.is_orphaned();
             info!(self.log, "its lease goes on"; "device" => %info.id, "vm" => %lease.vm);
             session.lend(lease.epoch);
             session.server.set_configured(lease.configured.clone());
             session.executor.restore(&lease.configured);
         }
-        drop(table);
         let session = Rc::new(RefCell::new(session));
-        self.devices.borrow_mut().insert(info.id, session);
+        let device = info.id;
+        self.devices.borrow_mut().insert(device.clone(), session);
+        self.deadlines.notify_one();
+        match is_off {
+            true if is_back => self.taken_back(&device),
+            true => self.reserve(&device),
+            false => (),
+        }
         self.subscribers.publish(&Event::Devices, |_| true);
     }
 

@@ -50,6 +50,7 @@ impl Hub {
         let session = self.session(device).ok_or_else(no_lease)?;
         // It is open, unless we were started again. Its guest goes on where it was: no reset.
         let prepared = self.prepare(&session, None).await;
+        self.note_descriptors_if_unknown(device);
         self.take_back_unlent(device);
         // A driver that binds, udev that has not set the group yet, a device that is slow: all of them
         // pass, and a guest would lose a mounted disk.

@@ -46,6 +46,10 @@ impl Hub {
                 force,
             } => self.release(&device, vm, host, epoch, force).await,
             Request::Expect { vm, .. } => Ok(self.leases(Some(vm), host)),
+            Request::Ended { vm, domid } => {
+                self.domain_ended(vm, host, domid);
+                self.save().await.map(|()| Reply::Done)
+            }
             // The connection does it.
             Request::Arriving { .. } => Ok(Reply::Done),
             Request::Note { device, vm, text } => {

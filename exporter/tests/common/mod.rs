@@ -285,6 +285,7 @@ pub fn wanted(device: &str, vm: VmUuid, port: u8) -> Acquire {
         on_migrate: None,
         exchange: None,
         own_controller: None,
+        persistence: Default::default(),
         returns: None,
     }
 }

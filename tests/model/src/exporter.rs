@@ -116,6 +116,7 @@ impl Exporter {
             on_migrate: Some(OnMigrate::Refuse),
             exchange: None,
             own_controller: None,
+            persistence: Default::default(),
             returns: None,
         };
         let lease = table.acquire(&wanted, host_name(0), &[info]);

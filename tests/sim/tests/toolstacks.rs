@@ -266,7 +266,7 @@ fn a_name_that_two_domains_have_means_neither() {
     let second = Guest::start(&rig, 0, &GuestOptions::new("guest")).unwrap();
     let refused = rig.attach_disk(&first).unwrap_err().to_string();
     for guest in [&first, &second] {
-        let number = format!("{} (VM ", guest.domid);
+        let number = format!("domain {} (", guest.domid);
         assert!(refused.contains(&number), "{refused}");
     }
     let domid = second.domid.to_string();

@@ -38,6 +38,8 @@ fn attachment() -> Attachment {
         exchange: None,
         note: None,
         elsewhere: false,
+        persistence: Default::default(),
+        host: Some("host-a".into()),
         stash: StashCounters::default(),
         counters: Counters {
             urbs: 1200,
@@ -310,4 +312,63 @@ fn nothing_is_said_in_words() {
         assert!(text.contains(expected), "{text}");
         assert_eq!(text.lines().count(), 1);
     }
+}
+
+#[test]
+fn a_persistent_attachment_says_what_it_means() {
+    let mut attached = attachment();
+    attached.persistence = session::Persistence::Persistent;
+    attached.exchange = Some(session::Exchange {
+        on: session::OnExchange::Replug,
+        seconds: 60,
+        at_place: false,
+    });
+    let text = |attached: &Attachment| text(&Response::Attached(Box::new(attached.clone())));
+    let named = text(&attached);
+    assert!(named.contains("waits without a limit"), "{named}");
+    assert!(
+        named.contains("reserved for web also while it is off"),
+        "{named}"
+    );
+    // Only xl makes a new uuid.
+    assert!(named.contains(&format!("uuid = \"{VM}\"")), "{named}");
+    assert!(!named.contains("serial number"), "{named}");
+    attached.toolstack = Toolstack::Xapi;
+    attached.device.serial = None;
+    let nameless = text(&attached);
+    assert!(!nameless.contains("uuid ="), "{nameless}");
+    assert!(nameless.contains("no serial number") && nameless.contains("only at pi4/1-1.2"));
+    attached.exchange.as_mut().unwrap().at_place = true;
+    let place = text(&attached);
+    assert!(
+        place.contains("whatever is plugged in at pi4/1-1.2"),
+        "{place}"
+    );
+}
+
+#[test]
+fn vms_that_are_off_and_those_of_other_hosts_have_columns_of_their_own() {
+    let here = attachment();
+    let mut off = attachment();
+    off.persistence = session::Persistence::Persistent;
+    (off.host, off.phase) = (None, LeasePhase::Orphaned);
+    let only_here = text(&Response::Attachments(vec![here.clone()]));
+    assert!(!only_here.contains("HOST"), "{only_here}");
+    let all = text(&Response::Attachments(vec![here, off.clone()]));
+    let lines: Vec<_> = all.lines().collect();
+    assert!(
+        lines[0].contains("UUID") && lines[0].contains("HOST"),
+        "{all}"
+    );
+    assert!(
+        lines[1].contains("host-a") && lines[1].contains("serving"),
+        "{all}"
+    );
+    let words: Vec<_> = lines[2].split_whitespace().collect();
+    assert_eq!((words[2], words[3], words[8]), ("-", "-", "off"), "{all}");
+    let detached = text(&Response::Detached(Box::new(off)));
+    assert!(
+        detached.contains("web, which is off") && detached.contains(VM),
+        "{detached}"
+    );
 }

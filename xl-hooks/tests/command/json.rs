@@ -43,6 +43,8 @@ fn json_is_the_control_types_as_they_are() {
       "on_migrate": "refuse",
       "phase": "serving",
       "exchange": null,
+      "persistence": "temporary",
+      "host": "host-a",
       "note": null,
       "elsewhere": false,
       "stash": {

@@ -30,6 +30,8 @@ fn attachment(controller: u16, frontend_resumes: bool, on_migrate: OnMigrate) ->
         exchange: None,
         note: None,
         elsewhere: false,
+        persistence: Default::default(),
+        host: None,
         stash: StashCounters::default(),
         counters: Counters::default(),
     }

@@ -18,7 +18,8 @@ use crate::controller::handle::{Fetched, Waiting};
 /// A device that is waited for.
 pub(super) struct Away {
     pub(super) waiting: Waiting,
-    until: Instant,
+    /// `None` for a persistent attachment, which waits without a limit.
+    until: Option<Instant>,
 }
 
 impl Away {
@@ -30,7 +31,8 @@ impl Away {
                 confirmed: false,
                 note: None,
             },
-            until: Instant::now() + Duration::from_secs(seconds.into()),
+            until: (!lease.persistence.is_persistent())
+                .then(|| Instant::now() + Duration::from_secs(seconds.into())),
         }
     }
 }
@@ -185,14 +187,15 @@ impl<B: Backend> Actor<B> {
             .iter()
             .flatten()
             .filter_map(|p| p.away.as_ref());
-        away.map(|a| a.until).min()
+        away.filter_map(|a| a.until).min()
     }
 
     /// Gives up what did not come back in time.
     pub(super) fn look_away(&mut self) {
         let now = Instant::now();
         for at in 0..self.plugged.len() {
-            let over = |p: &Plugged| p.away.as_ref().is_some_and(|a| a.until <= now);
+            let until = |p: &Plugged| p.away.as_ref().and_then(|a| a.until);
+            let over = |p: &Plugged| until(p).is_some_and(|until| until <= now);
             if self.plugged[at].as_ref().is_some_and(over)
                 && let Some(port) = PortNumber::new(at as u8 + 1)
             {

@@ -3,7 +3,7 @@
 
 use super::{LeaseTable, Saved};
 use crate::control::Refusal;
-use crate::{DeviceId, Epoch, Lease, LeasePhase, VmUuid};
+use crate::{DeviceId, DeviceInfo, Epoch, Lease, LeasePhase, VmUuid};
 
 /// A lease that waits.
 #[derive(Clone, Debug, Hash)]
@@ -11,9 +11,11 @@ pub(super) struct Absent {
     /// In phase [`LeasePhase::Absent`].
     pub(super) lease: Lease,
     /// The phase when the device was pulled out.
-    before: LeasePhase,
+    pub(super) before: LeasePhase,
     /// When it is over.
     pub(super) deadline_ms: u64,
+    /// Its device is plugged in, since then, and nobody has fetched it. Of a persistent lease only.
+    pub(super) there: Option<(DeviceInfo, u64)>,
 }
 
 impl Absent {
@@ -53,6 +55,7 @@ impl Saved {
 impl LeaseTable {
     /// A device was pulled out. `None` where nobody had it.
     pub fn unplugged(&mut self, device: &DeviceId, now_ms: u64) -> Option<Unplugged> {
+        self.not_there(device);
         // A saved guest's lease waits for the guest as long as it did.
         let held_until = self.entries.get(device).and_then(|e| {
             let until = e.deadline_ms.unwrap_or(u64::MAX);
@@ -76,11 +79,15 @@ impl LeaseTable {
     ) -> Lease {
         let before = std::mem::replace(&mut lease.phase, LeasePhase::Absent);
         let seconds = lease.exchange.map_or(0, |e| e.seconds);
-        let deadline_ms = now_ms.saturating_add(1000 * u64::from(seconds));
+        let deadline_ms = match lease.persistence.is_persistent() {
+            true => u64::MAX,
+            false => now_ms.saturating_add(1000 * u64::from(seconds)),
+        };
         self.absent.push(Absent {
             lease: lease.clone(),
             before,
             deadline_ms: deadline_ms.max(least_ms),
+            there: None,
         });
         lease
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! How long a lease waits for its VM, for its holder, or for its device after the exporter's start.
 
-use crate::LeasePhase;
+use crate::{Lease, LeasePhase};
 
 /// How long a lease waits: for its VM when the VM's domain is gone, for its holder when that is not
 /// connected, or for its device.
@@ -37,8 +37,11 @@ impl From<u64> for HoldTimes {
 }
 
 impl HoldTimes {
-    /// When a lease in this phase is over.
-    pub(super) fn deadline_ms(self, phase: LeasePhase, now_ms: u64) -> Option<u64> {
+    /// When a lease is over that is in this phase from now on.
+    pub(super) fn deadline_ms(self, lease: &Lease, phase: LeasePhase, now_ms: u64) -> Option<u64> {
+        if lease.persistence.is_persistent() {
+            return None;
+        }
         let hold_ms = match phase {
             LeasePhase::Saved => self.saved_ms?,
             LeasePhase::Orphaned => self.gone_ms,

@@ -161,6 +161,7 @@ impl LeaseTable {
         if overtaken || (seen != lease.epoch && !own) {
             return Err(fenced(seen, lease));
         }
+        self.check_runs_here(device, by)?;
         let hold = self.hold;
         self.checked(device, by.vm, by.host)?.admit(by, hold)?;
         let epoch = self.raise();
@@ -173,6 +174,7 @@ impl LeaseTable {
         entry.undecided.clear();
         entry.copies.clear();
         entry.acquired_by = None;
+        entry.claimed = true;
         let lease = &mut entry.lease;
         lease.epoch = epoch;
         lease.phase = LeasePhase::Serving;
@@ -244,13 +246,14 @@ impl LeaseTable {
                     true => LeasePhase::Saved,
                     false => LeasePhase::Orphaned,
                 };
-                entry.deadline_ms = hold.deadline_ms(phase, now_ms);
+                entry.deadline_ms = hold.deadline_ms(&entry.lease, phase, now_ms);
                 phase
             }
             Change::Disconnect if !orphaned && entry.lease.phase != LeasePhase::Disconnected => {
                 entry.silent_since_ms = Some(now_ms);
-                entry.deadline_ms = hold.deadline_ms(LeasePhase::Disconnected, now_ms);
-                LeasePhase::Disconnected
+                let phase = LeasePhase::Disconnected;
+                entry.deadline_ms = hold.deadline_ms(&entry.lease, phase, now_ms);
+                phase
             }
             Change::Freeze | Change::Orphan | Change::Disconnect => entry.lease.phase,
         };

@@ -57,6 +57,15 @@ impl LeaseTable {
                 }),
             };
         }
+        if let Some(lease) = self.reserved(device)
+            && !lease.is_at(wanted.vm, wanted.controller, wanted.port)
+        {
+            return Err(Refusal::Busy {
+                device: device.id.clone(),
+                vm: lease.vm,
+                vm_name: lease.vm_name.clone(),
+            });
+        }
         if let DeviceState::Unavailable { reason } = &device.state {
             return Err(Refusal::Unavailable {
                 device: device.id.clone(),
@@ -154,6 +163,7 @@ impl LeaseTable {
                 .returns
                 .as_ref()
                 .map_or_else(Configured::default, |r| r.configured.clone()),
+            persistence: wanted.persistence,
             silent_seconds: None,
             device,
         };
@@ -167,6 +177,7 @@ impl LeaseTable {
             undecided: Vec::new(),
             copies: Vec::new(),
             acquired_by: None,
+            claimed: false,
         };
         self.entries.insert(lease.device.id.clone(), entry);
         lease
@@ -240,6 +251,12 @@ fn check_limits(wanted: &Acquire) -> Result<(), Refusal> {
             wanted.controller
         );
         return Err(Refusal::Limit(message));
+    }
+    if wanted.persistence.is_persistent() && wanted.exchange.is_none() {
+        return Err(Refusal::Limit(
+            "a persistent attachment waits for its device; attach it with --on-exchange replug or pause"
+                .to_owned(),
+        ));
     }
     let cookie = wanted.returns.as_ref().map_or(0, |r| r.cookie.len());
     if cookie > MAX_COOKIE_LEN {

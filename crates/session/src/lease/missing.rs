@@ -48,6 +48,9 @@ impl LeaseTable {
             entry.silent_since_ms = Some(now_ms);
             self.entries.insert(id.clone(), entry);
         }
+        if self.get(id).is_none() {
+            self.returned(device, now_ms);
+        }
         self.get(id)
     }
 

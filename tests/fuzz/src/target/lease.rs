@@ -112,6 +112,7 @@ fn run(input: &mut Input<'_>) {
                     on_migrate: None,
                     exchange: None,
                     own_controller: None,
+                    persistence: Default::default(),
                     returns: None,
                 };
                 table.acquire(&wanted, host, &devices).is_ok()

@@ -51,6 +51,7 @@ fn seeds() -> Vec<Vec<u8>> {
         on_migrate: None,
         exchange: None,
         own_controller: None,
+        persistence: Default::default(),
         returns: None,
     });
     let acquire = FromBackend { number: 1, request };

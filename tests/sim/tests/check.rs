@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! `xl-vusb check`: what a migration would do on each host of the pool, from what the exporters know of them.
 
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use sim_scenarios::programs;
 use sim_scenarios::rig::{Guest, GuestOptions, Rig, RigOptions};
-use xen_sim::toolstack::DomainConfig;
+use xen_sim::toolstack::{Dialect, DomainConfig, MigrateOptions};
 
 /// Status, standard output and standard error of `xl-vusb`.
 fn run(rig: &Rig, host: usize, arguments: &[&str]) -> (i32, String, String) {
@@ -187,4 +190,128 @@ fn each_host_of_the_pool_has_a_line_and_the_worst_decides() {
         0
     );
     rig.end(guest);
+}
+
+/// A hook of a toolstack at a host, as its script is installed; the host's `xl-vusb` is on its path.
+fn hook(rig: &Rig, host: usize, script: &str, arguments: &[&str], input: &str) -> Output {
+    let bin = rig.dir().join(format!("bin-{host}"));
+    std::fs::create_dir_all(&bin).unwrap();
+    let program = bin.join("xl-vusb");
+    if !program.exists() {
+        let text = format!(
+            "#!/bin/sh\nexec {} --socket {} \"$@\"\n",
+            programs::path("xl-vusb").unwrap().display(),
+            rig.hosts[host].socket().display()
+        );
+        // A child writes it: see `xl-hooks/tests/command.rs`.
+        let write = r#"printf '%s' "$1" >"$0" && chmod 755 "$0""#;
+        let written = Command::new("sh")
+            .args(["-c", write])
+            .arg(&program)
+            .arg(text)
+            .status();
+        assert!(written.unwrap().success());
+    }
+    let hooks = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xl-hooks");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut child = Command::new(hooks.join(script))
+        .args(arguments)
+        .env("PATH", format!("{}:{path}", bin.display()))
+        .env("XEN_VUSB_XAPI_CONF", rig.dir().join("xapi.conf"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+/// The guest has gone on without noticing more than a pause.
+fn moves_unnoticed(rig: &Rig, guest: &mut Guest) {
+    let moved = rig.migrate(guest, 1, &MigrateOptions::default());
+    moved.unwrap_or_else(|e| panic!("{e:?}\n{}", rig.log_tails()));
+    assert!(!guest.wait_resumed().unwrap().0);
+    guest.wait_commands(10).unwrap();
+    let report = guest.report().unwrap();
+    let noticed = (report.disconnects, report.errors, report.lost);
+    assert_eq!(noticed, (0, 0, 0), "{report:?}\n{}", rig.log_tails());
+}
+
+#[test]
+fn the_hook_of_xapi_lets_go_what_xenopsd_then_moves_unnoticed() {
+    programs::build().unwrap();
+    let options = RigOptions {
+        dialect: Dialect::Xenopsd,
+        ..RigOptions::default()
+    };
+    let rig = Rig::start(&options).unwrap();
+    let mut guest = Guest::start_working(&rig, &GuestOptions::new("guest")).unwrap();
+    let vm = rig.status(0).unwrap().attachments[0].vm.to_string();
+    let pre_migrate = || {
+        let arguments = ["-vmuuid", &vm, "-reason", "source"];
+        let output = hook(&rig, 0, "xapi/vm-pre-migrate", &arguments, "");
+        let said = String::from_utf8(output.stdout).unwrap();
+        (output.status.code().unwrap(), said)
+    };
+    assert_eq!(pre_migrate(), (0, String::new()));
+    // A host on which vusbd has never run.
+    let conf = rig.dir().join("xapi.conf");
+    std::fs::write(&conf, "hosts = host-b host-c\n").unwrap();
+    let (status, said) = pre_migrate();
+    assert_eq!(status, 2, "{said}");
+    assert!(said.contains("no host 'host-c'"), "{said}");
+    std::fs::write(&conf, "hosts = host-b\n").unwrap();
+    // One on which it does not run now.
+    rig.hosts[1].terminate_vusbd().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let said = loop {
+        let (status, said) = pre_migrate();
+        if status == 2 {
+            break said;
+        }
+        assert!(Instant::now() < deadline, "{}", rig.log_tails());
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    for part in [
+        "to host-b: exporter/0-1",
+        "vusbd of host-b is not connected",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    rig.hosts[1].start_vusbd().unwrap();
+    rig.wait_for_exporter().unwrap();
+    assert_eq!(pre_migrate(), (0, String::new()));
+    moves_unnoticed(&rig, &mut guest);
+    rig.end_unnoticed(guest);
+}
+
+#[test]
+fn the_hook_of_libvirt_lets_come_what_libvirt_then_moves_unnoticed() {
+    programs::build().unwrap();
+    let options = RigOptions {
+        dialect: Dialect::Libvirt,
+        ..RigOptions::default()
+    };
+    let rig = Rig::start(&options).unwrap();
+    let mut guest = Guest::start_working(&rig, &GuestOptions::new("guest")).unwrap();
+    let vm = rig.status(0).unwrap().attachments[0].vm;
+    let xml =
+        format!("<domain type='xen'>\n  <name>guest</name>\n  <uuid>{vm}</uuid>\n</domain>\n");
+    let begin = || {
+        let arguments = ["guest", "migrate", "begin", "-"];
+        let output = hook(&rig, 1, "libvirt/libxl", &arguments, &xml);
+        assert_eq!(output.stdout, b"");
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap(), said)
+    };
+    rig.hosts[1].terminate_vusbd().unwrap();
+    let (status, said) = begin();
+    assert_eq!(status, 1, "{said}");
+    assert!(said.contains("vusbd is not running"), "{said}");
+    rig.hosts[1].start_vusbd().unwrap();
+    rig.wait_for_exporter().unwrap();
+    assert_eq!(begin(), (0, String::new()));
+    moves_unnoticed(&rig, &mut guest);
+    rig.end_unnoticed(guest);
 }

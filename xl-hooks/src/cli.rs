@@ -91,6 +91,15 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<HostsCommand>,
     },
+    /// Make and end persistent attachments as XAPI's VM.other_config:xen-vusb declares them
+    ///
+    /// Of each VM that has the key, exactly the devices that it lists are attached persistently:
+    /// EXPORTER/VID:PID:SERIAL,… An empty value is none. VMs without the key are left alone.
+    ApplyOtherConfig {
+        /// Uuids of VMs [default: those that run on this host]
+        #[arg(value_parser = session::VmUuid::from_str)]
+        vms: Vec<session::VmUuid>,
+    },
     /// Check, then run `xl migrate`
     ///
     /// Plain `xl migrate` does the same hand-off. This only says beforehand what it would do, and

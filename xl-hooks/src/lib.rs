@@ -8,6 +8,7 @@
 pub mod cli;
 pub mod host_name;
 pub mod migrate;
+pub mod other_config;
 pub mod pool;
 pub mod run;
 pub mod show;

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::cli::{Attach, Cli, Command, ControllerCommand, Detach, HostsCommand, PoolCommand};
 use crate::pool::{self, Issued, Pool, PoolError, TLS_DIR};
-use crate::{migrate, show};
+use crate::{migrate, other_config, show};
 
 /// How a command ended; the program's exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,9 @@ pub enum RunError {
     /// `xl migrate` was not started.
     #[error(transparent)]
     Migrate(#[from] migrate::MigrateError),
+    /// `other_config` could not be read, or nothing be asked.
+    #[error(transparent)]
+    OtherConfig(#[from] other_config::OtherConfigError),
     /// Standard output is gone.
     #[error("cannot write: {0}")]
     Output(#[from] std::io::Error),
@@ -89,6 +92,7 @@ pub async fn run(cli: &Cli, out: &mut impl Write, err: &mut impl Write) -> Resul
     match &cli.command {
         Command::Pool(command) => run_pool(command, cli.json, out, err),
         Command::Migrate(arguments) => migrate::run(&cli.socket, arguments, err).await,
+        Command::ApplyOtherConfig { vms } => other_config::run(vms, &cli.socket, out, err),
         command => {
             let request = request(command)?;
             let response = ask(&cli.socket, &request).await?;
@@ -212,7 +216,9 @@ fn request(command: &Command) -> Result<Request, RunError> {
         Command::Hosts {
             command: Some(HostsCommand::Forget { host }),
         } => Request::ForgetHost { host: host.clone() },
-        Command::Pool(_) | Command::Migrate(_) => return Err(RunError::OtherAnswer),
+        Command::Pool(_) | Command::Migrate(_) | Command::ApplyOtherConfig { .. } => {
+            return Err(RunError::OtherAnswer);
+        }
     })
 }
 

@@ -7,6 +7,8 @@ mod json;
 mod libvirt;
 #[path = "command/migrate.rs"]
 mod migrate;
+#[path = "command/other_config.rs"]
+mod other_config;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

@@ -315,3 +315,75 @@ fn the_hook_of_libvirt_lets_come_what_libvirt_then_moves_unnoticed() {
     moves_unnoticed(&rig, &mut guest);
     rig.end_unnoticed(guest);
 }
+
+/// `VM.other_config` with the real `vusbd`, and an `xe` that has one value.
+#[test]
+fn what_other_config_declares_is_attached_persistently_until_it_does_not() {
+    programs::build().unwrap();
+    let options = RigOptions {
+        dialect: Dialect::Xenopsd,
+        devices: "[[simulated]]\nkind = \"keyboard\"\nserial = \"K1\"\n".into(),
+        ..RigOptions::default()
+    };
+    let rig = Rig::start(&options).unwrap();
+    // The disk is attached by hand, and not persistently.
+    let mut guest = Guest::start_working(&rig, &GuestOptions::new("guest")).unwrap();
+    let vm = rig.status(0).unwrap().attachments[0].vm.to_string();
+    let bin = rig.dir().join("xe-bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    let value = rig.dir().join("value");
+    let write = r#"printf '#!/bin/sh\nexec cat %s\n' "$1" >"$0" && chmod 755 "$0""#;
+    let written = Command::new("sh")
+        .args(["-c", write])
+        .args([&bin.join("xe"), &value])
+        .status();
+    assert!(written.unwrap().success());
+    let program = programs::path("xl-vusb").unwrap();
+    let apply = |declared: &str| {
+        std::fs::write(&value, format!("{declared}\n")).unwrap();
+        let path = std::env::var("PATH").unwrap_or_default();
+        let of_program = program.parent().unwrap().display();
+        let output = Command::new(&program)
+            .arg("--socket")
+            .arg(rig.hosts[0].socket())
+            .args(["apply-other-config", &vm])
+            .env("PATH", format!("{}:{of_program}:{path}", bin.display()))
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let status = output.status.code().unwrap();
+        (status, text(output.stdout), text(output.stderr))
+    };
+    let attached = || {
+        let attachments = rig.status(0).unwrap().attachments;
+        let all = attachments.iter().map(|a| a.device.id.to_string());
+        all.collect::<Vec<_>>()
+    };
+    let (status, out, err) = apply("exporter/1209:0002:K1");
+    assert_eq!(status, 0, "{out}{err}");
+    assert!(out.contains("attached exporter/0-2"), "{out}");
+    assert_eq!(attached(), ["0-1", "0-2"]);
+    // There is nothing left to do.
+    assert_eq!(
+        apply("exporter/1209:0002:K1"),
+        (0, String::new(), String::new())
+    );
+    // A slip of the pen ends nothing, nor does a device that is not there.
+    for (bad, part) in [
+        ("exporter/1209:0002:K1,disk", "nothing was changed"),
+        ("exporter/1209:0002:K1,exporter/9-9", "9-9"),
+    ] {
+        let (status, _, err) = apply(bad);
+        assert_eq!(status, 1, "{err}");
+        assert!(err.contains(part), "{err}");
+        assert_eq!(attached(), ["0-1", "0-2"]);
+    }
+    // Declared no more.
+    let (status, out, err) = apply("");
+    assert_eq!(status, 0, "{out}{err}");
+    assert_eq!(attached(), ["0-1"]);
+    guest.wait_commands(10).unwrap();
+    // The one that went is the keyboard.
+    let report = rig.end(guest);
+    assert_eq!((report.errors, report.disconnects), (0, 1), "{report:?}");
+}

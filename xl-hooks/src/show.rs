@@ -5,7 +5,9 @@ use control::{
     Attachment, Controller, Counters, ExportedDevice, ExporterStatus, Forecast, HostForecast,
     PoolHost, Response, SeenHost, Status, Toolstack,
 };
-use session::{DeviceInfo, DeviceState, LeasePhase, OnMigrate, Speed, StashCounters};
+use session::{
+    DeviceInfo, DeviceState, LeasePhase, OnMigrate, OwnController, Speed, StashCounters,
+};
 
 use crate::table::{Table, printable};
 
@@ -399,14 +401,18 @@ fn note(attachment: &Attachment) -> Option<String> {
     Some(format!("{}: {}\n", described(attachment), printable(note)))
 }
 
+/// What a migration does to it on a host where everything is as it should be; `check` knows more.
 fn migration(attachment: &Attachment) -> &'static str {
-    if attachment.toolstack != Toolstack::Xl {
+    let is_own = attachment.controller >= OwnController::FIRST_DEVID;
+    if !is_own && attachment.toolstack != Toolstack::Xl {
         return "lost";
     }
     if attachment.frontend_resumes {
         return "seamless";
     }
     match attachment.on_migrate {
+        // Nothing waits for vusbd on the host that the VM goes to.
+        OnMigrate::Refuse if is_own => "lost",
         OnMigrate::Refuse => "refuse",
         OnMigrate::Replug => "replug",
         OnMigrate::Risk => "risk",

@@ -136,6 +136,26 @@ fn an_attachment_says_what_a_migration_will_do() {
         let attached = Response::Attached(Box::new(resuming.clone()));
         assert!(text(&attached).ends_with("on migration: lost\n"));
     }
+    // A controller of vusbd is made again under every toolstack, and none waits for it.
+    resuming.controller = 64;
+    for (resumes, on_migrate, expected) in [
+        (true, OnMigrate::Refuse, "seamless"),
+        (false, OnMigrate::Refuse, "lost"),
+        (false, OnMigrate::Replug, "replug"),
+        (false, OnMigrate::Risk, "risk"),
+    ] {
+        resuming.frontend_resumes = resumes;
+        resuming.on_migrate = on_migrate;
+        for toolstack in [Toolstack::Xl, Toolstack::Libvirt, Toolstack::Xapi] {
+            resuming.toolstack = toolstack;
+            let attached = text(&Response::Attached(Box::new(resuming.clone())));
+            let line = attached.lines().next().unwrap();
+            assert!(
+                line.ends_with(&format!("on migration: {expected}")),
+                "{line}"
+            );
+        }
+    }
     assert_eq!(
         text(&Response::Detached(Box::new(attachment()))),
         "detached pi4/1-1.2 (Kingston DataTraveler) from web (domain 5), controller 0 port 1\n"

@@ -39,7 +39,7 @@ fn the_example_allows_nobody_as_it_is() {
 fn the_example_shows_the_defaults() {
     let plain = Config::load(&example()).unwrap();
     let full = with_every_setting();
-    assert_eq!(full.policy().allow.len(), 2);
+    assert_eq!(full.policy().allow.len(), 4);
     assert_eq!(full.simulated.len(), 2);
     assert_eq!(full.listen, plain.listen);
     assert_eq!(full.state_dir, plain.state_dir);

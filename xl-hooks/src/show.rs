@@ -458,8 +458,7 @@ fn persistence(attachment: &Attachment) -> String {
     if attachment.toolstack == Toolstack::Xl {
         text += &format!(
             "`xl create` gives a VM a new uuid unless its configuration has one, and the attachment is \
-             for this uuid: make sure that it has uuid = \"{}\", or use an [[attach]] rule with the VM's \
-             name\n",
+             for this uuid: make sure that it has uuid = \"{}\"\n",
             attachment.vm
         );
     }

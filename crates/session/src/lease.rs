@@ -33,7 +33,7 @@ pub use absent::Unplugged;
 pub use hold::{HoldTimes, TAKEOVER_MS};
 pub use holder::{Change, Claimant};
 pub use lending::{MAX_PORT, MAX_VM_NAME_LEN};
-pub use policy::{Allow, Match, Policy};
+pub use policy::{Allow, DeviceMatch, Match, Policy, VmMatch};
 
 use crate::control::Refusal;
 use crate::open::Attempt;
@@ -242,7 +242,8 @@ impl LeaseTable {
 
     /// Whether `host` may know of this lease.
     pub fn may_see_lease(&self, lease: &Lease, host: &str) -> bool {
-        self.policy.allows(&lease.device, lease.vm, host)
+        self.policy
+            .allows(&lease.device, lease.vm, &lease.vm_name, host)
     }
 
     fn with_state(&self, device: &DeviceInfo) -> DeviceInfo {
@@ -261,7 +262,7 @@ impl LeaseTable {
     pub fn check(&self, device: &DeviceId, vm: VmUuid, host: &str) -> Result<(), Refusal> {
         let lease = self.get(device).filter(|l| l.vm == vm);
         match lease {
-            Some(lease) => self.check_policy(&lease.device, vm, host),
+            Some(lease) => self.check_lease(lease, host),
             None => {
                 self.check_missing(device, vm, host, u64::MAX)?;
                 Err(Refusal::NoLease {
@@ -373,8 +374,18 @@ impl LeaseTable {
             })
     }
 
-    fn check_policy(&self, device: &DeviceInfo, vm: VmUuid, host: &str) -> Result<(), Refusal> {
-        match self.policy.allows(device, vm, host) {
+    fn check_lease(&self, lease: &Lease, host: &str) -> Result<(), Refusal> {
+        self.check_policy(&lease.device, lease.vm, &lease.vm_name, host)
+    }
+
+    fn check_policy(
+        &self,
+        device: &DeviceInfo,
+        vm: VmUuid,
+        name: &str,
+        host: &str,
+    ) -> Result<(), Refusal> {
+        match self.policy.allows(device, vm, name, host) {
             true => Ok(()),
             false => Err(policy_refusal(device, vm, host)),
         }

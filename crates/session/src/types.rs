@@ -352,8 +352,6 @@ pub enum Persistence {
     /// The lease stays until it is released: while the VM is off, while its host or the exporter is being
     /// rebooted, and while the device is pulled out.
     Persistent,
-    /// The same, and an `[[attach]]` rule of the exporter's configuration asks for it.
-    Rule,
 }
 
 impl Persistence {

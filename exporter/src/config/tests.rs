@@ -120,3 +120,26 @@ fn errors_name_the_line_and_the_key() {
         assert!(error.contains("simulated.file"), "{error}");
     }
 }
+
+#[test]
+fn a_rule_is_also_by_class_port_and_name() {
+    let config = parse(
+        "[[allow]]\nclass = \"printer\"\nvm_name = \"web\"\nhost = \"*\"\n\
+         [[allow]]\nport = \"1-1.2\"\nvm = \"*\"\nhost = \"a\"\n",
+    );
+    assert_eq!(config.unwrap().policy().allow.len(), 2);
+    for (rule, error) in [
+        ("class = \"printers\"\nvm = \"*\"", "is no USB class"),
+        ("port = \"0951:1666\"\nvm = \"*\"", "is no BUS-PORT"),
+        (
+            "port = \"1-1\"\nclass = \"hid\"\nvm = \"*\"",
+            "one of device, class and port",
+        ),
+        ("vm = \"*\"", "one of device, class and port"),
+        ("device = \"*\"", "one of vm and vm_name"),
+        ("device = \"*\"\nvms = \"*\"", "unknown field"),
+    ] {
+        let refused = parse(&format!("[[allow]]\n{rule}\nhost = \"*\"\n")).unwrap_err();
+        assert!(refused.contains(error), "{rule}: {refused}");
+    }
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use session::Speed;
-use session::lease::{Allow, Match};
+use session::lease::{Allow, Match, VmMatch};
 
 use super::*;
 
@@ -400,7 +400,7 @@ fn what_is_in_use_is_listed_with_the_reason_and_can_be_named() {
     let states = |rules: &[&str]| {
         let rule = |device: &&str| Allow {
             device: device.parse().unwrap(),
-            vm: Match::Any,
+            vm: VmMatch::Any,
             host: Match::Any,
         };
         let allow = rules.iter().map(rule).collect();

@@ -164,3 +164,31 @@ fn who_asks_again_over_another_connection_keeps_the_lease() {
         assert_eq!(leases(&mut second).await.len(), 1);
     });
 }
+
+/// By class and by the name of the VM: what matches is seen and lent, anything else is neither.
+#[test]
+fn a_policy_by_class_and_by_name() {
+    let rule = "[[allow]]\nclass = \"mass-storage\"\nvm_name = \"guest\"\nhost = \"*\"\n";
+    with_exporter(rule, async |_, exporter, host| {
+        let mut control = exporter.control(host).await;
+        let named = |name: &str| session::control::Acquire {
+            vm_name: name.to_owned(),
+            ..wanted("0-1", vm(1), 1)
+        };
+        let other = control.ask(Request::Acquire(named("another"))).await;
+        assert!(
+            matches!(other, Reply::Refused(Refusal::Policy { .. })),
+            "{other:?}"
+        );
+        let lease = control.acquire(named("guest")).await;
+        exporter.claim(host, &lease).await;
+    });
+    let rule = rule.replace("mass-storage", "printer");
+    with_exporter(&rule, async |_, exporter, host| {
+        let mut control = exporter.control(host).await;
+        assert_eq!(
+            control.ask(Request::Devices).await,
+            Reply::Devices(Vec::new())
+        );
+    });
+}

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 
 use session::control::{Acquire, Refusal};
 use session::frame::TransferStatus;
-use session::lease::{Allow, Change, Claimant, LeaseTable, Match, Policy, Saved};
+use session::lease::{
+    Allow, Change, Claimant, DeviceMatch, LeaseTable, Match, Policy, Saved, VmMatch,
+};
 use session::open::{Evidence, How, Open, Opened};
 use session::server::{Event, Order, Outcome, Server};
 use session::{
@@ -32,8 +34,8 @@ pub(crate) fn device() -> DeviceId {
 
 fn policy() -> Policy {
     let all = Allow {
-        device: Match::Any,
-        vm: Match::Any,
+        device: DeviceMatch::Any,
+        vm: VmMatch::Any,
         host: Match::Any,
     };
     Policy { allow: vec![all] }

@@ -111,7 +111,7 @@ impl LeaseTable {
             a.lease.device.id == *device && a.lease.vm == vm && a.lease.epoch == epoch
         });
         let Some(at) = found else { return Ok(None) };
-        self.check_policy(&self.absent[at].lease.device, vm, host)?;
+        self.check_lease(&self.absent[at].lease, host)?;
         self.changes += 1;
         Ok(Some(self.absent.remove(at).lease))
     }

@@ -37,7 +37,7 @@ impl LeaseTable {
                 });
             }
         };
-        self.check_policy(device, wanted.vm, host)?;
+        self.check_policy(device, wanted.vm, &wanted.vm_name, host)?;
         if let Some(lease) = self.get(&device.id) {
             let same = lease.vm == wanted.vm
                 && lease.controller == wanted.controller

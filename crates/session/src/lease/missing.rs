@@ -92,7 +92,7 @@ impl LeaseTable {
         let Some(missing) = self.missing.iter().find(|m| m.is_for(device, vm)) else {
             return Ok(());
         };
-        self.check_policy(&missing.entry.lease.device, vm, host)?;
+        self.check_lease(&missing.entry.lease, host)?;
         let ms = missing.until_ms.map_or(0, |u| u.saturating_sub(now_ms));
         Err(Refusal::NotReady {
             device: device.clone(),
@@ -119,7 +119,7 @@ impl LeaseTable {
             return Ok(None);
         };
         let lease = &self.missing[at].entry.lease;
-        self.check_policy(&lease.device, vm, host)?;
+        self.check_lease(lease, host)?;
         if epoch != lease.epoch {
             return Err(fenced(epoch, lease));
         }

@@ -105,7 +105,11 @@ fn a_rule_allows_what_matches_all_of_it() {
         let policy = Policy {
             allow: vec![allow("1-9", "*", "*"), rule.clone()],
         };
-        assert_eq!(policy.allows(&device(1), vm(1), "a"), allowed, "{rule:?}");
+        assert_eq!(
+            policy.allows(&device(1), vm(1), "guest", "a"),
+            allowed,
+            "{rule:?}"
+        );
     }
     assert!("not a device".parse::<Match<DeviceSelector>>().is_err());
     assert!("not a uuid".parse::<Match<VmUuid>>().is_err());

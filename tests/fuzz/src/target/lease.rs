@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use session::control::Acquire;
-use session::lease::{Allow, Change, Claimant, LeaseTable, Match, Policy};
+use session::lease::{Allow, Change, Claimant, DeviceMatch, LeaseTable, Match, Policy, VmMatch};
 use session::open::{Attempt, Evidence};
 use session::{DeviceId, DeviceInfo, DeviceSelector, DeviceState, Epoch, Speed, VmUuid};
 
@@ -47,8 +47,8 @@ fn devices() -> Vec<DeviceInfo> {
 
 fn policy() -> Policy {
     let rule = |host: Match<String>| Allow {
-        device: Match::Any,
-        vm: Match::Any,
+        device: DeviceMatch::Any,
+        vm: VmMatch::Any,
         host,
     };
     // Host c may nothing.

@@ -153,3 +153,34 @@ fn a_vm_that_is_shut_down_finds_its_device_wherever_it_starts() {
     assert!(all(&rig, 0).is_empty());
     assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
 }
+
+/// Both hosts and the exporter are without power, and nobody has said that the VM is gone. It starts on the
+/// other host. Then that host alone is rebooted, and starts the VM again, under the domid that it had.
+#[test]
+fn a_power_cut_ends_no_attachment() {
+    let mut rig = Rig::start(&options()).unwrap();
+    let vm = GuestOptions::new("guest");
+    let mut guest = Guest::start(&rig, 0, &vm).unwrap();
+    attach(&rig, &guest);
+    guest.wait_working().unwrap();
+    for host in &mut rig.hosts {
+        host.lose_power().unwrap();
+    }
+    drop(guest);
+    rig.exporter.reboot().unwrap();
+    std::thread::sleep(HOLD * 2);
+    for host in &mut rig.hosts {
+        host.power_on().unwrap();
+    }
+    rig.wait_for_exporter().unwrap();
+    let guest = start(&rig, 1, &vm);
+
+    let domid = guest.domid;
+    rig.hosts[1].lose_power().unwrap();
+    drop(guest);
+    rig.hosts[1].power_on().unwrap();
+    rig.wait_for_exporter().unwrap();
+    let guest = start(&rig, 1, &vm);
+    assert_eq!(guest.domid, domid);
+    rig.end_unnoticed(guest);
+}

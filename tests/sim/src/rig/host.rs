@@ -195,7 +195,7 @@ impl Host {
     /// What did not start.
     pub fn power_on(&mut self) -> Result<()> {
         std::fs::remove_dir_all(&self.dir)?;
-        let made = self.made.clone();
+        let (made, dialect) = (self.made.clone(), self.xl.dialect());
         let more = (made.hand_off.as_str(), made.of_exporter.as_str());
         *self = Self::start(
             &made.rig_dir,
@@ -206,6 +206,7 @@ impl Host {
             &made.exporters,
             more,
         )?;
+        self.xl.speak(dialect);
         Ok(())
     }
 

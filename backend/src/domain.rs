@@ -37,6 +37,16 @@ pub struct Domain {
 }
 
 impl Domain {
+    /// The VM's name as exporters take it: empty where it is too long for them.
+    pub fn name_for_exporters(&self) -> String {
+        let name = self.vm_name();
+        let is_good = name.len() <= session::lease::MAX_VM_NAME_LEN;
+        match is_good && session::text::check(name).is_ok() {
+            true => name.to_owned(),
+            false => String::new(),
+        }
+    }
+
     /// The VM's name, without what `xl` adds to it for a migration.
     pub fn vm_name(&self) -> &str {
         plain_name(&self.name)

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use session::lease::{Allow, HoldTimes, Policy, TAKEOVER_MS};
+use session::lease::{Allow, AttachRule, HoldTimes, Policy, TAKEOVER_MS};
 use transport::{HOST_KEY, TLS_DIR, Tls};
 
 mod hold;
@@ -52,6 +52,9 @@ pub struct Config {
     /// Who may hold what; without any, nobody.
     #[serde(default)]
     pub allow: Vec<Allow>,
+    /// Devices that are attached by themselves.
+    #[serde(default)]
+    pub attach: Vec<AttachRule>,
     /// Simulated devices, at the places 0-1, 0-2 …
     #[serde(default)]
     pub simulated: Vec<Simulated>,
@@ -275,6 +278,10 @@ impl Config {
                 format!("{seconds} is not more than takeover_seconds, which is {takeover}"),
             ));
         }
+        let conflicts = session::lease::conflicts(&self.attach);
+        if !conflicts.is_empty() {
+            return Err(("attach", conflicts.join("; ")));
+        }
         if self.simulated.len() > 99 {
             return Err(("simulated", "at most 99 devices".to_owned()));
         }
@@ -322,7 +329,20 @@ impl Config {
         }
     }
 
-    /// The rules.
+    /// What is good and probably not meant: `[[attach]]` rules without an `[[allow]]`, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let is_allowed = |rule: &AttachRule| self.allow.iter().any(|allow| allow.may_allow(rule));
+        let rules = self.attach.iter().filter(|rule| !is_allowed(rule));
+        let lines = rules.map(|rule| {
+            format!(
+                "no [[allow]] is for the [[attach]] of {} to {}: it is not executed",
+                rule.device, rule.vm
+            )
+        });
+        lines.collect()
+    }
+
+    /// Who may hold what.
     pub fn policy(&self) -> Policy {
         Policy {
             allow: self.allow.clone(),

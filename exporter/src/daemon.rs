@@ -91,6 +91,7 @@ impl Daemon {
         let hub = Hub::new(
             log.clone(),
             config.policy(),
+            config.attach.clone(),
             config.hold_times(),
             store.clone(),
         )?;
@@ -150,6 +151,7 @@ impl Daemon {
             () = hub.publish_changes() => (),
             () = hub.keep_hosts() => (),
             () = hub.open_reserved() => (),
+            () = hub.execute_rules() => (),
             // Here, in the loop of all sessions: stuck, it must not look alive.
             never = service::watchdog() => match never {},
             () = async {

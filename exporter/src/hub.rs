@@ -8,6 +8,7 @@ mod hosts;
 mod in_use;
 mod persistent;
 mod requests;
+mod rules;
 mod settings;
 mod subscribers;
 
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use session::control::{Event, Refusal};
-use session::lease::{HoldTimes, LeaseTable, Policy};
+use session::lease::{AttachRule, HoldTimes, LeaseTable, Policy};
 use session::{DeviceId, Lease, LeasePhase};
 use slog::{Logger, error, info};
 use tokio::sync::{Mutex, Notify};
@@ -26,6 +27,7 @@ use tokio::time::sleep;
 
 use self::hosts::Hosts;
 use self::in_use::Uses;
+use self::rules::Running;
 use self::settings::Settings;
 pub(crate) use self::subscribers::Events;
 use self::subscribers::Subscribers;
@@ -44,6 +46,11 @@ pub(crate) struct Hub {
     devices: RefCell<BTreeMap<DeviceId, SharedSession>>,
     subscribers: Subscribers,
     arrivals: RefCell<Arrivals>,
+    /// VMs of connected hosts.
+    running: RefCell<Vec<Running>>,
+    rules_due: Notify,
+    /// Why rules were not executed, as it was said.
+    refused_rules: RefCell<BTreeSet<String>>,
     /// Control connections so far.
     connections: Cell<u64>,
     uses: Uses,
@@ -76,6 +83,7 @@ impl Hub {
     pub(crate) fn new(
         log: Logger,
         policy: Policy,
+        rules: Vec<AttachRule>,
         hold: HoldTimes,
         store: Store,
     ) -> anyhow::Result<Self> {
@@ -91,7 +99,8 @@ impl Hub {
                 e
             ),
         }
-        let table = LeaseTable::restore(policy, hold, saved, 0);
+        let mut table = LeaseTable::restore(policy, hold, saved, 0);
+        table.set_rules(rules, 0);
         let hosts = Hosts::load(&store, &log);
         Ok(Self {
             failures: logging::limited(&log),
@@ -101,6 +110,9 @@ impl Hub {
             devices: RefCell::default(),
             subscribers: Subscribers::default(),
             arrivals: RefCell::default(),
+            running: RefCell::default(),
+            rules_due: Notify::new(),
+            refused_rules: RefCell::default(),
             connections: Cell::new(0),
             uses: Uses::default(),
             hosts,

@@ -36,9 +36,13 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
+    let warnings = config.warnings();
     let (log, _guard) = logging::to_stderr(args.verbose.into());
     let daemon = Daemon::new(config, log)?;
     if args.check_config {
+        for warning in warnings {
+            println!("{}: {warning}", args.config.display());
+        }
         println!("{}: good", args.config.display());
         return Ok(());
     }

@@ -54,6 +54,7 @@ impl<B: Backend> Daemon<B> {
         let request = Request::Expect {
             vm: domain.vm,
             domid: key.domid.0,
+            name: domain.name_for_exporters(),
         };
         let (gathered, log) = (self.gathered.clone(), self.log.clone());
         // A guest on its way surely has its devices somewhere; a new one is not kept waiting.

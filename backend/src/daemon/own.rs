@@ -25,6 +25,7 @@ impl<B: Backend> Daemon<B> {
         let request = Request::Expect {
             vm: domain.vm,
             domid: domain.domid.0,
+            name: domain.name_for_exporters(),
         };
         let (exporter, store, log) = (exporter.clone(), self.store.clone(), self.log.clone());
         let domid = domain.domid;

@@ -63,6 +63,9 @@ pub enum Request {
         vm: VmUuid,
         /// Its domid at the caller.
         domid: u16,
+        /// Its name, for rules that name it so, at most 256 bytes; empty where it has none of that length.
+        #[serde(default, deserialize_with = "crate::text::required")]
+        name: String,
     },
     /// A domain of the caller is gone. Persistent leases that it held without ever having claimed them, or
     /// whose device is pulled out, are the VM's that is off. All others learn it over their device

@@ -22,6 +22,7 @@ mod lending;
 mod missing;
 mod persistent;
 mod policy;
+mod rules;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,7 @@ pub use hold::{HoldTimes, TAKEOVER_MS};
 pub use holder::{Change, Claimant};
 pub use lending::{MAX_PORT, MAX_VM_NAME_LEN};
 pub use policy::{Allow, DeviceMatch, Match, Policy, VmMatch};
+pub use rules::{Applied, AttachRule, conflicts};
 
 use crate::control::Refusal;
 use crate::open::Attempt;
@@ -96,6 +98,7 @@ impl Entry {
 #[derive(Clone, Debug, Hash)]
 pub struct LeaseTable {
     policy: Policy,
+    rules: Vec<AttachRule>,
     hold: HoldTimes,
     epoch: Epoch,
     entries: BTreeMap<DeviceId, Entry>,
@@ -109,6 +112,7 @@ impl LeaseTable {
     pub fn new(policy: Policy, hold: impl Into<HoldTimes>) -> Self {
         Self {
             policy,
+            rules: Vec::new(),
             hold: hold.into(),
             epoch: Epoch::default(),
             entries: BTreeMap::new(),

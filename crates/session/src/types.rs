@@ -352,6 +352,8 @@ pub enum Persistence {
     /// The lease stays until it is released: while the VM is off, while its host or the exporter is being
     /// rebooted, and while the device is pulled out.
     Persistent,
+    /// The same, because a rule of the exporter's configuration asks for it (`[[attach]]`).
+    Rule,
 }
 
 impl Persistence {

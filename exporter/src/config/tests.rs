@@ -143,3 +143,41 @@ fn a_rule_is_also_by_class_port_and_name() {
         assert!(refused.contains(error), "{rule}: {refused}");
     }
 }
+
+#[test]
+fn rules_attach_what_an_allow_allows() {
+    let allow = "[[allow]]\nclass = 'hid'\nvm_name = 'web'\nhost = '*'\n";
+    let rule = |device: &str, vm: &str| format!("[[attach]]\n{device}\n{vm}\n");
+    let good = format!(
+        "{allow}{}",
+        rule("class = 'hid'", "vm_name = 'web'\nport = 2")
+    );
+    let config = parse(&good).unwrap();
+    assert_eq!(config.attach[0].port, Some(2));
+    assert!(config.warnings().is_empty());
+
+    let config = parse(&format!(
+        "{allow}{}",
+        rule("class = 'video'", "vm_name = 'web'")
+    ))
+    .unwrap();
+    let warnings = config.warnings();
+    assert!(
+        warnings[0].contains("class = \"video\" to vm_name = \"web\""),
+        "{warnings:?}"
+    );
+
+    let of_both = rule("device = '1-1'\nclass = 'hid'", "vm_name = 'web'");
+    let twice =
+        rule("device = '1-1'", "vm_name = 'web'") + &rule("device = '1-1'", "vm_name = 'db'");
+    let port = rule("device = '1-1'", "vm_name = 'web'\nport = 32");
+    for (text, part) in [
+        (of_both, "only one"),
+        (twice, "want one device"),
+        (port, "no port 32"),
+        (rule("device = '1-1'", "vm = 'web'"), "vm: 'web'"),
+    ] {
+        let text = parse(&text).unwrap_err();
+        assert!(text.contains(part), "{text}");
+    }
+}

@@ -44,6 +44,9 @@ impl Hub {
         for lease in &unconfirmed {
             self.ended(lease, "who acquired it is not connected any more");
         }
+        self.running
+            .borrow_mut()
+            .retain(|r| r.connection != connection);
         let ended = self.arrivals.borrow_mut().end(connection);
         for arrival in ended {
             self.announce(&arrival, false);

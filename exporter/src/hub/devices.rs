@@ -46,6 +46,7 @@ impl Hub {
             false => (),
         }
         self.subscribers.publish(&Event::Devices, |_| true);
+        self.rules_due.notify_one();
     }
 
     /// A device was unplugged.

@@ -45,8 +45,14 @@ impl Hub {
                 epoch,
                 force,
             } => self.release(&device, vm, host, epoch, force).await,
-            Request::Expect { vm, .. } => Ok(self.leases(Some(vm), host)),
+            Request::Expect { vm, domid, name } => {
+                self.runs(from, vm, domid, name).await;
+                // What a rule has lent must not be forgotten by a crash, once its guest knows of it.
+                let _ = self.save().await;
+                Ok(self.leases(Some(vm), host))
+            }
             Request::Ended { vm, domid } => {
+                self.runs_no_more(host, vm, domid);
                 self.domain_ended(vm, host, domid);
                 self.save().await.map(|()| Reply::Done)
             }

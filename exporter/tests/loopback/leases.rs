@@ -211,6 +211,7 @@ fn a_lost_connection_leaves_the_lease_and_others_hear_of_it() {
             .await;
 
         let expect = Request::Expect {
+            name: String::new(),
             vm: vm(1),
             domid: 9,
         };

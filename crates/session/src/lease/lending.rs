@@ -129,7 +129,7 @@ impl LeaseTable {
             .collect()
     }
 
-    fn lend(&mut self, device: &DeviceInfo, wanted: &Acquire, host: &str) -> Lease {
+    pub(super) fn lend(&mut self, device: &DeviceInfo, wanted: &Acquire, host: &str) -> Lease {
         let mut device = device.clone();
         device.state = DeviceState::Leased {
             vm: wanted.vm,

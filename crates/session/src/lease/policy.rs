@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
+use super::AttachRule;
 use crate::{DeviceId, DeviceInfo, DeviceSelector, ParseSelectorError, VmUuid};
 
 /// One thing, or `*` for all.
@@ -56,7 +57,7 @@ pub enum DeviceMatch {
 }
 
 impl DeviceMatch {
-    fn matches(&self, device: &DeviceInfo) -> bool {
+    pub(super) fn matches(&self, device: &DeviceInfo) -> bool {
         match self {
             Self::Any => true,
             Self::Device(selector) => selector.matches(device),
@@ -88,7 +89,7 @@ pub enum VmMatch {
 }
 
 impl VmMatch {
-    fn matches(&self, vm: VmUuid, name: &str) -> bool {
+    pub(super) fn matches(&self, vm: VmUuid, name: &str) -> bool {
         match self {
             Self::Any => true,
             Self::Uuid(uuid) => *uuid == vm,
@@ -124,7 +125,7 @@ const CLASSES: [(&str, u8); 11] = [
 ];
 
 /// A class by its word, or two hexadecimal digits.
-fn class(text: &str) -> Result<u8, String> {
+pub(super) fn class(text: &str) -> Result<u8, String> {
     if let Some((_, class)) = CLASSES.iter().find(|(word, _)| *word == text) {
         return Ok(*class);
     }
@@ -138,6 +139,29 @@ fn class(text: &str) -> Result<u8, String> {
             words.join(", ")
         )
     })
+}
+
+impl fmt::Display for DeviceMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("device = \"*\""),
+            Self::Device(selector) => write!(f, "device = \"{selector}\""),
+            Self::Class(class) => match CLASSES.iter().find(|(_, c)| c == class) {
+                Some((word, _)) => write!(f, "class = \"{word}\""),
+                None => write!(f, "class = \"{class:02x}\""),
+            },
+        }
+    }
+}
+
+impl fmt::Display for VmMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("vm = \"*\""),
+            Self::Uuid(vm) => write!(f, "vm = \"{vm}\""),
+            Self::Name(name) => write!(f, "vm_name = \"{name}\""),
+        }
+    }
 }
 
 /// Allows what matches all three.
@@ -205,6 +229,34 @@ impl TryFrom<Written> for Allow {
 }
 
 impl Allow {
+    /// Whether this can allow what a rule attaches, on some host. What a device is shows only when it is there,
+    /// and a VM's name or uuid when it runs: then this says yes.
+    pub fn may_allow(&self, rule: &AttachRule) -> bool {
+        use DeviceMatch::{Class, Device};
+        use DeviceSelector::{Kind, Place};
+        let device = match (&self.device, &rule.device) {
+            (
+                Device(Kind {
+                    vendor, product, ..
+                }),
+                Device(Kind {
+                    vendor: v,
+                    product: p,
+                    ..
+                }),
+            ) => (vendor, product) == (v, p),
+            (Device(Place(a)), Device(Place(b))) => a == b,
+            (Class(a), Class(b)) => a == b,
+            _ => true,
+        };
+        let vm = match (&self.vm, &rule.vm) {
+            (VmMatch::Uuid(a), VmMatch::Uuid(b)) => a == b,
+            (VmMatch::Name(a), VmMatch::Name(b)) => a == b,
+            _ => true,
+        };
+        device && vm
+    }
+
     fn host(&self, host: &str) -> bool {
         self.host.matches(|h| h == host)
     }

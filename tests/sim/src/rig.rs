@@ -53,6 +53,8 @@ pub struct RigOptions {
     /// How long a holder is silent before another domain with its VM's uuid may have its devices, in seconds;
     /// the exporter's default otherwise.
     pub takeover_seconds: Option<u64>,
+    /// How long a lease waits for a holder that is not connected, in seconds; for ever otherwise.
+    pub disconnected_hold_seconds: Option<u64>,
     /// The exporter's port; one that is free by default.
     pub exporter_port: Option<u16>,
     /// More keys of the hosts' `[[exporter]]` section.
@@ -86,6 +88,7 @@ impl Default for RigOptions {
             hold_seconds: None,
             saved_hold_seconds: None,
             takeover_seconds: None,
+            disconnected_hold_seconds: None,
             on_unreachable: String::new(),
             hand_off: String::new(),
             exporter_port: None,

@@ -8,6 +8,7 @@ use control::{Attachment, Response};
 use session::{LeasePhase, Persistence};
 use sim_scenarios::programs;
 use sim_scenarios::rig::{EXPORTER, Guest, GuestOptions, Rig, RigOptions};
+use xen_sim::toolstack::Dialect;
 
 /// How long what is not persistent waits for its VM.
 const HOLD: Duration = Duration::from_secs(1);
@@ -152,4 +153,68 @@ fn a_vm_that_is_shut_down_finds_its_device_wherever_it_starts() {
     rig.wait_until_free().unwrap();
     assert!(all(&rig, 0).is_empty());
     assert_eq!(rig.stop().unwrap(), Vec::<String>::new());
+}
+
+/// Both hosts and the exporter are without power, and nobody has said that the VM is gone. It starts on the
+/// other host. Then that host alone is rebooted, and starts the VM again, under the domid that it had.
+#[test]
+fn a_power_cut_ends_no_attachment() {
+    let mut rig = Rig::start(&RigOptions {
+        disconnected_hold_seconds: Some(3),
+        ..options()
+    })
+    .unwrap();
+    let vm = GuestOptions::new("guest");
+    let mut guest = Guest::start(&rig, 0, &vm).unwrap();
+    attach(&rig, &guest);
+    guest.wait_working().unwrap();
+    for host in &mut rig.hosts {
+        host.lose_power().unwrap();
+    }
+    drop(guest);
+    // Longer than what is not persistent waits for its host.
+    std::thread::sleep(Duration::from_secs(4));
+    rig.exporter.reboot().unwrap();
+    for host in &mut rig.hosts {
+        host.power_on().unwrap();
+    }
+    rig.wait_for_exporter().unwrap();
+    let guest = start(&rig, 1, &vm);
+
+    let domid = guest.domid;
+    rig.hosts[1].lose_power().unwrap();
+    drop(guest);
+    rig.hosts[1].power_on().unwrap();
+    rig.wait_for_exporter().unwrap();
+    let guest = start(&rig, 1, &vm);
+    assert_eq!(guest.domid, domid);
+    rig.end_unnoticed(guest);
+}
+
+/// Toolstacks that make no controllers: `vusbd` makes the VM's again on the host that it starts on, before its
+/// kernel looks for it. Nobody tells it to but the lease.
+#[test]
+fn a_controller_of_our_own_is_made_again_where_the_vm_starts() {
+    for dialect in [Dialect::Xenopsd, Dialect::Libvirt] {
+        let rig = Rig::start(&RigOptions {
+            dialect,
+            ..options()
+        });
+        let rig = rig.unwrap();
+        let vm = GuestOptions::new("guest");
+        let mut guest = Guest::start(&rig, 0, &vm).unwrap();
+        attach(&rig, &guest);
+        guest.wait_working().unwrap();
+        shut_down(&rig, guest);
+        wait_until_off(&rig, 1);
+        std::thread::sleep(HOLD * 2);
+        let domid = rig.hosts[1].xl.create(&vm.config).unwrap();
+        // A kernel takes longer to boot than this; the guest here looks at once.
+        rig.hosts[1].wait_for_controllers(domid, &[64]);
+        let mut guest = Guest::boot(&rig, 1, domid, &vm)
+            .unwrap_or_else(|e| panic!("{dialect:?}: {e:?}\n{}", rig.log_tails()));
+        let works = guest.wait_working();
+        works.unwrap_or_else(|e| panic!("{dialect:?}: {e}\n{}", rig.log_tails()));
+        rig.end_unnoticed(guest);
+    }
 }

@@ -71,8 +71,12 @@ impl Exporter {
             saved_hold.map_or_else(String::new, |s| format!("saved_hold_seconds = {s}\n"));
         let takeover = options.takeover_seconds;
         let takeover = takeover.map_or_else(String::new, |s| format!("takeover_seconds = {s}\n"));
+        let disconnected = options.disconnected_hold_seconds;
+        let disconnected = disconnected.map_or_else(String::new, |s| {
+            format!("disconnected_hold_seconds = {s}\n")
+        });
         let text = format!(
-            "{hold}{saved_hold}{takeover}name = \"{name}\"\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n\
+            "{hold}{saved_hold}{takeover}{disconnected}name = \"{name}\"\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n\
              simulated_control = \"{}\"\n{}{}\
              [usb]\nenabled = false\n{devices}",
             state_dir.display(),

@@ -33,6 +33,19 @@ pub struct Host {
     vusbd: Mutex<Process>,
     xen: Process,
     has_power: bool,
+    made: Made,
+}
+
+/// How a host was made, and is made again.
+#[derive(Clone, Debug)]
+struct Made {
+    rig_dir: PathBuf,
+    logs: PathBuf,
+    first_domid: u16,
+    seed: u64,
+    exporters: Vec<(&'static str, String)>,
+    hand_off: String,
+    of_exporter: String,
 }
 
 impl Host {
@@ -42,7 +55,7 @@ impl Host {
         name: &str,
         first_domid: u16,
         seed: u64,
-        exporters: &[(&str, String)],
+        exporters: &[(&'static str, String)],
         (hand_off, of_exporter): (&str, &str),
     ) -> Result<Self> {
         let dir = rig_dir.join(name);
@@ -84,6 +97,15 @@ impl Host {
             vusbd: Mutex::new(vusbd),
             xen,
             has_power: true,
+            made: Made {
+                rig_dir: rig_dir.to_owned(),
+                logs: logs.to_owned(),
+                first_domid,
+                seed,
+                exporters: exporters.to_vec(),
+                hand_off: hand_off.to_owned(),
+                of_exporter: of_exporter.to_owned(),
+            },
         })
     }
 
@@ -155,7 +177,7 @@ impl Host {
     }
 
     /// The host loses power: nothing of it is left, and nobody was told. Its guests' processes are
-    /// the caller's to end. It does not come back.
+    /// the caller's to end. It comes back with [`Host::power_on`].
     ///
     /// # Errors
     /// When a process does not end.
@@ -164,6 +186,27 @@ impl Host {
         self.xen.signal(libc::SIGKILL);
         self.xen.wait()?;
         self.has_power = false;
+        Ok(())
+    }
+
+    /// The host boots after it has lost power: without domains, and vusbd remembers nothing.
+    ///
+    /// # Errors
+    /// What did not start.
+    pub fn power_on(&mut self) -> Result<()> {
+        std::fs::remove_dir_all(&self.dir)?;
+        let (made, dialect) = (self.made.clone(), self.xl.dialect());
+        let more = (made.hand_off.as_str(), made.of_exporter.as_str());
+        *self = Self::start(
+            &made.rig_dir,
+            &made.logs,
+            &self.name,
+            made.first_domid,
+            made.seed,
+            &made.exporters,
+            more,
+        )?;
+        self.xl.speak(dialect);
         Ok(())
     }
 

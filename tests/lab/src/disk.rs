@@ -62,18 +62,71 @@ pub fn load_frontend(lab: &Lab, agent: &Agent, setup: Setup, frontend: Frontend)
     )
 }
 
+/// Who makes the guest's controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Controller {
+    /// `xl`, by the guest's configuration.
+    Toolstack,
+    /// `vusbd`, when it is asked to.
+    Ours,
+}
+
+/// How a guest gets its stick.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// Its controller.
+    pub controller: Controller,
+    /// Options of `xl-vusb attach`.
+    pub options: &'static str,
+}
+
+impl Way {
+    /// The usual one.
+    pub const USUAL: Self = Self {
+        controller: Controller::Toolstack,
+        options: "",
+    };
+}
+
+/// Ports of a controller that `vusbd` makes.
+const PORTS: u32 = 4;
+
 /// The guest on `host-a` with the stick's file system mounted, written and verified without
 /// pause.
 pub fn start(lab: &Lab, setup: Setup, frontend: Frontend, seed: u64) -> Result<Agent> {
+    start_with(lab, setup, frontend, Way::USUAL, seed)
+}
+
+/// The same another way.
+pub fn start_with(
+    lab: &Lab,
+    setup: Setup,
+    frontend: Frontend,
+    way: Way,
+    seed: u64,
+) -> Result<Agent> {
     stack::plug_stick(lab)?;
     guest::destroy(lab)?;
     let step = Step::start("guest with a USB controller");
-    let agent = guest::create_as(lab, "host-a", true, setup)?;
+    let by_toolstack = way.controller == Controller::Toolstack;
+    let agent = guest::create_as(lab, "host-a", by_toolstack, setup)?;
+    if !by_toolstack {
+        let name = guest::NAME;
+        stack::xl_vusb(
+            lab,
+            "host-a",
+            &format!("controller add {name} --ports {PORTS}"),
+        )?;
+    }
     step.done();
     let step = Step::start("stick in the guest");
     load_frontend(lab, &agent, setup, frontend)?;
     agent.must("modprobe -a usb-storage sd_mod ext4")?;
-    stack::xl_vusb(lab, "host-a", &format!("attach {} {STICK}", guest::NAME))?;
+    stack::xl_vusb(
+        lab,
+        "host-a",
+        &format!("attach {} {STICK} {}", guest::NAME, way.options),
+    )?;
     wait_for(
         &agent,
         "test -b /dev/sda && test $(cat /sys/block/sda/size) -gt 0",
@@ -103,7 +156,8 @@ pub fn start(lab: &Lab, setup: Setup, frontend: Frontend, seed: u64) -> Result<A
     Ok(agent)
 }
 
-fn wait_for(agent: &Agent, condition: &str, what: &str, timeout: Duration) -> Result<()> {
+/// Waits until a shell command succeeds in a machine.
+pub fn wait_for(agent: &Agent, condition: &str, what: &str, timeout: Duration) -> Result<()> {
     let start = Instant::now();
     while agent.exec(condition)?.status != 0 {
         if start.elapsed() > timeout {

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{AGENT_PORT, Agent, Output};
+use crate::device_model;
 use crate::guest_module::Module;
 use crate::hypervisor::Hypervisor;
 use crate::kernel::Choice;
@@ -91,13 +92,25 @@ pub enum Kind {
     Pvh,
     /// Paravirtualized. A live migration of it needs a rebuilt hypervisor.
     Pv,
+    /// Hardware virtualization with an emulated machine: QEMU runs in dom0.
+    Hvm,
 }
 
 impl Kind {
+    /// The file of its kernel in the directory that it boots from: firmware starts a kernel that unpacks
+    /// itself, the others take the ELF image.
+    fn kernel(self) -> &'static str {
+        match self {
+            Self::Hvm => "vmlinuz",
+            Self::Pv | Self::Pvh => "vmlinux",
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Pv => "pv",
             Self::Pvh => "pvh",
+            Self::Hvm => "hvm",
         }
     }
 }
@@ -123,7 +136,7 @@ impl Setup {
     pub fn hypervisor(&self, migrates: bool) -> Hypervisor {
         match self.kind {
             Kind::Pv if migrates => Hypervisor::ShadowPaging,
-            Kind::Pv | Kind::Pvh => Hypervisor::Debian,
+            Kind::Pv | Kind::Pvh | Kind::Hvm => Hypervisor::Debian,
         }
     }
 
@@ -141,27 +154,37 @@ impl Setup {
 }
 
 /// A guest's `xl` configuration. `boot` is the directory of its kernel and ramdisk in dom0.
-fn config(domain: &Domain, setup: Setup, boot: &str, controllers: usize) -> String {
-    let Domain { name, uuid, ip } = domain;
+fn config(domain: &Domain, uuid: &str, setup: Setup, boot: &str, controllers: usize) -> String {
+    let Domain { name, ip, .. } = domain;
     let [a, b, c, d] = ip;
     let kind = setup.kind;
-    // The checks keep an eighth of the memory for themselves, and what has been freed for a while.
-    let memory = if setup.kernel == Choice::Debug {
-        448
-    } else {
-        160
+    let memory = match (setup.kernel, kind) {
+        // The checks keep an eighth of the memory for themselves, and what has been freed for a while.
+        (Choice::Debug, _) => 448,
+        // The firmware, and the kernel that unpacks itself beside its ramdisk, need more than the others.
+        (_, Kind::Hvm) => 256,
+        _ => 160,
     };
     let mut text = format!(
         "name = \"{name}\"\nuuid = \"{uuid}\"\ntype = \"{}\"\n\
-         kernel = \"{boot}/vmlinux\"\nramdisk = \"{boot}/guest.cpio\"\n\
+         kernel = \"{boot}/{}\"\nramdisk = \"{boot}/guest.cpio\"\n\
          memory = {memory}\nvcpus = 1\nextra = \"console=hvc0 sysrq_always_enabled lab.name=guest lab.ip={a}.{b}.{c}.{d}\"\n\
-         vif = ['mac=00:16:3e:00:09:{d:02x},script=vif-lab']\n\
+         vif = ['mac=00:16:3e:00:09:{d:02x},script=vif-lab{}']\n\
          # Kept for a look when it dies.\non_crash = \"preserve\"\n",
-        kind.name()
+        kind.name(),
+        kind.kernel(),
+        // Without an emulated card beside it.
+        if kind == Kind::Hvm { ",type=vif" } else { "" },
     );
-    if kind == Kind::Pvh {
+    if kind != Kind::Pv {
         // The emulator's CPU has no RDTSCP, which the other modes make Xen emulate.
         text.push_str("tsc_mode = \"native\"\n");
+    }
+    if kind == Kind::Hvm {
+        text.push_str(&format!(
+            "device_model_override = \"/{}\"\nvga = \"none\"\nnographic = 1\nvnc = 0\nserial = \"pty\"\n",
+            device_model::PROGRAM
+        ));
     }
     if controllers > 0 {
         let one = "'type=pv,version=2,ports=16'";
@@ -171,6 +194,44 @@ fn config(domain: &Domain, setup: Setup, boot: &str, controllers: usize) -> Stri
         ));
     }
     text
+}
+
+/// The configuration of the guest under test with another uuid, and without USB: for the target of a
+/// migration. It names the files that the guest was created from.
+pub fn config_without_usb(setup: Setup, uuid: &str) -> String {
+    config(&GUEST, uuid, setup, &boot_directory(setup.kernel), 0)
+}
+
+/// The guest under test is shut down from inside, as its own administrator would; until its domain is gone.
+pub fn shut_down(lab: &Lab, host: &str) -> Result<()> {
+    let dom0 = lab.agent(host)?;
+    // The answer may not come: the guest is gone.
+    let _ = agent_through(lab, host)?.exec_for("sync; poweroff -f", Duration::from_secs(5));
+    let start = Instant::now();
+    while dom0.exec(&format!("xl domid {NAME}"))?.status == 0 {
+        if start.elapsed() > patience(60) {
+            bail!("the guest on {host} does not shut down");
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
+}
+
+/// A copy of the guest, from a file of `xl save`, on a host where it does not run: with the guest's uuid and
+/// controllers, and without its network card, whose address is the guest's. Its name is [`NAME`] there, too.
+pub fn restore_copy(lab: &Lab, host: &str, setup: Setup, file: &str) -> Result<()> {
+    const CONFIG: &str = "/etc/xen/copy.cfg";
+    let dom0 = lab.agent(host)?;
+    let text = config(&GUEST, UUID, setup, &boot_directory(setup.kernel), 1);
+    let lines = text.lines().filter(|line| !line.starts_with("vif"));
+    let text: String = lines.flat_map(|line| [line, "\n"]).collect();
+    dom0.put(CONFIG, 0o644, text.as_bytes())?;
+    dom0.exec_for(
+        &format!("xl restore {CONFIG} {file} 2>&1"),
+        Duration::from_secs(600),
+    )?
+    .ok("xl restore")?;
+    Ok(())
 }
 
 /// Create a guest on `host` and wait until its agent answers.
@@ -192,8 +253,18 @@ pub fn create_domain(
     setup: Setup,
 ) -> Result<Agent> {
     let dom0 = lab.agent(host)?;
-    let (boot, version) = put_images(lab, &dom0, setup.kernel)?;
-    let config = config(domain, setup, &boot, controllers);
+    let (boot, version) = put_images(lab, &dom0, setup)?;
+    if setup.kind == Kind::Hvm {
+        // A migration can take it to any of them, and the device model there opens the kernel again.
+        for machine in MACHINES.iter().filter(|machine| machine.role == Role::Host) {
+            if machine.pid(lab.run_directory()).is_some() {
+                let dom0 = lab.agent(machine.name)?;
+                device_model::put(lab, &dom0)?;
+                put_images(lab, &dom0, setup)?;
+            }
+        }
+    }
+    let config = config(domain, domain.uuid, setup, &boot, controllers);
     let name = domain.name;
     let file = format!("/etc/xen/{name}.cfg");
     dom0.put(&file, 0o644, config.as_bytes())?;
@@ -217,24 +288,46 @@ pub fn create_domain(
     Ok(guest)
 }
 
+/// Where a guest's kernel and ramdisk are in dom0.
+fn boot_directory(kernel: Choice) -> String {
+    if kernel == Choice::default() {
+        "/boot".to_owned()
+    } else {
+        format!("/boot/{}", kernel.name())
+    }
+}
+
 /// Kernel and ramdisk of a guest in dom0: the directory they are in, and the kernel's version
 /// where it is not the hosts' own, which is in their ramdisk.
-fn put_images(lab: &Lab, dom0: &Agent, kernel: Choice) -> Result<(String, Option<String>)> {
-    if kernel == Choice::default() {
-        return Ok(("/boot".to_owned(), None));
+fn put_images(lab: &Lab, dom0: &Agent, setup: Setup) -> Result<(String, Option<String>)> {
+    let Setup { kernel, kind, .. } = setup;
+    let is_hosts = kernel == Choice::default();
+    if is_hosts && kind != Kind::Hvm {
+        return Ok((boot_directory(kernel), None));
     }
     let images = lab.guest_images(kernel)?;
-    let boot = format!("/boot/{}", kernel.name());
-    if dom0.exec(&format!("test -e {boot}/complete"))?.status != 0 {
-        for (file, to) in [
-            (&images.vmlinux, "vmlinux"),
-            (&images.ramdisk, "guest.cpio"),
-        ] {
-            dom0.put(&format!("{boot}/{to}"), 0o644, &std::fs::read(file)?)?;
-        }
-        dom0.must(&format!("touch {boot}/complete"))?;
+    let boot = boot_directory(kernel);
+    let image = match kind {
+        Kind::Hvm => images.vmlinuz.with_context(|| {
+            format!(
+                "an HVM guest boots a packaged kernel, and that of --kernel {} is built here: use --type pvh",
+                kernel.name()
+            )
+        })?,
+        Kind::Pv | Kind::Pvh => images.vmlinux,
+    };
+    let mut files = vec![(image, kind.kernel())];
+    if !is_hosts {
+        files.push((images.ramdisk, "guest.cpio"));
     }
-    Ok((boot, Some(images.version)))
+    for (file, to) in files {
+        // A file that is put is there whole or not at all.
+        let to = format!("{boot}/{to}");
+        if dom0.exec(&format!("test -e {to}"))?.status != 0 {
+            dom0.put(&to, 0o644, &std::fs::read(file)?)?;
+        }
+    }
+    Ok((boot, (!is_hosts).then_some(images.version)))
 }
 
 /// Destroy the neighbours on a host.

@@ -103,6 +103,8 @@ pub struct GuestImages {
     pub version: String,
     /// The kernel's ELF image.
     pub vmlinux: PathBuf,
+    /// The image that unpacks itself, of a packaged kernel.
+    pub vmlinuz: Option<PathBuf>,
     /// Initial ramdisk.
     pub ramdisk: PathBuf,
 }
@@ -149,6 +151,7 @@ pub fn guest(
     Ok(GuestImages {
         version: kernel.version.clone(),
         vmlinux: kernel.vmlinux.clone(),
+        vmlinuz: kernel.vmlinuz.clone(),
         ramdisk: directory.join("guest.cpio"),
     })
 }

@@ -113,6 +113,8 @@ pub struct Kernel {
     pub version: String,
     /// The uncompressed ELF image: unpacking a compressed one takes long under emulation.
     pub vmlinux: PathBuf,
+    /// The image that unpacks itself, of a packaged kernel.
+    pub vmlinuz: Option<PathBuf>,
     modules: PathBuf,
     /// Module name (with `_`) -> path below `kernel/`, and what it depends on.
     dependencies: BTreeMap<String, (String, Vec<String>)>,
@@ -163,8 +165,12 @@ impl Kernel {
         .find(|image| image.exists())
         .with_context(|| format!("no kernel image in {}", packages.display()))?;
         let key = Key::new().with_artefact(&packages);
-        Self::indexed(cache, tree, (choice, key), version, directory, |to| {
+        let kernel = Self::indexed(cache, tree, (choice, key), version, directory, |to| {
             unpack_image(&image, to)
+        })?;
+        Ok(Self {
+            vmlinuz: Some(image),
+            ..kernel
         })
     }
 
@@ -206,6 +212,7 @@ impl Kernel {
         Ok(Self {
             version: version.to_owned(),
             vmlinux: prepared.join("vmlinux"),
+            vmlinuz: None,
             modules: directory,
             dependencies,
         })

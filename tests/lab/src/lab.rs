@@ -19,7 +19,7 @@ use crate::machine::{Boot, MACHINES, Machine, Role, end_process};
 use crate::packages::Apt;
 use crate::progress::{Step, patience};
 use crate::tree::Tree;
-use crate::{host_tools, images, programs, switch};
+use crate::{device_model, host_tools, images, programs, switch};
 
 /// Everything that is needed to start machines, made if it was not in the cache.
 pub struct Lab {
@@ -106,6 +106,13 @@ impl Lab {
     pub fn guest_module(&self, module: Module, kernel: Choice) -> Result<PathBuf> {
         let apt = Apt::of_release(&self.cache, kernel.release());
         module.build(&self.cache, &apt, kernel)
+    }
+
+    /// What a host needs to run HVM guests, as one archive.
+    pub fn device_model(&self) -> Result<PathBuf> {
+        let apt = Apt::open(&self.cache);
+        let tree = Tree::open(&self.cache, &apt)?;
+        device_model::archive(&self.cache, &apt, &tree)
     }
 
     /// The image and the ramdisk that a guest with this kernel boots.

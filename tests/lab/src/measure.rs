@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Output};
 use crate::guest::{self, Setup};
 use crate::lab::Lab;
 use crate::progress::{Step, patience};
@@ -63,10 +63,21 @@ pub fn longest_gap_ms(report: &Report, since_ns: u64, before_ns: i64, after_ns: 
 
 /// Migrate the guest with its ticker, and its writer if it has one.
 pub fn migrate(lab: &Lab, from: &str, to: &str, writer: bool) -> Result<Migration> {
+    migrate_by(lab, from, to, writer, || guest::migrate(lab, from, to))
+}
+
+/// The same by any means, which answer with what was printed and how long it took.
+pub fn migrate_by(
+    lab: &Lab,
+    from: &str,
+    to: &str,
+    writer: bool,
+    migrate: impl FnOnce() -> Result<(Output, Duration)>,
+) -> Result<Migration> {
     let guest = guest::agent_through(lab, from)?;
     let before = guest.clock_offset(false)?;
     let since = u64::try_from(crate::agent::now_ns() as i64 + before)?;
-    let (output, wall) = guest::migrate(lab, from, to)?;
+    let (output, wall) = migrate()?;
     if output.status != 0 {
         bail!(
             "xl migrate {from} -> {to}: exit status {}\n{}",

@@ -138,41 +138,88 @@ fn certificates(lab: &Lab, machines: &[Machine]) -> Result<()> {
     Ok(())
 }
 
+/// Where an exporter has its leases.
+const STATE: &str = "/var/lib/xen-vusb";
+
+/// The exporter machine is switched off as if by a power cut, and comes back with its leases as they were on its
+/// disk, and with no device plugged in: it has no disk here, so they are carried over.
+pub fn reboot_exporter(lab: &Lab, machines: &[Machine]) -> Result<()> {
+    const CARRIED: &str = "/tmp/state.tar";
+    let exporter = Machine::named("exporter")?;
+    let agent = lab.agent(exporter.name)?;
+    agent.must(&format!("tar -cf {CARRIED} {STATE}"))?;
+    let state = agent.get(CARRIED)?;
+    exporter.stop(lab.run_directory())?;
+    lab.up(&[exporter.name], None)?;
+    let agent = lab.agent(exporter.name)?;
+    agent.put(CARRIED, 0o600, &state)?;
+    agent.must(&format!("tar -xf {CARRIED} -C /"))?;
+    deploy_to(lab, &[exporter], machines)
+}
+
 /// Plug an empty stick into the exporter machine: bus 1, port 1, high speed.
 ///
 /// Plugged after the snapshot is loaded, because a machine with a raw disk cannot be
 /// snapshotted, and so that every run starts with the same empty stick.
 pub fn plug_stick(lab: &Lab) -> Result<()> {
-    let file = lab.run_directory().join("stick.raw");
-    let exporter = Machine::named("exporter")?;
-    let mut qmp = exporter.qmp(lab.run_directory())?;
-    let agent = lab.agent(exporter.name)?;
-    if agent.exec("test -e /sys/bus/usb/devices/1-1")?.status == 0 {
+    if has_stick(lab)? {
         return Ok(());
     }
+    let file = stick_file(lab);
     let _ = std::fs::remove_file(&file);
     std::fs::File::create(&file)?.set_len(STICK_BYTES)?;
-    qmp.execute(
-        "blockdev-add",
-        json!({ "driver": "raw", "node-name": "stick", "file": { "driver": "file", "filename": file.to_string_lossy() } }),
-    )?;
+    plug_stick_again(lab)
+}
+
+/// Plug the stick in with what is on it.
+pub fn plug_stick_again(lab: &Lab) -> Result<()> {
+    let exporter = Machine::named("exporter")?;
+    let mut qmp = exporter.qmp(lab.run_directory())?;
+    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+    let is_open = |node: &Value| node["node-name"] == "stick";
+    if !nodes.as_array().into_iter().flatten().any(is_open) {
+        qmp.execute(
+            "blockdev-add",
+            json!({ "driver": "raw", "node-name": "stick", "file": { "driver": "file", "filename": stick_file(lab).to_string_lossy() } }),
+        )?;
+    }
     qmp.execute(
         "device_add",
         json!({ "driver": "usb-storage", "id": "stick", "bus": "ehci.0", "port": "1", "drive": "stick", "serial": "LAB0001", "removable": true }),
     )?;
-    for _ in 0..50 {
-        if agent
-            .exec("test -e /sys/bus/usb/devices/1-1/idVendor")?
-            .status
-            == 0
-        {
+    wait_for_stick(lab, true)
+}
+
+/// Pull the stick out.
+pub fn pull_stick(lab: &Lab) -> Result<()> {
+    let exporter = Machine::named("exporter")?;
+    let mut qmp = exporter.qmp(lab.run_directory())?;
+    qmp.execute("device_del", json!({ "id": "stick" }))?;
+    wait_for_stick(lab, false)
+}
+
+fn stick_file(lab: &Lab) -> std::path::PathBuf {
+    lab.run_directory().join("stick.raw")
+}
+
+fn has_stick(lab: &Lab) -> Result<bool> {
+    let found = lab
+        .agent("exporter")?
+        .exec("test -e /sys/bus/usb/devices/1-1/idVendor")?;
+    Ok(found.status == 0)
+}
+
+fn wait_for_stick(lab: &Lab, wanted: bool) -> Result<()> {
+    for _ in 0..100 {
+        if has_stick(lab)? == wanted {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(200));
     }
     bail!(
-        "the exporter machine does not see the stick: {}",
-        agent.must("dmesg | tail -n 5")?
+        "the exporter machine does not see that the stick is {}: {}",
+        if wanted { "plugged in" } else { "pulled out" },
+        lab.agent("exporter")?.must("dmesg | tail -n 5")?
     )
 }
 
@@ -259,10 +306,19 @@ fn logs(lab: &Lab, lines: usize) -> String {
                 .and_then(|agent| agent.exec(DOMAINS))
                 .map_or_else(|error| format!("{error:#}\n"), |output| output.stdout);
             text.push_str(&format!("--- domains on {}\n{domains}", machine.name));
+            let toolstack = lab
+                .agent(machine.name)
+                .and_then(|agent| agent.exec(TOOLSTACK))
+                .map_or_else(|error| format!("{error:#}\n"), |output| output.stdout);
+            text.push_str(&format!("--- toolstack on {}\n{toolstack}", machine.name));
         }
     }
     text
 }
+
+/// What the receiving end of a migration said, and the device models of HVM guests.
+const TOOLSTACK: &str = "tail -n 30 /var/log/migrate-receive.log; \
+    for log in /var/log/xen/qemu-dm-*.log; do test -e \"$log\" && echo \"$log\" && tail -n 15 \"$log\"; done";
 
 /// Where a guest is that does not answer: what runs, where its processor is, what its kernel said. Its
 /// console takes ^O and w for a SysRq, after which the kernel says which tasks wait, and where.

@@ -21,9 +21,6 @@ use crate::stack;
 /// How long a host may take to notice.
 const PATIENCE: Duration = patience(60);
 
-/// Where an exporter has its leases.
-const STATE: &str = "/var/lib/xen-vusb";
-
 /// Devices, what `--on-exchange` says of each, and the ports that they are moved to and from.
 const DEVICES: [(Kind, &str, [&str; 2]); 3] = [
     (Kind::Keyboard, "pause", ["2", "1"]),
@@ -229,22 +226,9 @@ fn migrate(lab: &Lab) -> Result<Agent> {
     Ok(guest)
 }
 
-/// The exporter machine is switched off as if by a power cut, and comes back with its leases as they were on its
-/// disk, and with no device plugged in: it has no disk here, so they are carried over.
 fn reboot(lab: &Lab) -> Result<Bench> {
-    const CARRIED: &str = "/tmp/state.tar";
     let step = Step::start("exporter off and on again");
-    let exporter = Machine::named("exporter")?;
-    let agent = lab.agent(exporter.name)?;
-    agent.must(&format!("tar -cf {CARRIED} {STATE}"))?;
-    let state = agent.get(CARRIED)?;
-    exporter.stop(lab.run_directory())?;
-    lab.up(&[exporter.name], None)?;
-    let agent = lab.agent(exporter.name)?;
-    agent.put(CARRIED, 0o600, &state)?;
-    agent.must(&format!("tar -xf {CARRIED} -C /"))?;
-    let machines: Vec<Machine> = Machine::all().collect();
-    stack::deploy_to(lab, &[exporter], &machines)?;
+    stack::reboot_exporter(lab, &Machine::all().collect::<Vec<_>>())?;
     step.done();
     Bench::open(lab)
 }

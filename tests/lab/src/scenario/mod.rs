@@ -17,6 +17,7 @@ pub mod devices;
 pub mod disk_migrate;
 pub mod dkms;
 pub mod exchange;
+pub mod hvm;
 pub mod interrupt;
 pub mod kernels;
 pub mod migrate_all;
@@ -27,6 +28,7 @@ pub mod soak;
 pub mod stock_refuse;
 pub mod stock_replug;
 pub mod stuck_device;
+pub mod toolstacks;
 pub mod usbtest;
 
 /// How a scenario is run.
@@ -165,6 +167,18 @@ pub const SCENARIOS: &[Scenario] = &[
         purpose: "disk-migrate in a PVH guest",
         in_all: true,
         run: pvh::run,
+    },
+    Scenario {
+        name: "hvm",
+        purpose: "disk-migrate in an HVM guest",
+        in_all: true,
+        run: hvm::run,
+    },
+    Scenario {
+        name: "toolstacks",
+        purpose: "the stick stays with a guest that is migrated as xl, xenopsd and libvirt do",
+        in_all: true,
+        run: toolstacks::run,
     },
     Scenario {
         name: debug_kernel::NAME,

@@ -20,7 +20,7 @@ use crate::stack;
 
 const SEED: u64 = 0x5eed_0003;
 /// In dom0's memory, which has room for it once.
-const FILE: &str = "/root/lab.save";
+pub(super) const FILE: &str = "/root/lab.save";
 /// By which it travels.
 const PORT: u16 = 8003;
 /// For which nobody has the guest.
@@ -129,7 +129,7 @@ fn hold_long(lab: &Lab) -> Result<()> {
 }
 
 /// Carries the saved guest from one host to the other.
-fn carry(lab: &Lab, from: &str, to: &str) -> Result<()> {
+pub(super) fn carry(lab: &Lab, from: &str, to: &str) -> Result<()> {
     let (source, target) = (lab.agent(from)?, lab.agent(to)?);
     let size = source.must(&format!("stat -c %s {FILE}"))?;
     target.must(&format!(

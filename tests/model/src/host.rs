@@ -40,8 +40,10 @@ pub(crate) struct Nodes {
     pub(crate) frontend: XenbusState,
     pub(crate) rings: Option<(u32, u32)>,
     pub(crate) shutdown: Shutdown,
-    /// The domain's name ends in `--incoming`.
+    /// The toolstack says that the VM arrives: by the domain's name, or by `final-uuid`.
     pub(crate) incoming: bool,
+    /// The guest moves to this domain, whatever the toolstack says of it.
+    pub(crate) target: bool,
     /// It ends in `--migratedaway`.
     pub(crate) away: bool,
 }
@@ -61,6 +63,8 @@ impl Nodes {
 /// What `vusbd` will hear of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Watch {
+    /// The domain was made.
+    Domain(u16),
     Backend(u16),
     Frontend(u16),
     Shutdown(u16),

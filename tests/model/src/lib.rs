@@ -26,9 +26,34 @@ mod world;
 pub use history::History;
 pub use world::{Step, World};
 
+/// What moves the VM, and by which signs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// `xl` makes the target's controller when the guest is suspended, waits for it, and says that the VM
+    /// arrives from before that on.
+    Xl,
+    /// xenopsd says that the VM arrives as soon as the target's domain is made. `vusbd` makes the controller,
+    /// and nobody waits for it.
+    Xenopsd,
+    /// libvirt says nothing. `vusbd` makes the controller, and nobody waits for it.
+    Libvirt,
+}
+
+impl Dialect {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Xl, Self::Xenopsd, Self::Libvirt];
+
+    /// Whether `vusbd` makes the controllers itself.
+    pub fn has_own_controllers(self) -> bool {
+        self != Self::Xl
+    }
+}
+
 /// What a world may do, and what is left of that.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
+    /// The toolstack.
+    pub dialect: Dialect,
     /// Transfers of the guest.
     pub transfers: u16,
     /// Most of them at a time.
@@ -91,6 +116,7 @@ impl Limits {
     /// Nothing goes wrong.
     pub fn calm(transfers: u16, migrations: u16) -> Self {
         Self {
+            dialect: Dialect::Xl,
             transfers,
             window: 2,
             migrations,

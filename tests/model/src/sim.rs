@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use crate::check::{apply, end};
-use crate::{Limits, Step, World};
+use crate::{Dialect, Limits, Step, World};
 
 /// What a seed came to.
 #[derive(Debug)]
@@ -40,8 +40,10 @@ impl Random {
 fn limits(random: &mut Random) -> Limits {
     let up_to = |random: &mut Random, n: u16| random.below(usize::from(n) + 1) as u16;
     // Every fourth time a storm.
+    let dialect = Dialect::ALL[random.below(3)];
     let most_spurious = [10, 10, 10, 300][random.below(4)];
     Limits {
+        dialect,
         transfers: 10 + up_to(random, 90),
         window: 1 + random.below(6),
         migrations: up_to(random, 6),
@@ -60,7 +62,8 @@ fn limits(random: &mut Random) -> Limits {
         holds: u16::from(random.below(10) == 0),
         copies: up_to(random, 2),
         retries: up_to(random, 20),
-        resumes: random.below(8) > 0,
+        // A device whose guest cannot resume is not attached to a controller of ours with `refuse`.
+        resumes: random.below(8) > 0 || dialect.has_own_controllers(),
         recalls: random.below(2) > 0,
         acknowledgements: true,
         ..Limits::calm(0, 0)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 //! What is checked, and its bounds.
 
-use crate::Limits;
+use crate::{Dialect, Limits};
 
 /// Bounds with a name.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ macro_rules! suites {
 }
 
 /// Part of the ordinary tests.
-pub const SMALL: [Suite; 13] = suites! {
+pub const SMALL: [Suite; 15] = suites! {
     "migration": "1 transfer, 1 migration", transfers = 1, migrations = 1;
     "cut": "2 transfers, 1 connection cut", transfers = 2, cuts = 1;
     "unlink-reload": "1 transfer, unlinked, 1 reload of the driver", transfers = 1, unlinks = 1, reloads = 1;
@@ -50,11 +50,13 @@ pub const SMALL: [Suite; 13] = suites! {
     "hold": "1 migration, the hold time is over", migrations = 1, holds = 1;
     "recall": "1 transfer that the driver does not take back, 1 migration", transfers = 1, migrations = 1, recalls = true;
     "copy": "a second domain with the same uuid, whose claim is tried twice", copies = 1, retries = 1;
-        "recall-abort": "the same, and the migration fails before go", transfers = 1, migrations = 1, aborts = 1, recalls = true;
+    "recall-abort": "the same as recall, and the migration fails before go", transfers = 1, migrations = 1, aborts = 1, recalls = true;
+    "xenopsd": "1 migration by xenopsd", migrations = 1, dialect = Dialect::Xenopsd;
+    "libvirt": "1 migration by libvirt", migrations = 1, dialect = Dialect::Libvirt;
 };
 
 /// By command only.
-pub const LARGE: [Suite; 23] = suites! {
+pub const LARGE: [Suite; 33] = suites! {
     "migration-2": "2 transfers, 1 migration", transfers = 2, migrations = 1;
     "two-migrations": "1 transfer, 2 migrations", transfers = 1, migrations = 2;
     "cut-migration-1": "1 transfer, 1 migration, 1 connection cut", transfers = 1, migrations = 1, cuts = 1;
@@ -72,10 +74,20 @@ pub const LARGE: [Suite; 23] = suites! {
     "recall-2": "2 transfers that the driver does not take back, 1 migration", transfers = 2, migrations = 1, recalls = true;
     "recall-cut": "1 transfer that the driver does not take back, 1 migration, 1 connection cut", transfers = 1, migrations = 1, cuts = 1, recalls = true;
     "restart-migration": "1 migration, 1 end of a vusbd between two steps", migrations = 1, restarts = 1;
-    "copy-restart": "the same, and 1 end of a vusbd between two steps", copies = 1, retries = 1, restarts = 1;
+    "copy-restart": "a second domain with the same uuid, whose claim is tried twice, and 1 end of a vusbd between two steps", copies = 1, retries = 1, restarts = 1;
     "copy-reload": "the same, and 1 reload of the VM's driver", copies = 1, retries = 1, reloads = 1;
     "copy-migration": "the same, and 1 migration", copies = 1, retries = 1, migrations = 1;
     "copy-host-crash": "the same, and 1 crash of a host", copies = 1, retries = 1, host_crashes = 1;
     "copy-exporter-crash": "the same, and 1 crash of the exporter", copies = 1, retries = 1, exporter_crashes = 1;
     "cut-migration": "1 migration, 1 connection cut", migrations = 1, cuts = 1;
+    "copy-abort": "a second domain with the same uuid, 1 migration that fails before go", copies = 1, retries = 1, migrations = 1, aborts = 1;
+    "xenopsd-transfer": "1 transfer, 1 migration by xenopsd", transfers = 1, migrations = 1, dialect = Dialect::Xenopsd;
+    "libvirt-transfer": "1 transfer, 1 migration by libvirt", transfers = 1, migrations = 1, dialect = Dialect::Libvirt;
+    "xenopsd-restart": "1 migration by xenopsd, 1 end of a vusbd between two steps", migrations = 1, restarts = 1, dialect = Dialect::Xenopsd;
+    "libvirt-restart": "1 migration by libvirt, 1 end of a vusbd between two steps", migrations = 1, restarts = 1, dialect = Dialect::Libvirt;
+    "xenopsd-abort": "1 migration by xenopsd that fails before go", migrations = 1, aborts = 1, dialect = Dialect::Xenopsd;
+    "libvirt-abort": "1 migration by libvirt that fails before go", migrations = 1, aborts = 1, dialect = Dialect::Libvirt;
+    "xenopsd-host-crash": "1 migration by xenopsd, 1 crash of a host", migrations = 1, host_crashes = 1, dialect = Dialect::Xenopsd;
+    "libvirt-host-crash": "1 migration by libvirt, 1 crash of a host", migrations = 1, host_crashes = 1, dialect = Dialect::Libvirt;
+    "libvirt-copy": "a second domain with the same uuid, 1 migration by libvirt", copies = 1, retries = 1, migrations = 1, dialect = Dialect::Libvirt;
 };

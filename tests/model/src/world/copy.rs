@@ -104,7 +104,7 @@ impl World {
         };
         let taken = before.holder != now.holder && !before.phase.is_orphaned();
         let (from, to) = (before.holder.domid, now.holder.domid);
-        let arrives = self.nodes.get(&to).is_some_and(|n| n.incoming);
+        let arrives = self.nodes.get(&to).is_some_and(|n| n.target);
         if taken && self.nodes.contains_key(&from) && !arrives && !was_silent {
             self.history.violate(format!(
                 "domain {to} has taken the device of domain {from}, which runs"

@@ -73,6 +73,7 @@ impl World {
             return;
         };
         match watch {
+            Watch::Domain(dom) => self.make_own_controller(host, dom),
             Watch::Backend(dom) => self.backend_changed(host, dom),
             Watch::Frontend(dom) => self.at(host, dom, Controller::frontend_changed),
             Watch::Shutdown(dom) => self.shutdown_changed(host, dom),
@@ -175,6 +176,7 @@ impl World {
         let here = self.nodes.iter().filter(|(_, n)| n.host == host);
         let here: Vec<u16> = here.map(|(&dom, _)| dom).collect();
         for dom in here {
+            self.make_own_controller(host, dom);
             self.backend_changed(host, dom);
         }
         for dom in memory::kept() {
@@ -197,6 +199,7 @@ impl World {
         let here: Vec<u16> = here.map(|(&dom, _)| dom).collect();
         let host = &mut self.hosts[at];
         for dom in here {
+            host.tell(Watch::Domain(dom));
             host.tell(Watch::Backend(dom));
         }
         for dom in known {

@@ -187,8 +187,11 @@ impl World {
         match self.phase {
             Phase::Starting { dom } if died.contains(&dom) => self.phase = Phase::Gone,
             Phase::Unpaused { from } if died.contains(&from) => self.phase = Phase::Calm,
-            Phase::Built { .. } | Phase::Asked { .. } if guest_died => {}
-            Phase::Made { to } | Phase::Ready { to } if guest_died || died.contains(&to) => {
+            // One that is asked to suspend finds out when it has.
+            Phase::Asked { to, .. } if guest_died => self.destroy(to),
+            Phase::Built { to, .. } | Phase::Made { to } | Phase::Ready { to }
+                if guest_died || died.contains(&to) =>
+            {
                 self.migration_fails();
             }
             _ => {}

@@ -4,6 +4,7 @@
 use backend::xenbus::XenbusState;
 
 use super::World;
+use crate::Dialect;
 use crate::guest::Mode;
 use crate::host::{Nodes, Shutdown, Watch};
 use crate::memory;
@@ -39,7 +40,17 @@ impl Nodes {
             rings: None,
             shutdown: Shutdown::Empty,
             incoming: false,
+            target: false,
             away: false,
+        }
+    }
+
+    /// Of a domain without a controller.
+    pub(crate) fn bare(host: usize) -> Self {
+        Self {
+            backend: None,
+            frontend: XenbusState::Unknown,
+            ..Self::new(host)
         }
     }
 }
@@ -54,8 +65,34 @@ impl World {
     }
 
     fn make_nodes(&mut self, dom: u16, host: usize) {
+        if self.left.dialect.has_own_controllers() {
+            self.nodes.insert(dom, Nodes::bare(host));
+            return self.hosts[host].tell(Watch::Domain(dom));
+        }
         self.nodes.insert(dom, Nodes::new(host));
         self.hosts[host].tell(Watch::Backend(dom));
+    }
+
+    /// The domain that the guest moves to.
+    fn make_target(&mut self, to: u16, host: usize) {
+        self.make_nodes(to, host);
+        let says_so = self.left.dialect != Dialect::Libvirt;
+        if let Some(nodes) = self.nodes.get_mut(&to) {
+            (nodes.target, nodes.incoming) = (true, says_so);
+        }
+    }
+
+    /// `vusbd` makes the controller of a domain that has none.
+    pub(super) fn make_own_controller(&mut self, host: usize, dom: u16) {
+        let knows = self.hosts[host].controllers.contains_key(&dom);
+        let Some(nodes) = self.nodes.get_mut(&dom) else {
+            return;
+        };
+        if self.left.dialect.has_own_controllers() && nodes.backend.is_none() && !knows {
+            nodes.backend = Some(XenbusState::Initialising);
+            nodes.frontend = XenbusState::Initialising;
+            self.hosts[host].tell(Watch::Backend(dom));
+        }
     }
 
     pub(super) fn destroy(&mut self, dom: u16) {
@@ -77,7 +114,9 @@ impl World {
                 None | Some(XenbusState::InitWait | XenbusState::Closed)
             )
         };
+        let own = self.left.dialect.has_own_controllers();
         match self.phase {
+            Phase::Starting { .. } if own => true,
             Phase::Starting { dom } => answered(dom),
             Phase::Calm => {
                 self.left.migrations > 0
@@ -95,7 +134,8 @@ impl World {
     pub(super) fn toolstack(&mut self) {
         match self.phase {
             Phase::Starting { dom } => {
-                if self.backend_of(dom) == Some(XenbusState::InitWait) {
+                let own = self.left.dialect.has_own_controllers();
+                if own || self.backend_of(dom) == Some(XenbusState::InitWait) {
                     self.guest.boot(dom, &mut self.history);
                     self.phase = Phase::Calm;
                 } else {
@@ -112,7 +152,11 @@ impl World {
                 let here = self.nodes.get(&self.guest.dom).map_or(0, |n| n.host);
                 let to = self.next_dom;
                 self.next_dom += 1;
-                self.phase = Phase::Built { to, host: 1 - here };
+                let host = 1 - here;
+                if self.left.dialect.has_own_controllers() {
+                    self.make_target(to, host);
+                }
+                self.phase = Phase::Built { to, host };
             }
             Phase::Built { to, host } => {
                 let dom = self.guest.dom;
@@ -123,27 +167,39 @@ impl World {
                 }
                 self.phase = Phase::Asked { to, host };
             }
-            Phase::Asked { to, host } => {
-                self.make_nodes(to, host);
-                if let Some(nodes) = self.nodes.get_mut(&to) {
-                    nodes.incoming = true;
-                }
+            Phase::Asked { to, host } if self.left.dialect == Dialect::Xl => {
+                self.make_target(to, host);
                 self.phase = Phase::Made { to };
             }
+            // Nobody waits for a controller of ours.
+            Phase::Asked { to, .. } if self.nodes.contains_key(&to) => {
+                self.phase = Phase::Ready { to };
+            }
+            Phase::Asked { .. } => self.migration_fails(),
             Phase::Made { to } => match self.backend_of(to) {
                 Some(XenbusState::InitWait) => self.phase = Phase::Ready { to },
                 _ => self.migration_fails(),
             },
             Phase::Ready { to } => {
                 let from = self.guest.dom;
-                // Before "go".
+                // Before "go". libvirt says nothing of it.
+                let says_so = self.left.dialect != Dialect::Libvirt;
                 if let Some(nodes) = self.nodes.get_mut(&from) {
-                    nodes.away = true;
+                    nodes.away = says_so;
                 }
                 self.guest.moved(to);
+                if self.backend_of(to).is_none() {
+                    // It has no controller there: its driver gives up the device, and finds another.
+                    self.guest.forget(&mut self.history);
+                }
                 self.phase = Phase::Unpaused { from };
             }
             Phase::Unpaused { from } => {
+                // xenopsd renames it. A vusbd that has not seen it before does not know that it arrives.
+                let nodes = self.nodes.get_mut(&self.guest.dom);
+                if let Some(nodes) = nodes.filter(|n| n.backend.is_none()) {
+                    nodes.incoming = false;
+                }
                 self.destroy(from);
                 self.phase = Phase::Calm;
             }

@@ -27,9 +27,11 @@ pub struct Entry {
     pub rings: Cell<Option<RingDetails>>,
     /// Whether its leases were asked for.
     pub decided: Cell<bool>,
-    /// Another domain with the VM's uuid has some of them, and may be the one that the VM comes from: they are
-    /// asked for once more when the frontend connects for the first time.
-    pub elsewhere: Cell<bool>,
+    /// Whether they are asked for once more when the frontend connects for the first time: another domain
+    /// still had one, and may have gone on with it.
+    pub look_again: Cell<bool>,
+    /// The rings of a frontend that waits for the answers.
+    pub waiting: Cell<Option<RingDetails>>,
     /// Names of exporters that did not answer then.
     pub silent: RefCell<Vec<String>>,
 }
@@ -45,7 +47,8 @@ impl Entry {
             frontend,
             rings: Cell::new(None),
             decided: Cell::new(false),
-            elsewhere: Cell::new(false),
+            look_again: Cell::new(false),
+            waiting: Cell::new(None),
             silent: RefCell::default(),
         }
     }

@@ -7,6 +7,7 @@ mod devices;
 mod elsewhere;
 mod frontend;
 mod goodbye;
+mod plan;
 mod quiescing;
 mod withdraw;
 
@@ -250,13 +251,12 @@ impl<B: Backend> Actor<B> {
                 }
                 self.event(Event::LeasesKnown);
             }
-            Command::Come(leases) if self.first_connect => {
-                for (exporter, lease, incoming) in leases {
-                    self.no_copy(exporter, lease, incoming);
+            // Whoever has claimed without them does not claim by them.
+            Command::LeasesAgain { leases, silent } => {
+                if self.first_connect {
+                    self.plan_again(leases, &silent);
                 }
             }
-            // Whoever has claimed without it does not claim by it.
-            Command::Come(_) => {}
             Command::Refuse => self.event(Event::MoveForbidden),
             Command::FrontendConnected(details) => {
                 if self.state.has_rings() && self.rings.is_some_and(|rings| rings != details) {

@@ -84,9 +84,13 @@ pub enum Command {
     /// The VM's leases for this controller, with the exporter of each, and what is to become of
     /// them. libxl is waiting.
     Leases(Vec<(config::Exporter, Lease, Incoming)>),
-    /// Leases that another domain with the VM's uuid had when the controller was made: the VM was suspended
-    /// there before the frontend connected here.
-    Come(Vec<(config::Exporter, Lease, Incoming)>),
+    /// The same once more, since the frontend connects for the first time: they take the place of the first.
+    LeasesAgain {
+        /// The VM's leases for this controller.
+        leases: Vec<(config::Exporter, Lease, Incoming)>,
+        /// Names of the exporters that did not answer: their leases are as they were.
+        silent: Vec<String>,
+    },
     /// A lease forbids that the guest moves here.
     Refuse,
     /// The frontend has connected with these rings.

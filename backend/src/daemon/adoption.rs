@@ -16,6 +16,7 @@ use xen::xenstore::Error;
 use xen::{Backend, DomId};
 
 use super::Daemon;
+use super::leases::Occasion;
 use crate::config;
 use crate::controller::Adopted;
 use crate::state::{Saved, SavedDevice};
@@ -77,12 +78,13 @@ impl<B: Backend> Daemon<B> {
         };
         let log = self.log.new(slog::o!("controller" => key.to_string()));
         let mut files = self.state.files(key);
-        let (mut arrives, mut first_connect, mut elsewhere) = (false, false, false);
+        let (mut arrives, mut first_connect, mut of_others) = (false, false, false);
         let (journal, devices) = match files.open(domain.vm) {
             Some((journal, saved)) => {
                 arrives = saved.arrives;
                 first_connect = saved.first_connect;
-                elsewhere = first_connect && saved.devices.iter().any(|d| d.elsewhere);
+                let me = self.holder(key);
+                of_others = first_connect && saved.devices.iter().any(|d| d.lease.holder != me);
                 (journal, Some(self.known(saved)))
             }
             None => {
@@ -111,11 +113,11 @@ impl<B: Backend> Daemon<B> {
         };
         if gather {
             // The frontend waits until the leases are known.
-            self.gather(key, &domain);
+            self.gather(key, &domain, Occasion::Made);
             return Ok(());
         }
         entry.decided.set(true);
-        entry.elsewhere.set(elsewhere);
+        entry.look_again.set(of_others);
         if backend == XenbusState::Closing {
             // Its ring was corrupt. It is looked at again when the frontend closes.
             entry.frontend.set(XenbusState::Connected);

@@ -7,6 +7,7 @@ use tokio::task::spawn_local;
 use xen::xenstore::{Errno, Error};
 use xen::{Backend, DomId, EvtchnPort, GrantRef};
 
+use super::leases::Occasion;
 use super::pace::Nodes;
 use super::{Daemon, watched_nodes};
 use crate::admin::Entry;
@@ -98,7 +99,7 @@ impl<B: Backend> Daemon<B> {
         let journal = files.create(&log);
         let started = self.start(key, &domain, files, journal, None).await?;
         if started {
-            self.gather(key, &domain);
+            self.gather(key, &domain, Occasion::Made);
         }
         Ok(())
     }
@@ -291,20 +292,30 @@ impl<B: Backend> Daemon<B> {
             entry.frontend.set(state);
             let command = match (heard, rings) {
                 (Heard::Nothing, _) => continue,
-                (Heard::Closed(state), _) => Command::FrontendClosed(state),
+                (Heard::Closed(state), _) => {
+                    // It waits for the backend to close with it.
+                    if let Some(rings) = entry.waiting.take() {
+                        entry.handle.tell(Command::FrontendConnected(rings));
+                    }
+                    Command::FrontendClosed(state)
+                }
                 (Heard::Initialising, _) => Command::FrontendInitialising,
                 (Heard::Connected, None) => {
                     warn!(self.log, "frontend connected without its rings";
                         "controller" => key.to_string());
                     continue;
                 }
-                (Heard::Connected, Some(_)) if entry.elsewhere.take() => {
-                    self.gather_once_more(key, &entry.domain);
+                (Heard::Connected, Some(rings)) if entry.look_again.take() => {
+                    // Looked at again when the answer is there.
+                    entry.decided.set(false);
+                    entry.waiting.set(Some(rings));
+                    self.gather(key, &entry.domain, Occasion::Connects);
                     continue;
                 }
                 (Heard::Connected, Some(rings)) => {
                     self.arrived(domid);
                     entry.rings.set(Some(rings));
+                    entry.waiting.set(None);
                     Command::FrontendConnected(rings)
                 }
             };

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use handoff::{Incoming, verdict};
+use handoff::{Incoming, may_change, verdict};
 use session::control::{Event, Reply, Request};
 use session::{Holder, Lease, LeasePhase};
-use slog::{debug, error, info, warn};
+use slog::{Logger, debug, error, info, warn};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 use xen::{Backend, DomId};
@@ -26,30 +26,32 @@ pub(super) const LEASES_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause before an exporter that is not connected is asked again.
 pub(super) const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
+/// How long a guest that connects for the first time waits for its source to say that it is suspended, where its
+/// toolstack does not say that it arrives. A copy of a VM that runs waits so long for its empty port. `xl` always
+/// says so.
+const FREEZE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Why leases are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Occasion {
+    /// The controller was made.
+    Made,
+    /// Its frontend connects for the first time.
+    Connects,
+}
+
 /// Leases gathered for a controller.
 pub(super) struct Gathered {
     key: Key,
+    occasion: Occasion,
     leases: Vec<(config::Exporter, Lease)>,
     /// Names of exporters that did not answer.
     silent: Vec<String>,
-    /// Whether the frontend waits for them, and the toolstack does not any more.
-    once_more: bool,
 }
 
 impl<B: Backend> Daemon<B> {
     /// Asks all exporters at once what a VM holds, and comes back to [`Daemon::decide`].
-    pub(super) fn gather(&self, key: Key, domain: &Domain) {
-        self.ask_for_leases(key, domain, false);
-    }
-
-    /// The frontend has connected for the first time, and another domain with the VM's uuid had some of its leases
-    /// when the controller was made. Where the VM was suspended there meanwhile it comes from there, also
-    /// if its toolstack gives no sign. Asked before the guest is served, since it would see an empty port.
-    pub(super) fn gather_once_more(&self, key: Key, domain: &Domain) {
-        self.ask_for_leases(key, domain, true);
-    }
-
-    fn ask_for_leases(&self, key: Key, domain: &Domain, once_more: bool) {
+    pub(super) fn gather(&self, key: Key, domain: &Domain, occasion: Occasion) {
         let exporters = self.admin.exporters.all().to_vec();
         let request = Request::Expect {
             vm: domain.vm,
@@ -59,65 +61,63 @@ impl<B: Backend> Daemon<B> {
         let (gathered, log) = (self.gathered.clone(), self.log.clone());
         // A guest on its way surely has its devices somewhere; a new one is not kept waiting.
         let arriving = domain.arrives;
+        let me = self.holder(key);
         spawn_local(async move {
-            let asked: Vec<_> = exporters
-                .into_iter()
-                .map(|exporter| {
-                    let (request, name) = (request.clone(), exporter.name().to_owned());
-                    let task = spawn_local(async move {
-                        match arriving {
-                            true => leases_with_patience(exporter, request).await,
-                            false => leases(exporter, request).await,
-                        }
-                    });
-                    (name, task)
-                })
-                .collect();
-            let (mut leases, mut silent) = (Vec::new(), Vec::new());
-            for (name, task) in asked {
-                match task.await {
-                    Ok(Ok(found)) => leases.extend(found),
-                    Ok(Err(e)) => {
-                        warn!(log, "leases unknown: {}", e; "controller" => %key);
-                        silent.push(name);
-                    }
-                    Err(e) => error!(log, "leases unknown: {}", e),
+            let until = Instant::now() + FREEZE_TIMEOUT;
+            let (leases, silent) = loop {
+                let (mut leases, silent) =
+                    ask_all(key, exporters.clone(), &request, arriving, &log).await;
+                leases.retain(|(_, lease)| lease.controller == key.devid);
+                let runs = |lease: &Lease| lease.phase == LeasePhase::Serving && lease.holder != me;
+                let waits =
+                    occasion == Occasion::Connects && !arriving && own_controller::is_own(key);
+                let runs = waits && leases.iter().any(|(_, lease)| runs(lease));
+                if !runs || Instant::now() >= until {
+                    break (leases, silent);
                 }
-            }
-            leases.retain(|(_, lease)| lease.controller == key.devid);
+                sleep(ASK_AGAIN_AFTER).await;
+            };
+            let mut leases = leases;
             without_returned(&mut leases);
             let _ = gathered.send(Gathered {
                 key,
+                occasion,
                 leases,
                 silent,
-                once_more,
             });
         });
+    }
+
+    pub(super) fn holder(&self, key: Key) -> Holder {
+        Holder {
+            host: self.identity.name().into(),
+            domid: key.domid.0,
+        }
     }
 
     pub(super) async fn decide(&mut self, gathered: Gathered) {
         let Gathered {
             key,
+            occasion,
             leases,
             silent,
-            once_more,
         } = gathered;
         let Some(entry) = self.admin.controllers.get(key) else {
             return;
         };
-        if once_more {
-            self.decide_once_more(key, &entry, leases);
-            return self.look_at_frontend(key, &entry).await;
-        }
         let out_of_reach = silent.join(", ");
-        entry.silent.replace(silent);
-        let me = Holder {
-            host: self.identity.name().into(),
-            domid: key.domid.0,
-        };
+        entry.silent.replace(silent.clone());
+        let me = self.holder(key);
         let arrives = entry.arrives;
-        // No toolstack waits for a controller of our own: the guest comes whatever it says.
-        let may_refuse = !own_controller::is_own(key);
+        // No toolstack waits for a controller of our own, and none for a guest that has connected: the guest comes
+        // whatever it says.
+        let own = own_controller::is_own(key);
+        let may_refuse = !own && occasion == Occasion::Made;
+        if occasion == Occasion::Made {
+            let suspended = arrives && !own;
+            let changes = leases.iter().any(|(_, l)| may_change(l, &me, suspended));
+            entry.look_again.set(changes);
+        }
         let leases: Vec<_> = leases
             .into_iter()
             .map(|(exporter, lease)| {
@@ -128,10 +128,10 @@ impl<B: Backend> Daemon<B> {
                 (exporter, lease, incoming)
             })
             .collect();
-        let elsewhere = leases.iter().any(|l| l.2 == Incoming::Elsewhere);
-        entry.elsewhere.set(elsewhere);
         let blind = may_refuse && arrives && !out_of_reach.is_empty();
-        if blind && self.config.hand_off.unreachable == WhenUnreachable::Refuse {
+        if occasion == Occasion::Connects {
+            entry.handle.tell(Command::LeasesAgain { leases, silent });
+        } else if blind && self.config.hand_off.unreachable == WhenUnreachable::Refuse {
             error!(self.log, "migration of VM {} ({}) to {} refused: an exporter is out of reach from \
                 here, and may have lent it devices. Make it reachable, or take it out of vusbd.toml, or \
                 set `unreachable = \"go-on\"` there", entry.domain.name, entry.domain.vm,
@@ -158,22 +158,6 @@ impl<B: Backend> Daemon<B> {
         if let Err(e) = self.frontend_changed(key.domid, &key.frontend()).await {
             warn!(self.log, "xenstore: {}", e);
         }
-    }
-
-    /// The guest runs: it is too late to refuse it.
-    fn decide_once_more(&self, key: Key, entry: &Entry, leases: Vec<(config::Exporter, Lease)>) {
-        let me = Holder {
-            host: self.identity.name().into(),
-            domid: key.domid.0,
-        };
-        let come = leases.into_iter().filter_map(|(exporter, lease)| {
-            match verdict(&lease, &me, entry.arrives) {
-                Incoming::Elsewhere => None,
-                Incoming::Refuse => Some((exporter, lease, Incoming::Replug)),
-                incoming => Some((exporter, lease, incoming)),
-            }
-        });
-        entry.handle.tell(Command::Come(come.collect()));
     }
 
     fn refuse(&self, exporter: &config::Exporter, lease: &Lease) {
@@ -362,6 +346,41 @@ impl<B: Backend> Daemon<B> {
 /// Whether a lease is of a VM that was off.
 fn is_nobodys(lease: &Lease) -> bool {
     lease.persistence.is_persistent() && lease.phase.is_orphaned()
+}
+
+/// Asks all exporters at once what a VM holds. Also gives the names of those that do not answer.
+async fn ask_all(
+    key: Key,
+    exporters: Vec<Exporter>,
+    request: &Request,
+    arriving: bool,
+    log: &Logger,
+) -> (Vec<(config::Exporter, Lease)>, Vec<String>) {
+    let asked: Vec<_> = exporters
+        .into_iter()
+        .map(|exporter| {
+            let (request, name) = (request.clone(), exporter.name().to_owned());
+            let task = spawn_local(async move {
+                match arriving {
+                    true => leases_with_patience(exporter, request).await,
+                    false => leases(exporter, request).await,
+                }
+            });
+            (name, task)
+        })
+        .collect();
+    let (mut leases, mut silent) = (Vec::new(), Vec::new());
+    for (name, task) in asked {
+        match task.await {
+            Ok(Ok(found)) => leases.extend(found),
+            Ok(Err(e)) => {
+                warn!(log, "leases unknown: {}", e; "controller" => %key);
+                silent.push(name);
+            }
+            Err(e) => error!(log, "leases unknown: {}", e),
+        }
+    }
+    (leases, silent)
 }
 
 /// Where a device has come back, and the lease of before is still there: only the new one counts.

@@ -14,4 +14,4 @@ mod policy;
 
 pub use cookie::{Cookie, CookieError};
 pub use machine::{Action, Event, State, step};
-pub use policy::{Incoming, verdict};
+pub use policy::{Incoming, may_change, verdict};

@@ -53,6 +53,20 @@ pub fn verdict(lease: &Lease, me: &Holder, arrives: bool) -> Incoming {
     }
 }
 
+/// Whether the lease may say something else when the guest runs here, and is to be looked at once more then:
+/// its VM still runs in another domain, which goes on with the device, or it is not known whether it will.
+///
+/// `suspended`: the toolstack has made the controller when the guest was suspended, as libxl does, and says that it
+/// arrives. A guest that was only asked to suspend may do something once more.
+pub fn may_change(lease: &Lease, me: &Holder, suspended: bool) -> bool {
+    let runs = match lease.phase {
+        LeasePhase::Serving | LeasePhase::Disconnected => true,
+        LeasePhase::Frozen => !suspended,
+        LeasePhase::Saved | LeasePhase::Orphaned | LeasePhase::Absent => false,
+    };
+    runs && lease.holder != *me
+}
+
 #[cfg(test)]
 mod tests {
     use session::{DeviceId, DeviceInfo, DeviceState, Epoch, Speed, VmUuid};
@@ -116,6 +130,22 @@ mod tests {
             let lease = lease(on_migrate, phase, true);
             assert_eq!(verdict(&lease, &holder("b", 1), true), Incoming::Seamless);
             assert_eq!(verdict(&lease, &holder("a", 7), false), Incoming::Seamless);
+        }
+    }
+
+    #[test]
+    fn what_another_domain_may_still_do_is_looked_at_once_more() {
+        for (phase, arriving, otherwise) in [
+            (LeasePhase::Serving, true, true),
+            (LeasePhase::Disconnected, true, true),
+            (LeasePhase::Frozen, false, true),
+            (LeasePhase::Saved, false, false),
+            (LeasePhase::Orphaned, false, false),
+        ] {
+            let lease = lease(OnMigrate::Refuse, phase, true);
+            assert_eq!(may_change(&lease, &holder("b", 1), true), arriving);
+            assert_eq!(may_change(&lease, &holder("b", 1), false), otherwise);
+            assert!(!may_change(&lease, &holder("a", 7), true));
         }
     }
 

@@ -343,7 +343,8 @@ impl World {
                     controller.state.has_rings() && signalled,
                 );
                 let answers = self.exporter.up && self.exporter.is_saved();
-                may(Step::Ask(at, dom), controller.asking && answers);
+                let waits = controller.again && self.waits_for_freeze(dom);
+                may(Step::Ask(at, dom), controller.asking && answers && !waits);
                 may(Step::Decide(at, dom), controller.gathered.is_some());
                 may(Step::Connect(at, dom), down && self.exporter.up);
             }

@@ -3,7 +3,6 @@
 //! not shown them. Their tasks ask the exporter again and again, which says yes when the other domain is
 //! gone.
 
-use handoff::Incoming;
 use session::Lease;
 use session::open::Evidence;
 use slog::{info, warn};
@@ -52,21 +51,6 @@ impl<B: Backend> Actor<B> {
         }
         self.keep_devices();
         Ok(())
-    }
-
-    /// Its holder has suspended the VM before the frontend connected here: so the guest is no copy, and
-    /// goes on with what it knows of the device.
-    pub(super) fn no_copy(&mut self, exporter: config::Exporter, lease: Lease, incoming: Incoming) {
-        let port = PortNumber::new(lease.port);
-        let at_port = |port: PortNumber| self.plugged[port.index()].as_ref();
-        let Some(port) = port.filter(|port| at_port(*port).is_some_and(Plugged::is_elsewhere))
-        else {
-            return;
-        };
-        info!(self.log, "the VM was suspended there: it arrives"; "port" => port.get(),
-            "holder" => %lease.holder);
-        self.detach(port);
-        self.plug_arriving(exporter, lease, incoming);
     }
 
     /// The exporter has refused a claim for that reason.

@@ -11,7 +11,7 @@ use session::open::Attempt;
 use slog::warn;
 use tokio::sync::Notify;
 use usbif::{PortNumber, RingKind, Speed, UrbStatus};
-use vusb_core::{Slot, Urb, UrbResult};
+use vusb_core::{PortSnapshot, Slot, Urb, UrbResult};
 use xen::Backend;
 
 use super::{Attached, SLOTS, Serving};
@@ -52,6 +52,14 @@ impl<B: Backend> Serving<B> {
         let attached = self.attached[port.index()].take();
         self.flush();
         attached
+    }
+
+    /// Takes a device away that no guest has seen: the port is as it was before it was plugged in.
+    pub fn forget_planned(&mut self, port: PortNumber) {
+        self.core.restore_port(port, &PortSnapshot::default());
+        self.note_ports();
+        self.journal.close_session(port);
+        self.attached[port.index()] = None;
     }
 
     /// Lets the guest see the port empty, for a while; the session goes on.

@@ -10,7 +10,7 @@ use backend::controller::{Next, Outcome, Place, RingDetails, Serving, Tenure, ca
 use backend::totals::Totals;
 use backend::watched::{Heard, adopted, heard};
 use backend::xenbus::XenbusState;
-use handoff::{Action, Event, Incoming, State, step, verdict};
+use handoff::{Action, Event, Incoming, State, may_change, step, verdict};
 use journal::{Journal, Words};
 use session::open::{Evidence, How, Open, Opened};
 use session::{Epoch, Holder, Lease};
@@ -69,6 +69,12 @@ pub(crate) struct Controller {
     signal: bool,
     pub(crate) asking: bool,
     pub(crate) gathered: Option<Vec<Lease>>,
+    /// The leases are asked for once more at the frontend's first connection.
+    look_again: bool,
+    /// `vusbd` has made it, so nobody waits for it.
+    own: bool,
+    /// They are now.
+    pub(crate) again: bool,
     /// Unlinked transfers, and whether they still have their moment to finish.
     pub(crate) unlinked: VecDeque<(u64, bool, Option<Epoch>)>,
     /// States that wait for xenstored; `None` where it is connected.
@@ -96,6 +102,7 @@ impl Hash for Controller {
         (self.dom, self.host, self.state, &self.task).hash(state);
         (self.may_claim, self.claimed, self.signal).hash(state);
         (self.arrives, self.first_connect).hash(state);
+        (self.look_again, self.again).hash(state);
         (self.backend, self.frontend, self.rings).hash(state);
         (self.asking, &self.gathered, &self.unlinked).hash(state);
         self.unwritten.hash(state);
@@ -153,6 +160,9 @@ impl Controller {
             signal: false,
             asking: true,
             gathered: None,
+            look_again: false,
+            own: limits.dialect.has_own_controllers(),
+            again: false,
             unlinked: VecDeque::new(),
             unwritten: None,
             resumes: limits.resumes,
@@ -185,11 +195,15 @@ impl Controller {
         // Kept with the devices.
         controller.arrives = nodes.incoming;
         controller.taken_over(backend);
+        let me = controller.me();
+        let elsewhere_none = devices.iter().all(|(_, elsewhere)| !elsewhere);
+        let of_others = !devices.is_empty() && devices.iter().all(|(l, _)| l.holder != me);
         for (lease, elsewhere) in devices {
             controller.first_connect = !elsewhere;
             controller.plug_again(&lease, elsewhere, limits.planted_claims);
         }
-        controller.first_connect = false;
+        controller.first_connect = backend == XenbusState::InitWait && elsewhere_none;
+        controller.look_again = controller.first_connect && of_others;
         if backend == XenbusState::Closing {
             // Its ring was corrupt. It is looked at again when the frontend closes.
             controller.frontend = XenbusState::Connected;
@@ -226,19 +240,31 @@ impl Controller {
 
     // ---- daemon/controllers
 
-    /// The leases are known: may the guest come?
-    pub(crate) fn decide(&mut self, nodes: &mut Nodes) {
-        let me = Holder {
+    fn me(&self) -> Holder {
+        Holder {
             host: host_name(self.host).into(),
             domid: self.dom,
-        };
+        }
+    }
+
+    /// The leases are known: may the guest come?
+    pub(crate) fn decide(&mut self, nodes: &mut Nodes) {
+        let me = self.me();
         let leases = self.gathered.take().unwrap_or_default();
         let arrives = self.arrives;
         let verdicts: Vec<_> = leases.iter().map(|l| verdict(l, &me, arrives)).collect();
-        if verdicts.contains(&Incoming::Refuse) {
+        if std::mem::take(&mut self.again) {
+            self.plan_again(&leases, &verdicts);
+        } else if verdicts.contains(&Incoming::Refuse) && !self.own {
             self.event(Event::MoveForbidden, nodes);
         } else {
+            let suspended = arrives && !self.own;
+            self.look_again = leases.iter().any(|l| may_change(l, &me, suspended));
             for (lease, incoming) in leases.into_iter().zip(verdicts) {
+                let incoming = match incoming {
+                    Incoming::Refuse => Incoming::Replug,
+                    incoming => incoming,
+                };
                 self.plug(&lease, incoming);
             }
             self.event(Event::LeasesKnown, nodes);
@@ -249,11 +275,40 @@ impl Controller {
         }
     }
 
+    fn plan_again(&mut self, leases: &[Lease], verdicts: &[Incoming]) {
+        if self.state != State::WaitingForFrontend {
+            return;
+        }
+        let planned = self.task.take();
+        // The model's VM has one device.
+        if let Some((lease, &incoming)) = leases.iter().zip(verdicts).next() {
+            let as_before = planned.as_ref().is_some_and(|t| {
+                (t.lease.epoch, &t.lease.cookie) == (lease.epoch, &lease.cookie)
+                    && t.elsewhere == (incoming == Incoming::Elsewhere)
+            });
+            if as_before {
+                self.task = planned;
+                return;
+            }
+            self.serving.forget_planned(port());
+            // Too late to keep it from coming.
+            match incoming {
+                Incoming::Refuse => self.plug(lease, Incoming::Replug),
+                incoming => self.plug(lease, incoming),
+            }
+            return;
+        }
+        self.serving.forget_planned(port());
+    }
+
     pub(crate) fn frontend_changed(&mut self, nodes: &mut Nodes) {
         let before = std::mem::replace(&mut self.frontend, nodes.frontend);
         let others = self.rings.is_some() && nodes.rings.is_some() && self.rings != nodes.rings;
         match heard(before, nodes.frontend, others) {
             Heard::Nothing => {}
+            Heard::Connected if std::mem::take(&mut self.look_again) => {
+                (self.asking, self.again) = (true, true);
+            }
             Heard::Connected => {
                 if self.state.has_rings() && others {
                     self.event(Event::FrontendClosed, nodes);

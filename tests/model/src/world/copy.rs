@@ -67,6 +67,23 @@ impl World {
         lease.is_none_or(|lease| !waits.contains(&lease.phase)) || self.is_silent()
     }
 
+    /// The VM has come to this domain, nothing says so, and its source has not said yet that it is suspended,
+    /// which takes it less time than anybody waits for it.
+    pub(super) fn waits_for_freeze(&self, dom: u16) -> bool {
+        let Some(lease) = self.exporter.lease() else {
+            return false;
+        };
+        let from = lease.holder.domid;
+        let arrives = self.nodes.get(&dom).is_some_and(|n| n.incoming);
+        let says = |c: &crate::network::Connection| c.dom == from && c.exporter && !c.up.is_empty();
+        let serves_it = |h: &crate::host::Host| h.controllers.contains_key(&from);
+        let will_say = self.hosts.iter().any(serves_it)
+            || self.nodes.contains_key(&from)
+            || self.connections.values().any(says);
+        let serves = lease.phase == LeasePhase::Serving && from != dom;
+        serves && self.guest.dom == dom && !arrives && will_say
+    }
+
     pub(super) fn is_silent(&self) -> bool {
         let device = &crate::exporter::device();
         let silent = self.exporter.table.silent_seconds(device, self.now_ms);

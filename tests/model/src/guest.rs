@@ -330,7 +330,7 @@ impl Guest {
             let used = std::mem::take(&mut self.used);
             history.disconnects += 1;
             // One that waits may see it for a moment where it arrives, before its claim is refused.
-            if !history.released && (used || !history.waited) {
+            if !history.released && !history.unsaid && (used || !history.waited) {
                 history.violate("the guest saw its device go");
             }
             return;

@@ -124,10 +124,9 @@ impl World {
                     && self.guest.is_connected()
             }
             Phase::Asked { .. } => self.guest.mode == Mode::Suspended,
+            Phase::Unpaused { from } => !self.will_hear_of_suspend(from),
             Phase::Made { to } => answered(to),
-            Phase::Gone | Phase::Built { .. } | Phase::Ready { .. } | Phase::Unpaused { .. } => {
-                true
-            }
+            Phase::Gone | Phase::Built { .. } | Phase::Ready { .. } => true,
         }
     }
 
@@ -200,10 +199,21 @@ impl World {
                 if let Some(nodes) = nodes.filter(|n| n.backend.is_none()) {
                     nodes.incoming = false;
                 }
+                // Nothing says then that the guest was suspended before its domain ended.
+                self.history.unsaid |=
+                    self.left.dialect == Dialect::Libvirt && !self.suspends_heard.contains(&from);
                 self.destroy(from);
                 self.phase = Phase::Calm;
             }
         }
+    }
+
+    /// Under libvirt the target knows by it that the guest arrives. A `vusbd` that runs hears of it long before the
+    /// guest's memory is copied, and the domain destroyed.
+    fn will_hear_of_suspend(&self, from: u16) -> bool {
+        let here = self.nodes.get(&from).map(|n| &self.hosts[n.host]);
+        let will_hear = here.is_some_and(|h| h.watches.contains(&Watch::Shutdown(from)));
+        self.left.dialect == Dialect::Libvirt && will_hear
     }
 
     /// The migration fails before "go": the target is destroyed, and the guest goes on at the
